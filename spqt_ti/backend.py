@@ -1,0 +1,92 @@
+"""The only module that imports Taichi and calls `ti.init`.
+
+Everything else writes `from spqt_ti.backend import ti`. Taichi has one runtime per process; `start` brings it up once, and
+later calls return the same one.
+"""
+
+import os
+from dataclasses import dataclass
+
+os.environ.setdefault("ENABLE_TAICHI_HEADER_PRINT", "0")
+
+import taichi as ti  # noqa: E402
+
+from spqt_ti.errors import BackendError  # noqa: E402
+
+__all__ = ["BACKENDS", "Runtime", "available_threads", "start", "ti"]
+
+BACKENDS = ("cpu",)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A started Taichi runtime: the backend's name and the number of worker threads in its pool."""
+
+    backend: str
+    threads: int
+
+
+_runtime: Runtime | None = None
+
+
+def available_threads() -> int:
+    """Number of CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def start(backend: str = "cpu", threads: int | None = None) -> Runtime:
+    """Start Taichi on `backend`, or return the runtime that is already up.
+
+    `threads` sizes the worker pool (default: every CPU of the process) and must cover what later calls ask for.
+
+    Raises BackendError for an unknown backend, for a thread count that this machine does not have, and when the process
+    already runs another backend.
+    """
+    global _runtime
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r} is not available; this version has: {', '.join(BACKENDS)}")
+    limit = available_threads()
+    if threads is not None and not 1 <= threads <= limit:
+        raise BackendError(f"threads must be between 1 and {limit} (the CPUs of this process), not {threads}")
+    if _runtime is not None:
+        if _runtime.backend != backend:
+            raise BackendError(f"this process already runs the {_runtime.backend} backend; use another process for {backend}")
+        return _runtime
+    before = _thread_ids()
+    ti.init(
+        arch=ti.cpu,
+        cpu_max_num_threads=limit,
+        # A worker per iteration: by default a thread takes at least 512 iterations of a parallel loop.
+        make_cpu_multithreading_loop=False,
+        # Keep 16-lane vectors as LLVM vectors instead of 16 scalars.
+        real_matrix_scalarize=False,
+        force_scalarize_matrix=False,
+        # Q4_K is byte-exact only without it, and explicit vectors gain nothing from it.
+        fast_math=False,
+        offline_cache=True,
+        log_level=ti.ERROR,
+    )
+    if ti.lang.impl.current_cfg().arch not in (ti.x64, ti.arm64):
+        raise BackendError("Taichi did not start its CPU backend; is this an x86-64 or arm64 machine?")
+    _pin_workers(before, limit)
+    _runtime = Runtime(backend, limit)
+    return _runtime
+
+
+def _thread_ids() -> set[int]:
+    task = "/proc/self/task"
+    return {int(name) for name in os.listdir(task)} if os.path.isdir(task) else set()
+
+
+def _pin_workers(before: set[int], threads: int) -> None:
+    """Give each worker a CPU of its own: two that wake on one core stay there for milliseconds (Linux only)."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cpus = sorted(os.sched_getaffinity(0))
+    workers = sorted(_thread_ids() - before)
+    if len(workers) < threads:
+        return
+    for worker, cpu in zip(workers[-threads:], cpus, strict=True):
+        os.sched_setaffinity(worker, {cpu})

@@ -1,0 +1,29 @@
+"""Errors that a user can act on: the command line prints them as one line, without a traceback."""
+
+
+class SpqtError(Exception):
+    """Base of every error that spqt_ti raises on purpose. The message says what was wrong, where, and what to do."""
+
+
+class BackendError(SpqtError):
+    """The asked-for backend or runtime setting cannot be had on this machine."""
+
+
+class CheckpointError(SpqtError):
+    """A source model (Hugging Face directory, GGUF file, known name) is missing, damaged or not supported."""
+
+
+class ContainerError(SpqtError):
+    """A quantised model directory is missing, damaged, of another version, or cannot be written."""
+
+
+class QuantizationError(SpqtError):
+    """A tensor cannot be quantised: NaN, infinity or a shape that the scheme does not take."""
+
+
+class PolicyError(SpqtError):
+    """A sparsity policy is malformed or belongs to another model."""
+
+
+class GenerationError(SpqtError):
+    """A request cannot be served: empty prompt, more tokens than the context holds, unknown token id."""
