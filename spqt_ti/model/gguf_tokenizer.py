@@ -24,10 +24,10 @@ _LLAMA3_WORDS = (
 _QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 # tokenizer.ggml.pre -> the family whose way of cutting words it uses.
 _FAMILIES = {
-    "smollm": ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"),
-    "llama3": ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"),
-    "qwen2": ("qwen2", "deepseek-r1-qwen"),
-    "gpt-2": ("gpt-2", "mpt", "olmo", "phi-2", "jais"),
+    "smollm": ("smollm", "starcoder", "refact", "command-r"),
+    "llama3": ("llama-bpe", "llama3", "llama-v3", "falcon3"),
+    "qwen2": ("qwen2",),
+    "gpt-2": ("gpt-2", "mpt"),
     "default": ("default",),
 }
 _FAMILY_OF = {pre: family for family, names in _FAMILIES.items() for pre in names}

@@ -1,0 +1,198 @@
+"""Text to token ids and back, and conversations to text. Knows nothing of weights.
+
+Two kinds of tokenizer occur in the Llama family: byte-level BPE (Llama 3, SmolLM2) and SentencePiece's BPE with byte
+fallback (Llama 2, Mistral). Both write a text as bytes, so decoding is the concatenation of each token's bytes, and a
+stream is that concatenation cut at whole characters.
+"""
+
+from __future__ import annotations
+
+import codecs
+import datetime
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.sandbox
+import tokenizers
+
+from spqt_ti.errors import CheckpointError, GenerationError
+from spqt_ti.model.config import LlamaConfig
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE = "▁"  # SentencePiece's visible space
+
+
+class Tokenizer:
+    """The tokenizer of one model; ids are those of the original implementation."""
+
+    def __init__(self, tokenizer_json: str, config: LlamaConfig, chat_template: str | None = None) -> None:
+        """From the content of a `tokenizer.json`; CheckpointError when it is damaged or of another family's kind."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+            fields = json.loads(tokenizer_json)
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"the tokenizer cannot be read ({error})") from error
+        self._tokenizer.no_truncation()  # a saved training setting must not cut prompts
+        self._tokenizer.no_padding()
+        self._vocab_size = config.vocab_size
+        self._special = {t["id"]: t["special"] for t in fields.get("added_tokens") or []}
+        self._byte_level, self._strips_space = _decoder_kind(fields.get("decoder"))
+        self._bytes: dict[int, bytes] = {}
+        self.eos_ids = frozenset(config.eos_token_ids)
+        self.chat_template = chat_template
+        self._names = {
+            "bos_token": self._name(config.bos_token_id),
+            "eos_token": self._name(next(iter(config.eos_token_ids), None)),
+        }
+
+    def encode(self, text: str, *, parse_special: bool = False, add_special: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        `add_special` puts BOS in front if (and only if) the model's tokenizer does so. With `parse_special`, control
+        tokens spelled out in the text, such as `<|im_end|>`, become that token, as Hugging Face always has it. The
+        default is llama.cpp's library's: text is only text, so that what a user types cannot end a turn.
+        GenerationError for a token that the model has no embedding for.
+        """
+        self._tokenizer.encode_special_tokens = not parse_special
+        ids = list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
+        for token in ids:
+            if token >= self._vocab_size:
+                raise GenerationError(
+                    f"token {self._name(token)!r} has id {token}, but the model knows only {self._vocab_size} tokens"
+                )
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of token ids; bytes that are not UTF-8 become U+FFFD. GenerationError for an unknown id."""
+        stream = self.stream(skip_special=skip_special)
+        return "".join([stream.push(token) for token in ids]) + stream.finish()
+
+    def stream(self, *, skip_special: bool = True, continues: bool = False) -> TokenStream:
+        """A decoder to push ids into, one at a time.
+
+        `continues`: the ids go on after other text, as an answer after its prompt does. SentencePiece's space before the
+        first word is kept then; at the start of a text it is dropped.
+        """
+        return TokenStream(self, skip_special, strip=self._strips_space and not continues)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as the model's chat template writes it; for `encode_chat`, or to look at.
+
+        A message has `role` and `content`. GenerationError without a template, or when it refuses the messages.
+        """
+        if not self.chat_template:
+            raise GenerationError("this model has no chat template: give it plain text instead")
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+                raise GenerationError(f"a chat message needs 'role' and 'content', got {message!r}")
+        try:
+            template = _environment().from_string(self.chat_template)
+        except jinja2.TemplateError as error:
+            raise CheckpointError(f"the model's chat template is damaged ({error})") from error
+        try:
+            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise GenerationError(f"the model's chat template does not take these messages: {error}") from error
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation. The template itself writes BOS where the model wants one, so none is added."""
+        text = self.chat(messages, add_generation_prompt=add_generation_prompt)
+        return self.encode(text, parse_special=True, add_special=False)
+
+    def token_bytes(self, token: int, *, skip_special: bool = True) -> bytes:
+        """What one token adds to a text. Empty for ids that only pad the vocabulary and for skipped special tokens."""
+        if not 0 <= token < self._vocab_size:
+            raise GenerationError(f"token id {token} is outside the vocabulary of {self._vocab_size}")
+        if skip_special and self._special.get(token, False):
+            return b""
+        if token not in self._bytes:
+            name = self._tokenizer.id_to_token(token)
+            self._bytes[token] = b"" if name is None else self._to_bytes(name)
+        return self._bytes[token]
+
+    def _to_bytes(self, name: str) -> bytes:
+        if self._byte_level:
+            mapped = [_BYTE_OF.get(character) for character in name]
+            # An added token is written as it is; its characters need not be in the alphabet.
+            return name.encode() if None in mapped else bytes(b for b in mapped if b is not None)
+        byte = _BYTE_TOKEN.fullmatch(name)
+        return bytes([int(byte[1], 16)]) if byte else name.replace(_SPACE, " ").encode()
+
+    def _name(self, token: int | None) -> str:
+        return (self._tokenizer.id_to_token(token) if token is not None else None) or ""
+
+
+class TokenStream:
+    """Decodes ids one by one; never gives out half a character. Pieces and `finish()` together are `decode(ids)`."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, strip: bool) -> None:
+        self._tokenizer, self._skip_special, self._strip = tokenizer, skip_special, strip
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that became certain with this token: possibly empty, possibly a character begun before."""
+        return self._stripped(self._utf8.decode(self._tokenizer.token_bytes(token, skip_special=self._skip_special)))
+
+    def finish(self) -> str:
+        """U+FFFD if the last character was never completed, else nothing."""
+        return self._stripped(self._utf8.decode(b"", final=True))
+
+    def _stripped(self, text: str) -> str:
+        """Without the space that SentencePiece puts before a text."""
+        if not (self._strip and text):
+            return text
+        self._strip = False
+        return text.removeprefix(" ")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Character -> byte of byte-level BPE (GPT-2's): printable bytes are themselves, the others start at U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:
+    """(byte-level?, strips a leading space?) of a tokenizer.json's decoder; CheckpointError for any other kind."""
+    decoder = decoder or {}
+    steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder] if decoder else []
+    kinds = {step["type"]: step for step in steps}
+    if set(kinds) == {"ByteLevel"}:
+        return True, False
+    if "Metaspace" in kinds and set(kinds) <= {"Metaspace", "ByteFallback", "Fuse"}:
+        return False, kinds["Metaspace"].get("prepend_scheme", "always") != "never"
+    replaces_space = kinds.get("Replace", {}).get("pattern") == {"String": _SPACE}
+    if replaces_space and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
+        return False, kinds.get("Strip", {}).get("start", 0) > 0
+    found = ", ".join(kinds) or "none"
+    raise CheckpointError(f"the tokenizer's decoder ({found}) is not supported (only ByteLevel and SentencePiece's)")
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    """What chat templates are written for: Hugging Face's settings and functions, in a sandbox."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
+    # Not jinja's own: that one escapes < and > for HTML.
+    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, **options)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateRuntimeError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
