@@ -42,8 +42,8 @@ CASES: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True},
     "llama3_rope": {"rope_scaling": LLAMA3_ROPE, "rope_theta": 500000.0},
     "linear_rope": {"rope_scaling": RopeScaling("linear", 4.0)},
-    "wide_heads": {"head_dim": 48},
-    "narrow_heads": {"head_dim": 8},
+    "wide_heads": {"head_dim": 80},
+    "narrow_heads": {"head_dim": 16},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "multiple_of_256": {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64},
     "mistral": {"model_type": "mistral"},
@@ -51,14 +51,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(**changes: Any) -> LlamaConfig:
-    """Two blocks, grouped queries, untied head, hidden size 96 (not a multiple of 256); `changes` replace fields."""
+    """Two blocks, grouped queries, untied head, hidden size 192 (not a multiple of 256); `changes` replace fields."""
     fields: dict[str, Any] = {
-        "hidden_size": 96,
+        "hidden_size": 192,
         "intermediate_size": 160,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 24,
+        "head_dim": 48,
         "vocab_size": 320,
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
