@@ -22,11 +22,15 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor is: `location` is for messages, `load()` reads it as f32 [*shape]."""
+    """Where one tensor is: `load()` reads it as f32 [*shape]; `location` is for messages.
+
+    `problem` says why it cannot be read; it matters only if the model needs the tensor.
+    """
 
     shape: tuple[int, ...]
     location: str
     load: Callable[[], FloatArray] = field(repr=False)
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ def check_tensors(source: Path, config: LlamaConfig, tensors: Mapping[str, Store
 
     A tensor too many is refused as well: a bias or a norm that is left out would make another model of it.
     """
+    # First, because a damaged number of blocks may be billions.
+    if config.num_hidden_layers > len(tensors):
+        raise CheckpointError(
+            f"{source}: {config.num_hidden_layers} blocks are configured, but there are only {len(tensors)} tensors"
+        )
     shapes = config.tensor_shapes()
     missing = [name for name in shapes if name not in tensors]
     if missing:
@@ -74,9 +83,13 @@ def check_tensors(source: Path, config: LlamaConfig, tensors: Mapping[str, Store
             f"{source}: tensor {missing[0]}{more} is missing, expected shape {list(shapes[missing[0]])}"
         )
     for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            found = list(tensors[name].shape)
-            raise CheckpointError(f"{tensors[name].location}: tensor {name} has shape {found}, expected {list(shape)}")
+        stored = tensors[name]
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"{stored.location}: tensor {name} has shape {list(stored.shape)}, expected {list(shape)}"
+            )
+        if stored.problem:
+            raise CheckpointError(f"{stored.location}: tensor {name} {stored.problem}")
     for name, stored in tensors.items():
         if name not in shapes:
             raise CheckpointError(

@@ -21,6 +21,7 @@ ROPE_TYPES = ("linear", "llama3", "longrope")
 # transformers' defaults for fields that an old config.json leaves out.
 _DEFAULT_ROPE_THETA = 10000.0
 _MISTRAL_SLIDING_WINDOW = 4096
+_POSITIONS = "max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class LlamaConfig:
         if fields.get("head_dim") is None and heads > 0 and hidden % heads:
             raise CheckpointError(f"hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads})")
         rope = _rope_fields(fields)
-        positions = _whole(fields, "max_position_embeddings")
+        positions = _whole(fields, _POSITIONS)
         return cls(
             hidden_size=hidden,
             intermediate_size=_whole(fields, "intermediate_size"),
@@ -299,14 +300,16 @@ def _unsupported(model_type: Any) -> str:
 def _model_type(fields: Mapping[str, Any]) -> str:
     """`llama` or `mistral`, from model_type and architectures, which must agree."""
     architectures = fields.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
+        raise CheckpointError(f"architectures is {architectures!r}, expected a list of names")
     by_architecture = {architecture: model_type for model_type, architecture in ARCHITECTURES.items()}
     unknown = [a for a in architectures if a not in by_architecture]
     if unknown:
         raise CheckpointError(f"architecture {unknown[0]!r} is not supported (only {', '.join(by_architecture)})")
     model_type = fields.get("model_type") or (by_architecture[architectures[0]] if architectures else None)
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise CheckpointError(_unsupported(model_type))
-    return str(model_type)
+    return model_type
 
 
 def _refuse_unsupported(fields: Mapping[str, Any], model_type: str) -> None:
@@ -314,12 +317,12 @@ def _refuse_unsupported(fields: Mapping[str, Any], model_type: str) -> None:
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"hidden_act {activation!r} is not supported (only silu)")
     window = fields.get("sliding_window", _MISTRAL_SLIDING_WINDOW if model_type == "mistral" else None)
-    positions = fields.get("max_position_embeddings") or 0
     # A window as long as the context never hides anything.
-    if window is not None and window < positions:
-        raise CheckpointError(f"sliding_window ({window} of {positions} positions) is not supported")
-    if fields.get("quantization_config"):
-        method = fields["quantization_config"].get("quant_method", "unknown")
+    if window is not None and _whole({"sliding_window": window}, "sliding_window") < _whole(fields, _POSITIONS):
+        raise CheckpointError(f"sliding_window ({window} of {fields[_POSITIONS]} positions) is not supported")
+    quantised = fields.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else quantised
         raise CheckpointError(f"the weights are already quantised ({method}); start from f32, f16 or bf16 weights")
     if model_type == "mistral" and (fields.get("attention_bias") or fields.get("mlp_bias")):
         raise CheckpointError("biases are not part of the mistral architecture")
@@ -363,13 +366,14 @@ def _rope_scaling(rope: Mapping[str, Any], positions: int) -> RopeScaling | None
 def _one_table(rope: Mapping[str, Any], positions: int) -> RopeScaling:
     """LongRoPE whose two tables are the same and that leaves attention alone: what `RopeScaling.to_dict` writes."""
     short, long = rope.get("short_factor"), rope.get("long_factor")
-    if not isinstance(short, list) or short != long or rope.get("attention_factor") != 1.0:
+    numbers = isinstance(short, list) and all(isinstance(f, (int, float)) for f in short)
+    if not numbers or short != long or rope.get("attention_factor") != 1.0:
         raise CheckpointError("RoPE type 'longrope' is not supported (only linear and llama3)")
     return RopeScaling(
         "longrope",
         factor=_number(rope, "factor", 1.0),
         original_max_position_embeddings=_whole(rope, "original_max_position_embeddings", positions),
-        frequency_factors=tuple(float(f) for f in short),
+        frequency_factors=tuple(float(f) for f in rope["short_factor"]),
     )
 
 
@@ -379,7 +383,8 @@ def _whole(fields: Mapping[str, Any], name: str, default: int | None = None) -> 
         if default is None:
             raise CheckpointError(f"{name} is missing")
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole:
         raise CheckpointError(f"{name} is {value!r}, expected a whole number")
     return int(value)
 

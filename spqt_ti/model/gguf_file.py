@@ -23,7 +23,7 @@ from gguf.quants import dequantize
 
 from spqt_ti.errors import CheckpointError
 from spqt_ti.model.checkpoint import Checkpoint, FloatArray, StoredTensor
-from spqt_ti.model.config import LlamaConfig, RopeScaling, llama3_frequency_factors
+from spqt_ti.model.config import LlamaConfig, RopeScaling, llama3_frequency_factors, token_ids
 from spqt_ti.model.gguf_tokenizer import end_of_turn_ids, tokenizer_json
 
 _MAGIC = b"GGUF"
@@ -91,6 +91,13 @@ class GgufTensor:
     def nbytes(self) -> int:
         return self.row_bytes * math.prod(self.shape[:-1])
 
+    @property
+    def problem(self) -> str:
+        """Why `GgufFile.load` cannot read it, or nothing."""
+        if self.kind in _READABLE:
+            return ""
+        return f"is {self.kind.name}, expected one of {', '.join(sorted(kind.name for kind in _READABLE))}"
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -119,9 +126,6 @@ class GgufFile:
     def load(self, name: str) -> FloatArray:
         """f32 [*shape] of a tensor, as it is stored (no change of row order)."""
         tensor = self.tensors[name]
-        if tensor.kind not in _READABLE:
-            known = ", ".join(sorted(kind.name for kind in _READABLE))
-            raise CheckpointError(f"{self.path}: tensor {name} is {tensor.kind.name}, expected one of {known}")
         rows, step = math.prod(tensor.shape[:-1]), max(1, _CHUNK_VALUES // tensor.shape[-1])
         values = np.empty((rows, tensor.shape[-1]), dtype=np.float32)
         raw = np.memmap(self.path, np.uint8, "r", tensor.offset, (rows, tensor.row_bytes))
@@ -245,6 +249,9 @@ def open_gguf(path: Path) -> Checkpoint:
         tokenizer = tokenizer_json(file.metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        # Each key may hold any type; those that matter most are checked one by one, the rest ends here.
+        raise CheckpointError(f"{path}: damaged: metadata of an unexpected type ({error})") from error
     template = file.metadata.get("tokenizer.chat_template")
     return Checkpoint(path, config, tokenizer, template if isinstance(template, str) else None, _tensors(file, config))
 
@@ -274,7 +281,7 @@ def read_config(file: GgufFile) -> LlamaConfig:
         tie_word_embeddings="output.weight" not in file.tensors,
         attention_bias=any(re.fullmatch(r"blk\.\d+\.attn_(q|k|v|output)\.bias", name) for name in file.tensors),
         mlp_bias=any(re.fullmatch(r"blk\.\d+\.ffn_(gate|up|down)\.bias", name) for name in file.tensors),
-        bos_token_id=file.metadata.get("tokenizer.ggml.bos_token_id"),
+        bos_token_id=next(iter(token_ids(file.metadata.get("tokenizer.ggml.bos_token_id"))), None),
         eos_token_ids=end_of_turn_ids(file.metadata),
     )
 
@@ -343,6 +350,8 @@ def _rope_scaling(file: GgufFile, meta: _LlamaMetadata, theta: float, head_dim: 
         raise CheckpointError(f"RoPE scaling {kind!r} is not supported (only linear, and Llama 3's table)")
     if _ROPE_TABLE not in file.tensors:
         return RopeScaling("linear", factor=factor) if linear and factor != 1.0 else None
+    if file.tensors[_ROPE_TABLE].problem:
+        raise CheckpointError(f"tensor {_ROPE_TABLE} {file.tensors[_ROPE_TABLE].problem}")
     if linear and factor != 1.0:
         raise CheckpointError(f"RoPE has linear scaling and {_ROPE_TABLE} at the same time, which is not supported")
     return _table_scaling(file.load(_ROPE_TABLE).reshape(-1), theta, head_dim, meta.whole("context_length"))
@@ -368,27 +377,33 @@ def _tensors(file: GgufFile, config: LlamaConfig) -> dict[str, StoredTensor]:
     """Hugging Face names -> tensors, q and k in Hugging Face's row order."""
     tensors: dict[str, StoredTensor] = {}
     for name, entry in file.tensors.items():
-        if name == _ROPE_TABLE or name.endswith(".attn_rot_embd.weight"):  # accounted for, or a table that we compute
+        if name == _ROPE_TABLE or name.endswith(".attn_rot_embd.weight"):  # in the config, or a table that we compute
             continue
-        mapped = huggingface_name(name)
-        tensors[mapped or name] = StoredTensor(
-            entry.shape, f"{file.path} ({name})", _loader(file, name, mapped, config)
-        )
+        mapped = huggingface_name(name) or name
+        location, load = f"{file.path} ({name})", _loader(file, name, mapped, config)
+        tensors[mapped] = StoredTensor(entry.shape, location, load, entry.problem)
+    if config.attention_bias or config.mlp_bias:
+        _complete_biases(tensors, file, config)
+    return tensors
+
+
+def _complete_biases(tensors: dict[str, StoredTensor], file: GgufFile, config: LlamaConfig) -> None:
+    """Zeros for biases that are not there: GGUF may have some of them, Hugging Face's flags know all or none."""
+    if config.num_hidden_layers > len(tensors):
+        return  # damaged: for check_tensors to say
     for name, shape in config.tensor_shapes().items():
         if name.endswith(".bias") and name not in tensors:
-            # GGUF leaves out biases that the original does not have, one by one; Hugging Face's flags know all or none.
             tensors[name] = StoredTensor(shape, str(file.path), partial(_zeros, shape))
-    return tensors
 
 
 def _zeros(shape: tuple[int, ...]) -> FloatArray:
     return np.zeros(shape, dtype=np.float32)
 
 
-def _loader(file: GgufFile, name: str, mapped: str | None, config: LlamaConfig) -> Callable[[], FloatArray]:
-    if mapped and ".q_proj." in mapped:
+def _loader(file: GgufFile, name: str, mapped: str, config: LlamaConfig) -> Callable[[], FloatArray]:
+    if ".q_proj." in mapped:
         return lambda: unpermute(file.load(name), config.num_attention_heads)
-    if mapped and ".k_proj." in mapped:
+    if ".k_proj." in mapped:
         return lambda: unpermute(file.load(name), config.num_key_value_heads)
     return lambda: file.load(name)
 

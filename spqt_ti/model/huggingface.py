@@ -93,22 +93,20 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
-    return {name: _stored_tensor(path, name, entry, 8 + size) for name, entry in header.items()}
+    return {name: _stored_tensor(path, entry, 8 + size) for name, entry in header.items()}
 
 
-def _stored_tensor(path: Path, name: str, entry: dict[str, Any], data_start: int) -> StoredTensor:
+def _stored_tensor(path: Path, entry: dict[str, Any], data_start: int) -> StoredTensor:
     shape, kind = tuple(entry["shape"]), entry["dtype"]
     offset = data_start + entry["data_offsets"][0]
 
     def load() -> FloatArray:
-        if kind not in _STORED:
-            raise CheckpointError(f"{path}: tensor {name} is {kind}, expected F32, F16 or BF16")
         with open(path, "rb") as file:
             file.seek(offset)
             raw = np.fromfile(file, dtype=_STORED[kind], count=math.prod(shape))
         return (bf16_to_f32(raw) if kind == "BF16" else raw.astype(np.float32)).reshape(shape)
 
-    return StoredTensor(shape, str(path), load)
+    return StoredTensor(shape, str(path), load, "" if kind in _STORED else f"is {kind}, expected F32, F16 or BF16")
 
 
 def bf16_to_f32(raw: np.ndarray) -> FloatArray:
@@ -131,7 +129,8 @@ def _chat_template(directory: Path) -> str | None:
     path = directory / "tokenizer_config.json"
     template = read_json(path).get("chat_template") if path.exists() else None
     if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
     return template if isinstance(template, str) else None
 
 

