@@ -98,7 +98,7 @@ def pull(name: str, progress: bool = True) -> Path:
         if model.path.is_file() and model.path.stat().st_size == model.size:
             return model.path
         model.path.parent.mkdir(parents=True, exist_ok=True)
-        installed = _installed_file(model)
+        installed = installed_file(model)
         if installed is not None:
             with open(installed, "rb") as source:
                 _store(model, source, progress)
@@ -111,7 +111,7 @@ def pull(name: str, progress: bool = True) -> Path:
     return model.path
 
 
-def _installed_file(model: KnownModel) -> Path | None:
+def installed_file(model: KnownModel) -> Path | None:
     """The file inside the installed distribution. The package is not imported: it wants dependencies that we do not."""
     try:
         distribution = importlib.metadata.distribution(model.distribution)

@@ -1,0 +1,188 @@
+"""LlamaConfig: what is read, written and refused; RoPE frequencies against transformers and the paper's formula."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tiny_models import CASES, LLAMA3_ROPE, llama3_table, tiny_config
+
+from spqt_ti.errors import CheckpointError
+from spqt_ti.model.config import LlamaConfig, RopeScaling, rope_inverse_frequencies
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+TABLE = RopeScaling("longrope", frequency_factors=(1.0,) * 8 + (2.5,) * 8)
+
+
+def fields(**changes: object) -> dict[str, object]:
+    """A config.json with `changes`; a change to `...` deletes the field."""
+    merged = tiny_config().to_dict() | changes
+    return {name: value for name, value in merged.items() if value is not ...}
+
+
+@pytest.mark.parametrize("changes", [*CASES.values(), {"rope_scaling": TABLE, "head_dim": 32}], ids=[*CASES, "table"])
+def test_round_trip(changes):
+    config = tiny_config(**changes)
+    assert LlamaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_defaults_of_old_files():
+    config = LlamaConfig.from_dict(
+        fields(
+            head_dim=..., num_key_value_heads=..., rope_theta=..., rope_scaling=..., rms_norm_eps=..., hidden_act=...
+        )
+    )
+    assert (config.head_dim, config.num_key_value_heads) == (192 // 4, 4)
+    assert (config.rope_theta, config.rms_norm_eps, config.rope_scaling) == (10000.0, 1e-6, None)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_scaling": LLAMA3, "rope_theta": 5e5},
+        {"rope_scaling": {**LLAMA3, "type": "llama3"}, "rope_theta": 5e5},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}, "rope_theta": ..., "rope_scaling": ...},
+    ],
+    ids=["transformers 4", "both keys", "transformers 5"],
+)
+def test_spellings_of_rope(spelling):
+    config = LlamaConfig.from_dict(fields(**spelling))
+    assert (config.rope_scaling, config.rope_theta) == (LLAMA3_ROPE, 5e5)
+
+
+def test_linear_by_its_oldest_spelling():
+    config = LlamaConfig.from_dict(fields(rope_scaling={"type": "linear", "factor": 4}))
+    assert config.rope_scaling == RopeScaling("linear", 4.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, ()), (2, (2,)), ([2, 5], (2, 5)), ([5, 2, 5], (5, 2)), (-1, ()), ([], ())]
+)
+def test_eos(value, expected):
+    assert LlamaConfig.from_dict(fields(eos_token_id=value)).eos_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "'Qwen2ForCausalLM'"),
+        ({"model_type": "gpt2", "architectures": ...}, "model type 'gpt2'"),
+        ({"model_type": ..., "architectures": ...}, "model type None"),
+        ({"model_type": ["llama"]}, "model type"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 128}, "sliding_window"),
+        (
+            {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "max_position_embeddings": 32768},
+            "sliding_window (4096 of 32768",
+        ),
+        ({"sliding_window": "wide"}, "sliding_window"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "low_freq_factor < high_freq_factor"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+        ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads (3)"),
+        ({"head_dim": 15}, "head_dim is 15"),
+        ({"head_dim": ..., "hidden_size": 98}, "hidden_size (98)"),
+        ({"hidden_size": ...}, "hidden_size is missing"),
+        ({"hidden_size": 96.5}, "hidden_size is 96.5"),
+        ({"hidden_size": float("nan")}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"vocab_size": -5}, "vocab_size is -5"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"eos_token_id": 9999}, "eos_token_id is 9999"),
+        ({"bos_token_id": 320}, "bos_token_id is 320"),
+        ({"eos_token_id": "</s>"}, "token ids"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+    ],
+)
+def test_refused(changes, words):
+    with pytest.raises(CheckpointError) as caught:
+        LlamaConfig.from_dict(fields(**changes))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_window_as_long_as_the_context_is_no_window():
+    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    assert LlamaConfig.from_dict(fields(**mistral, sliding_window=256)).model_type == "mistral"
+    assert LlamaConfig.from_dict(fields(**mistral, sliding_window=None)).model_type == "mistral"
+
+
+def test_tensor_shapes():
+    shapes = tiny_config(num_hidden_layers=1, hidden_size=96, head_dim=32, attention_bias=True).tensor_shapes()
+    assert shapes == {
+        "model.embed_tokens.weight": (320, 96),
+        "model.layers.0.input_layernorm.weight": (96,),
+        "model.layers.0.self_attn.q_proj.weight": (128, 96),
+        "model.layers.0.self_attn.q_proj.bias": (128,),
+        "model.layers.0.self_attn.k_proj.weight": (64, 96),
+        "model.layers.0.self_attn.k_proj.bias": (64,),
+        "model.layers.0.self_attn.v_proj.weight": (64, 96),
+        "model.layers.0.self_attn.v_proj.bias": (64,),
+        "model.layers.0.self_attn.o_proj.weight": (96, 128),
+        "model.layers.0.self_attn.o_proj.bias": (96,),
+        "model.layers.0.post_attention_layernorm.weight": (96,),
+        "model.layers.0.mlp.gate_proj.weight": (160, 96),
+        "model.layers.0.mlp.up_proj.weight": (160, 96),
+        "model.layers.0.mlp.down_proj.weight": (96, 160),
+        "model.norm.weight": (96,),
+        "lm_head.weight": (320, 96),
+    }
+    assert "lm_head.weight" not in tiny_config(tie_word_embeddings=True).tensor_shapes()
+
+
+def test_llama3_frequencies_follow_the_paper():
+    config = tiny_config(rope_scaling=LLAMA3_ROPE, rope_theta=500000.0, head_dim=64)
+    plain = rope_inverse_frequencies(dataclasses.replace(config, rope_scaling=None))
+    table = llama3_table(config)
+    assert {1.0, 8.0} < set(table.tolist())  # all three branches are there
+    np.testing.assert_allclose(plain / rope_inverse_frequencies(config), table, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scaling", [None, RopeScaling("linear", 4.0), LLAMA3_ROPE, TABLE], ids=["default", "linear", "llama3", "table"]
+)
+def test_frequencies_agree_with_transformers(scaling):
+    torch = pytest.importorskip("torch", reason="extra oracle")
+    transformers = pytest.importorskip("transformers", reason="extra oracle")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = tiny_config(head_dim=32, rope_theta=500000.0, rope_scaling=scaling)
+    rope = LlamaRotaryEmbedding(transformers.LlamaConfig(**config.to_dict()))
+    positions = torch.arange(256)[None]
+    cosine, _ = rope(torch.zeros(1), positions)
+    angles = np.outer(np.arange(256), rope_inverse_frequencies(config))
+    assert rope.attention_scaling == 1.0
+    np.testing.assert_allclose(rope.inv_freq.numpy(), rope_inverse_frequencies(config), rtol=1e-6)
+    np.testing.assert_allclose(cosine[0, :, :16].numpy(), np.cos(angles), atol=5e-5)
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_transformers_reads_what_we_write(changes, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="extra oracle")
+    config = tiny_config(**changes)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    loaded = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert loaded.model_type == config.model_type
+    assert LlamaConfig.from_dict(loaded.to_dict()) == config
