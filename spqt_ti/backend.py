@@ -4,8 +4,13 @@ Everything else writes `from spqt_ti.backend import ti`. Taichi has one runtime 
 later calls return the same one.
 """
 
+import contextlib
+import ctypes
+import io
 import os
 from dataclasses import dataclass
+
+import numpy as np
 
 os.environ.setdefault("ENABLE_TAICHI_HEADER_PRINT", "0")
 
@@ -13,7 +18,7 @@ import taichi as ti  # noqa: E402
 
 from spqt_ti.errors import BackendError  # noqa: E402
 
-__all__ = ["BACKENDS", "Runtime", "available_threads", "start", "ti"]
+__all__ = ["BACKENDS", "Runtime", "address", "available_threads", "host_view", "start", "ti"]
 
 BACKENDS = ("cpu",)
 
@@ -55,24 +60,46 @@ def start(backend: str = "cpu", threads: int | None = None) -> Runtime:
             raise BackendError(f"this process already runs the {_runtime.backend} backend; use another process for {backend}")
         return _runtime
     before = _thread_ids()
-    ti.init(
-        arch=ti.cpu,
-        cpu_max_num_threads=limit,
-        # A worker per iteration: by default a thread takes at least 512 iterations of a parallel loop.
-        make_cpu_multithreading_loop=False,
-        # Keep 16-lane vectors as LLVM vectors instead of 16 scalars.
-        real_matrix_scalarize=False,
-        force_scalarize_matrix=False,
-        # Q4_K is byte-exact only without it, and explicit vectors gain nothing from it.
-        fast_math=False,
-        offline_cache=True,
-        log_level=ti.ERROR,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # ti.init prints a banner that has no switch
+        ti.init(
+            arch=ti.cpu,
+            cpu_max_num_threads=limit,
+            # A worker per iteration: by default a thread takes at least 512 iterations of a parallel loop.
+            make_cpu_multithreading_loop=False,
+            # Keep 16-lane vectors as LLVM vectors instead of 16 scalars.
+            real_matrix_scalarize=False,
+            force_scalarize_matrix=False,
+            # Q4_K is byte-exact only without it, and explicit vectors gain nothing from it.
+            fast_math=False,
+            offline_cache=True,
+            log_level=ti.ERROR,
+        )
     if ti.lang.impl.current_cfg().arch not in (ti.x64, ti.arm64):
         raise BackendError("Taichi did not start its CPU backend; is this an x86-64 or arm64 machine?")
     _pin_workers(before, limit)
     _runtime = Runtime(backend, limit)
     return _runtime
+
+
+def address(array: ti.Ndarray) -> int:
+    """Address of the first byte of a Taichi ndarray in CPU memory."""
+    return ti.lang.impl.get_runtime().prog.get_ndarray_data_ptr_as_int(array.arr)
+
+
+def host_view(array: ti.Ndarray) -> np.ndarray:
+    """The memory of a CPU ndarray as a NumPy array, without a copy; shape is the ndarray's, then the vector's lanes.
+
+    Keep `array` alive as long as the view, and call `ti.sync()` before reading what a kernel wrote.
+
+    Raises BackendError where device memory is not host memory.
+    """
+    if _runtime is None or _runtime.backend != "cpu":
+        raise BackendError("host_view needs the cpu backend: other backends keep arrays in device memory")
+    dtype = np.dtype(ti.lang.util.to_numpy_type(array.dtype))
+    shape = tuple(array.shape) + tuple(array.element_shape)
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    buffer = (ctypes.c_byte * nbytes).from_address(address(array))
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape)
 
 
 def _thread_ids() -> set[int]:

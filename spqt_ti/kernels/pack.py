@@ -1,11 +1,13 @@
 """The Q4_K quantiser as one Taichi kernel for the CPU, byte-identical to `formats.q4_k` (and so to ggml).
 
-A *tile* is 16 superblocks side by side, one per lane of a native 16-lane vector. Every lane runs ggml's scalar algorithm
-in ggml's order, so its f32 results are ggml's; conditions become selects. Tiles are independent: workers draw them from a counter.
+A *tile* is 16 superblocks side by side, one per lane of a native 16-lane vector. Every lane runs ggml's algorithm in
+ggml's order, so its f32 results are ggml's; conditions become selects. Tiles are independent, and workers draw them
+from a counter.
 
-What vectors cannot follow cheaply is ggml's rounding outside +-2**22 (it reads mantissa bits). A superblock that gets there
-(denormal sub-blocks, mostly), whose scale does not fit f16, or which holds NaN or infinity is flagged by the kernel and left to
-`formats.q4_k`, which does or refuses it.
+The kernel flags, and leaves to `formats.q4_k`, what it cannot do exactly: superblocks with values so small that results
+become denormal (Taichi's workers flush those to zero) or leave +-2**22, outside which ggml's rounding is none (it reads
+mantissa bits); and what has to be refused: NaN, infinity, a scale that does not fit f16. Weights in f16 are never flagged
+for being small, and others hardly ever.
 
 Native vectors take arithmetic, min, max, select, comparisons and sqrt; abs, negation, casts and bit casts break LLVM
 (Taichi 1.7.4), so the code goes without them.
@@ -29,9 +31,12 @@ ROUND = 12582912.0  # 1.5 * 2**23: adding and subtracting it rounds to an intege
 LIMIT = 4194303.0  # where ggml's rounding stops being rounding
 F16_MAX = 65504.0
 HUGE = 1e38
+# Below these, an error term (weight * difference**2, where a difference is at least a rounding error) may be denormal.
+TINY = 1e-9
+TINY_RANGE = 1e-6
 
-# One worker's scratch, in vectors: the tile (later its quants), then a sub-block's weights and levels, then what the search
-# found for each sub-block.
+# One worker's scratch, in vectors: the tile (later its quants), then a sub-block's weights and levels, then what the
+# search found for each sub-block.
 TILE, WEIGHT, LEVEL, SCALE, LOW, KEPT_DIVISOR, KEPT_LOW, SCRATCH = 0, 256, 288, 320, 328, 336, 344, 352
 
 lanes = ti.types.vector(LANES, ti.f32)
@@ -44,17 +49,18 @@ Lanes = ti.types.ndarray(lanes, 1)
 def quantize_q4_k(w: npt.NDArray[np.float32], layout: str, name: str = "tensor") -> npt.NDArray[np.uint8]:
     """Stored Q4_K bytes u8 `[nbytes]` of the matrix `w` f32 `[rows, cols]` in `layout` ("zigzag" or "row").
 
-    Starts the CPU backend if none is up. Raises QuantizationError, which names the tensor, for another dtype or shape, an unknown
-    layout, NaN, infinity, and values that Q4_K cannot hold.
+    Starts the CPU backend if none is up. Raises QuantizationError, which names the tensor, for another dtype or shape,
+    an unknown layout, NaN, infinity, and values too large for Q4_K.
     """
     try:
         layouts.check_matrix(w, layout)
-        return _quantize(np.ascontiguousarray(w), layout)
+        return _quantize(w, layout)
     except QuantizationError as error:
         raise QuantizationError(f"{name}: {error}") from error
 
 
 def _quantize(w: npt.NDArray[np.float32], layout: str) -> npt.NDArray[np.uint8]:
+    """All chunks through the kernel, then the flagged superblocks through NumPy."""
     workers = start("cpu").threads
     scratch = ti.ndarray(lanes, (workers * SCRATCH,))
     rows, cols = w.shape
@@ -62,27 +68,31 @@ def _quantize(w: npt.NDArray[np.float32], layout: str) -> npt.NDArray[np.uint8]:
         raise QuantizationError(f"more than {CHUNK_WEIGHTS} columns are not supported, and there are {cols}")
     out = np.empty(layouts.nbytes(rows, cols, layout), np.uint8)
     step = max(1, CHUNK_WEIGHTS // (cols * q4_k.VALUES)) * q4_k.VALUES
-    done = 0
+    flags = np.zeros(_superblocks(rows, cols, layout), np.uint8)
+    done = blocks_done = 0
     for first in range(0, rows, step):
         part = np.ascontiguousarray(w[first : first + step])
-        size = layouts.nbytes(*part.shape, layout)
-        _quantize_chunk(part, out[done : done + size], layout, scratch, workers)
-        done += size
-    return out
-
-
-def _quantize_chunk(
-    w: npt.NDArray[np.float32], out: npt.NDArray[np.uint8], layout: str, scratch: ti.Ndarray, workers: int
-) -> None:
-    rows, cols = w.shape
-    zigzag = layout == "zigzag"
-    blocks = cols * -(-rows // q4_k.VALUES) if zigzag else rows * -(-cols // q4_k.VALUES)
-    counter = np.zeros(1, np.int32)
-    flags = np.zeros(blocks, np.uint8)
-    _pack(w.reshape(-1), out, flags, scratch, counter, workers, blocks, rows, cols, zigzag)
+        size, blocks = layouts.nbytes(*part.shape, layout), _superblocks(*part.shape, layout)
+        _pack(
+            part.reshape(-1),
+            out[done : done + size],
+            flags[blocks_done : blocks_done + blocks],
+            scratch,
+            np.zeros(1, np.int32),
+            workers,
+            blocks,
+            *part.shape,
+            layout == "zigzag",
+        )
+        done, blocks_done = done + size, blocks_done + blocks
     flagged = np.flatnonzero(flags)
     for start_at in range(0, len(flagged), REDO_BLOCKS):
         _redo(w, out, flagged[start_at : start_at + REDO_BLOCKS], layout)
+    return out
+
+
+def _superblocks(rows: int, cols: int, layout: str) -> int:
+    return cols * -(-rows // q4_k.VALUES) if layout == "zigzag" else rows * -(-cols // q4_k.VALUES)
 
 
 def _redo(w: npt.NDArray[np.float32], out: npt.NDArray[np.uint8], numbers: npt.NDArray[np.intp], layout: str) -> None:
@@ -198,9 +208,12 @@ def _search(scratch: ti.template(), here, j):
     average = ti.sqrt(square / 32.0)
     sum_w = lanes(0.0)
     sum_x = lanes(0.0)
+    smallest = lanes(1.0)
     for i in range(32):
         x = scratch[tile + i]
-        w = average + ti.max(x, 0.0 - x)
+        size = ti.max(x, 0.0 - x)
+        smallest = ti.min(smallest, ti.select(size > 0.0, size, lanes(1.0)))
+        w = average + size
         scratch[here + WEIGHT + i] = w
         sum_w += w
         sum_x += w * x
@@ -211,7 +224,7 @@ def _search(scratch: ti.template(), here, j):
     kept_divisor = divisor
     kept_low = low
     # The sum of squares catches NaN, which comparisons may lose, and infinity.
-    bad = ti.select(square < HUGE, lanes(0.0), lanes(1.0))
+    bad = ti.select((square < HUGE) & (smallest >= TINY) & (high - low >= TINY_RANGE), lanes(0.0), lanes(1.0))
     bad = ti.max(bad, ti.max(_outside(divisor * (high - low)), _outside(divisor * (lowest - low))))
     best = lanes(0.0)
     for i in range(32):
@@ -251,7 +264,7 @@ def _search(scratch: ti.template(), here, j):
     scratch[here + LOW + j] = 0.0 - low
     scratch[here + KEPT_DIVISOR + j] = ti.select(flat, zero, kept_divisor)
     scratch[here + KEPT_LOW + j] = ti.select(flat, zero, kept_low)
-    return ti.select(flat & (square < HUGE), zero, bad)
+    return ti.select(flat & (square < HUGE) & (smallest >= TINY), zero, bad)
 
 
 @ti.func

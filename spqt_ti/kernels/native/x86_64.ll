@@ -1,0 +1,47 @@
+; Two things that Taichi cannot say on x86-64: prefetch, and fused multiply-add. Every function is inlined into its caller.
+; Assembled by: llvm-as-15 --opaque-pointers=0 x86_64.ll -o x86_64.bc   (LLVM 15 is what Taichi 1.7.4 links)
+target datalayout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-f80:128-n8:16:32:64-S128"
+target triple = "x86_64-pc-linux-gnu"
+
+declare void @llvm.prefetch.p0i8(i8*, i32, i32, i32)
+declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
+declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
+
+; Ask for the two cache lines (128 bytes) at *address.
+define void @prefetch128(i64* %address) alwaysinline {
+  %a = load i64, i64* %address
+  %p = inttoptr i64 %a to i8*
+  call void @llvm.prefetch.p0i8(i8* %p, i32 0, i32 3, i32 1)
+  %b = add i64 %a, 64
+  %q = inttoptr i64 %b to i8*
+  call void @llvm.prefetch.p0i8(i8* %q, i32 0, i32 3, i32 1)
+  ret void
+}
+
+; Ask for the cache line (64 bytes) at *address.
+define void @prefetch64(i64* %address) alwaysinline {
+  %a = load i64, i64* %address
+  %p = inttoptr i64 %a to i8*
+  call void @llvm.prefetch.p0i8(i8* %p, i32 0, i32 3, i32 1)
+  ret void
+}
+
+; *sum += *a * *b, rounded once.
+define void @fma16(<16 x float>* %sum, <16 x float>* %a, <16 x float>* %b) alwaysinline {
+  %s = load <16 x float>, <16 x float>* %sum
+  %x = load <16 x float>, <16 x float>* %a
+  %y = load <16 x float>, <16 x float>* %b
+  %r = call <16 x float> @llvm.fma.v16f32(<16 x float> %x, <16 x float> %y, <16 x float> %s)
+  store <16 x float> %r, <16 x float>* %sum
+  ret void
+}
+
+; *sum += *a * *b, rounded once.
+define void @fma8(<8 x float>* %sum, <8 x float>* %a, <8 x float>* %b) alwaysinline {
+  %s = load <8 x float>, <8 x float>* %sum
+  %x = load <8 x float>, <8 x float>* %a
+  %y = load <8 x float>, <8 x float>* %b
+  %r = call <8 x float> @llvm.fma.v8f32(<8 x float> %x, <8 x float> %y, <8 x float> %s)
+  store <8 x float> %r, <8 x float>* %sum
+  ret void
+}

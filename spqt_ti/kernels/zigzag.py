@@ -1,0 +1,131 @@
+"""The zigzag Q4_K weights of a matrix as kernels read them.
+
+Nothing is re-encoded: a superblock's 16-byte header (d, dmin, scales) and its 128 bytes of quants stay as stored, but in two arrays, so
+that both are aligned. `word i` of the quants holds rows 4i..4i+3 of a pair of sub-blocks (low nibbles, high nibbles), which is what
+one lane of a vector, or one thread of a simdgroup, works on.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spqt_ti.backend import ti
+from spqt_ti.formats import layout
+from spqt_ti.kernels.vectors import f32x8, u32x8
+
+
+@dataclass(frozen=True)
+class ZigzagShape:
+    """Geometry of a matrix [rows, cols] in the zigzag layout.
+
+    `full_bands` bands have 256 rows; what is left makes a tail band of `tail_pairs` pairs of 32-row sub-blocks.
+    """
+
+    rows: int
+    cols: int
+
+    @property
+    def full_bands(self) -> int:
+        return sum(n == 8 for n in layout.band_sub_blocks(self.rows))
+
+    @property
+    def tail_pairs(self) -> int:
+        last = layout.band_sub_blocks(self.rows)[-1]
+        return 0 if last == 8 else -(-last // 2)
+
+    @property
+    def bands(self) -> int:
+        return self.full_bands + (self.tail_pairs > 0)
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows that the kernels write: whole bands of 256."""
+        return self.bands * 256
+
+    @property
+    def quant_vectors(self) -> int:
+        """Vectors of 16 words: two per superblock of a full band."""
+        return self.full_bands * self.cols * 2
+
+    @property
+    def tail_vectors(self) -> int:
+        """Vectors of 8 words: one per pair of sub-blocks of the tail band."""
+        return self.tail_pairs * self.cols
+
+    @property
+    def headers(self) -> int:
+        """Vectors of 4 words: one per superblock."""
+        return self.bands * self.cols
+
+    @property
+    def bytes_per_column(self) -> int:
+        """Bytes of weights that one active input costs."""
+        return self.full_bands * 144 + (16 + 32 * self.tail_pairs if self.tail_pairs else 0)
+
+
+def split(data: np.ndarray, shape: ZigzagShape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stored bytes (u8 [nbytes]) -> quants u32 [quant_vectors, 16], tail u32 [tail_vectors, 8], headers u32 [headers, 4].
+
+    Raises ValueError if the number of bytes is not that of the shape.
+    """
+    expected = shape.bytes_per_column * shape.cols
+    if data.size != expected:
+        raise ValueError(f"zigzag [{shape.rows}, {shape.cols}] takes {expected} bytes, not {data.size}")
+    cut = shape.full_bands * shape.cols * 144
+    full = data[:cut].reshape(-1, 144)
+    tail = data[cut:].reshape(-1, 16 + 32 * shape.tail_pairs) if shape.tail_pairs else np.zeros((0, 16), np.uint8)
+    headers = np.concatenate([full[:, :16], tail[:, :16]])
+
+    def words(a: np.ndarray, lanes: int) -> np.ndarray:
+        return np.ascontiguousarray(a).view("<u4").reshape(-1, lanes)
+
+    return words(full[:, 16:], 16), words(tail[:, 16:], 8), words(headers, 4)
+
+
+def _signed(words: list[int]) -> list[int]:
+    return [int(np.uint32(w).view(np.int32)) for w in words]
+
+
+# A field is masked where it lies in its word and the power of two of its place goes into a constant: no shifts.
+# Words 1..3 of a header hold bytes 0-3, 4-7 and 8-11 of Q4_K's packed scales.
+_LOW6_HIGH2 = _signed([63 << 8 * j for j in range(4)] + [192 << 8 * j for j in range(4)])
+_LOW6_HIGH2_UNIT = [2.0 ** (-8 * j) for j in range(4)] + [2.0 ** (-8 * j - 2) for j in range(4)]
+_SCALE4 = _signed([0] * 4 + [15 << 8 * j for j in range(4)])
+_SCALE4_UNIT = [0.0] * 4 + [2.0 ** (-8 * j) for j in range(4)]
+_MIN4 = _signed([0] * 4 + [240 << 8 * j for j in range(4)])
+_MIN4_UNIT = [0.0] * 4 + [2.0 ** (-8 * j - 4) for j in range(4)]
+
+
+@ti.func
+def half(bits):
+    """f16 bits (low 16 of a u32) -> f32."""
+    return ti.cast(ti.bit_cast(ti.cast(bits & 0xFFFF, ti.u16), ti.f16), ti.f32)
+
+
+@ti.func
+def scales_of(header):
+    """d * scale of the eight sub-blocks, f32 x 8."""
+    steps = f32x8(*_LOW6_HIGH2_UNIT) * (u32x8(*_LOW6_HIGH2) & header[1])
+    steps += f32x8(*_SCALE4_UNIT) * (u32x8(*_SCALE4) & header[3])
+    return half(header[0]) * steps
+
+
+@ti.func
+def minima_of(header):
+    """dmin * min of the eight sub-blocks, f32 x 8."""
+    steps = f32x8(*_LOW6_HIGH2_UNIT) * (u32x8(*_LOW6_HIGH2) & header[2])
+    steps += f32x8(*_MIN4_UNIT) * (u32x8(*_MIN4) & header[3])
+    return half(header[0] >> 16) * steps
+
+
+# Weight of a nibble left in its place in a word, at [2 byte + high]; the top one is shifted down instead.
+NIBBLE_UNIT = tuple(2.0 ** (-4 * k) for k in range(7)) + (1.0,)
+
+
+@ti.func
+def nibbles_in_place(words, byte: ti.template(), high: ti.template()):
+    """One nibble of every lane as f32, divided by NIBBLE_UNIT[2 byte + high]."""
+    result = (words >> 28) * 1.0  # the top nibble would be negative as i32
+    if ti.static((byte, high) != (3, 1)):
+        result = (words & (15 << (8 * byte + 4 * high))) * 1.0
+    return result

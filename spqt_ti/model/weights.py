@@ -1,0 +1,154 @@
+"""A model's weights on the device, as the decode and prefill kernels read them.
+
+The four matrices of every block share three arrays (quants, tail bands, superblock headers) with the same stride per layer, so a kernel
+finds a matrix by `layer * stride + offset`. Norms, biases and the RoPE table are one more array, `constants`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from spqt_ti.backend import host_view, ti
+from spqt_ti.errors import BackendError
+from spqt_ti.kernels.head import f16x16, tile, tiles_for
+from spqt_ti.kernels.rope import rope_table
+from spqt_ti.kernels.vectors import f32x16, u32x4, u32x8, u32x16
+from spqt_ti.kernels.zigzag import ZigzagShape, split
+from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
+from spqt_ti.model.container import Container
+
+# The four inputs of a block that are collected, in the order in which a token meets them, with their matrices.
+SITES = ("qkv", "o", "gate_up", "down")
+MODULES = {
+    "qkv": "self_attn.qkv_proj",
+    "o": "self_attn.o_proj",
+    "gate_up": "mlp.gate_up_proj",
+    "down": "mlp.down_proj",
+}
+_NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
+_MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
+
+
+@dataclass(frozen=True)
+class MatrixPlace:
+    """Shape of a matrix and its first vector, within a layer, in each of the three weight arrays."""
+
+    shape: ZigzagShape
+    quants: int
+    tail: int
+    headers: int
+
+
+def matrix_shapes(config: LlamaConfig) -> dict[str, ZigzagShape]:
+    """Site -> shape of the (stacked) matrix that reads it."""
+    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    attention = config.num_attention_heads * config.head_dim
+    return {
+        "qkv": ZigzagShape(heads, config.hidden_size),
+        "o": ZigzagShape(config.hidden_size, attention),
+        "gate_up": ZigzagShape(2 * config.intermediate_size, config.hidden_size),
+        "down": ZigzagShape(config.hidden_size, config.intermediate_size),
+    }
+
+
+class Weights:
+    """Device arrays of a zigzag container, for a context of `context` positions (a multiple of 16).
+
+    Raises BackendError when an array would have more words than Taichi can index.
+    """
+
+    def __init__(self, container: Container, context: int) -> None:
+        config = container.config
+        self.config, self.context = config, context
+        self.places: dict[str, MatrixPlace] = {}
+        quants = tail = headers = 0
+        for site, shape in matrix_shapes(config).items():
+            self.places[site] = MatrixPlace(shape, quants, tail, headers)
+            quants += shape.quant_vectors
+            tail += shape.tail_vectors
+            headers += shape.headers
+        self.quants_stride, self.tail_stride, self.headers_stride = quants, tail, headers
+        layers = config.num_hidden_layers
+        self.quants = _allocate(u32x16, layers * quants, "quants")
+        self.tail = _allocate(u32x8, layers * tail, "tail quants")
+        self.headers = _allocate(u32x4, layers * headers, "superblock headers")
+        for layer in range(layers):
+            for site in SITES:
+                self._load_matrix(layer, site, container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"))
+        self._load_vocabulary(container)
+        self._load_constants(container)
+
+    def _load_matrix(self, layer: int, site: str, data: np.ndarray) -> None:
+        place = self.places[site]
+        quants, tail, headers = split(data, place.shape)
+        for array, rows, start in (
+            (self.quants, quants, layer * self.quants_stride + place.quants),
+            (self.tail, tail, layer * self.tail_stride + place.tail),
+            (self.headers, headers, layer * self.headers_stride + place.headers),
+        ):
+            host_view(array)[start : start + len(rows)] = rows
+
+    def _load_vocabulary(self, container: Container) -> None:
+        """Embedding tiles first, then the head's unless they are the same."""
+        config = container.config
+        names = ["model.embed_tokens.q8_0"] + ([] if config.tie_word_embeddings else ["lm_head.q8_0"])
+        self.vocabulary_tiles = tiles_for(config.vocab_size)
+        self.head_tile = 0 if config.tie_word_embeddings else self.vocabulary_tiles
+        tiles = len(names) * self.vocabulary_tiles
+        self.words = _allocate(u32x16, tiles * config.hidden_size, "vocabulary")
+        self.scales = _allocate(f16x16, tiles * config.hidden_size // 32 * 4, "vocabulary scales")
+        for i, name in enumerate(names):
+            words, scales = tile(container.read(name))
+            host_view(self.words)[i * len(words) : (i + 1) * len(words)] = words
+            host_view(self.scales)[i * len(scales) : (i + 1) * len(scales)] = scales
+
+    def _load_constants(self, container: Container) -> None:
+        """Per layer both norms and the biases that exist, then the final norm and the RoPE table."""
+        config = container.config
+        pieces: list[np.ndarray] = []
+        self.layer_constants: dict[str, int] = {}
+        for layer in range(config.num_hidden_layers):
+            if layer == 1:
+                self.constants_stride = _vectors(pieces)
+            for name, tensor in self._block_constants(config):
+                if layer == 0:
+                    self.layer_constants[name] = _vectors(pieces)
+                pieces.append(container.read(f"model.layers.{layer}.{tensor}"))
+        if config.num_hidden_layers == 1:
+            self.constants_stride = _vectors(pieces)
+        self.final_norm = _vectors(pieces)
+        pieces.append(container.read("model.norm.weight"))
+        self.rope = _vectors(pieces)
+        pieces.append(rope_table(rope_inverse_frequencies(config), self.context))
+        flat = np.concatenate([p.astype(np.float32).reshape(-1) for p in pieces])
+        self.constants = _allocate(f32x16, flat.size // 16, "norms and RoPE table")
+        host_view(self.constants)[:] = flat.reshape(-1, 16)
+
+    @staticmethod
+    def _block_constants(config: LlamaConfig) -> Iterator[tuple[str, str]]:
+        yield from _NORMS.items()
+        for site, module in MODULES.items():
+            if config.attention_bias if site in ("qkv", "o") else config.mlp_bias:
+                yield f"{site}_bias", f"{module}.bias"
+
+    def bytes_of(self, site: str, columns: float) -> float:
+        """Bytes of one block's weights that `columns` active inputs at `site` read."""
+        return columns * self.places[site].shape.bytes_per_column
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of the head, read whole for every token."""
+        return self.vocabulary_tiles * self.config.hidden_size * (64 + 4)
+
+
+def _vectors(pieces: list[np.ndarray]) -> int:
+    return sum(p.size for p in pieces) // 16
+
+
+def _allocate(dtype, vectors: int, what: str) -> ti.Ndarray:
+    if vectors * dtype.n > _MAX_WORDS:
+        raise BackendError(f"{what}: {vectors * dtype.n} words are more than Taichi can index in one array ({_MAX_WORDS})")
+    array = ti.ndarray(dtype, (max(1, vectors),))
+    host_view(array)[:] = 0
+    return array
