@@ -29,6 +29,7 @@ from spqt_ti.model.gguf_tokenizer import end_of_turn_ids, tokenizer_json
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
+_MAX_NAME = 256
 _CHUNK_VALUES = 1 << 20  # dequantised at a time: keeps the temporaries of gguf.quants in the cache and memory low
 _READABLE = {
     GGMLQuantizationType.F32,
@@ -163,7 +164,7 @@ class _Header:
         tensor_count, field_count = self.number("<Q", "tensor count"), self.number("<Q", "metadata count")
         metadata: dict[str, Any] = {}
         for _ in range(field_count):
-            key = self.string("a metadata key")
+            key = self.name("a metadata key")
             metadata[key] = self.value(self.kind(key), key)
         entries = [self.entry() for _ in range(tensor_count)]
         return metadata, self.placed(entries, metadata.get("general.alignment", 32))
@@ -199,6 +200,13 @@ class _Header:
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{self.path}: damaged: {what} is not UTF-8 ({error})") from error
 
+    def name(self, what: str) -> str:
+        """A string that may go into messages."""
+        name = self.string(what)
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise CheckpointError(f"{self.path}: damaged: {what} is {name[:40]!r}")
+        return name
+
     def kind(self, key: str) -> GGUFValueType:
         number = self.number("<I", key)
         try:
@@ -225,7 +233,7 @@ class _Header:
 
     def entry(self) -> GgufTensor:
         """One tensor's entry, its offset still counted from the start of the data."""
-        name = self.string("a tensor name")
+        name = self.name("a tensor name")
         dimensions = self.number("<I", name)
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
             raise CheckpointError(f"{self.path}: damaged: tensor {name} has {dimensions} dimensions")
