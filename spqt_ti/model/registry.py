@@ -75,14 +75,16 @@ def resolve(name_or_path: str | Path, progress: bool = True) -> Path:
     CheckpointError lists the known names when it is none of these.
     """
     path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path
     name = str(name_or_path)
+    if name and path.exists():  # Path("") would be the working directory
+        return path
     if name in KNOWN:
         return pull(name, progress)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not name.endswith((".gguf", ".safetensors")):
         return _from_hub(name)
-    raise CheckpointError(f"{name}: no such file or directory, and not a known model (known: {', '.join(KNOWN)})")
+    raise CheckpointError(
+        f"{name or repr(name)}: no such file or directory, and not a known model (known: {', '.join(KNOWN)})"
+    )
 
 
 def pull(name: str, progress: bool = True) -> Path:
