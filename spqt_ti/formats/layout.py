@@ -1,8 +1,8 @@
 """How a weight matrix `W [rows, cols]` (outputs, inputs) becomes Q4_K superblocks.
 
-* `zigzag` (SpQt, arXiv 2511.04477): a superblock is 256 outputs (a *band*) of one input column, so a column whose activation
-  is zero is never read. Superblock `(band, column)` is number `band * cols + column`. The superblocks of a last band with
-  fewer rows keep only the bytes that its 32-row sub-blocks need.
+* `zigzag` (SpQt, arXiv 2511.04477): a superblock is 256 outputs (a *band*) of one input column, so a column whose
+  activation is zero is never read. Superblock `(band, column)` is number `band * cols + column`. The superblocks of a
+  last band with fewer rows keep only the bytes that its 32-row sub-blocks need.
 * `row`: a superblock is 256 inputs of one output, as in ggml; columns are zero-padded to a multiple of 256.
 """
 
@@ -52,7 +52,7 @@ def nbytes(rows: int, cols: int, layout: str) -> int:
 def quantize_matrix(w: _F32, layout: str) -> _U8:
     """Stored bytes u8 `[nbytes]` of `w` f32 `[rows, cols]`: the slow reference of `kernels.pack.quantize_q4_k`.
 
-    Raises QuantizationError for another dtype or shape, an unknown layout, NaN, infinity and values that Q4_K cannot hold.
+    Raises QuantizationError for another dtype or shape, an unknown layout, NaN, infinity and values too large for Q4_K.
     """
     check_matrix(w, layout)
     rows, cols = w.shape
@@ -67,7 +67,7 @@ def quantize_matrix(w: _F32, layout: str) -> _U8:
 
 
 def dequantize_matrix(data: _U8, rows: int, cols: int, layout: str) -> _F32:
-    """Matrix f32 `[rows, cols]` that the stored bytes u8 `[nbytes]` stand for. Raises QuantizationError on a wrong size."""
+    """Matrix f32 `[rows, cols]` of the stored bytes u8 `[nbytes]`. Raises QuantizationError on a wrong size."""
     values = q4_k.dequantize(superblocks(data, rows, cols, layout))
     if layout == "row":
         return np.ascontiguousarray(values.reshape(rows, -1)[:, :cols])
@@ -99,7 +99,7 @@ def check_matrix(w: npt.NDArray[np.generic], layout: str) -> None:
     """Raise QuantizationError unless `w` is f32 `[rows, cols]`, not empty, and the layout is known."""
     if w.dtype != np.float32 or w.ndim != 2:
         raise QuantizationError(f"Q4_K takes a float32 [rows, cols] matrix, not {w.dtype} {list(w.shape)}")
-    _check_shape(*w.shape, layout)
+    _check_shape(w.shape[0], w.shape[1], layout)
 
 
 def _check_shape(rows: int, cols: int, layout: str) -> None:

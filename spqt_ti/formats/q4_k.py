@@ -1,11 +1,11 @@
 """Q4_K, ggml's 4-bit "k-quant" (llama.cpp), in NumPy: 256 values in 144 bytes, 4.5 bits per weight.
 
-A superblock is `f16 d | f16 dmin | u8 scales[12] | u8 quants[128]` and holds 8 sub-blocks of 32 values. Sub-block `j` has a
-6-bit scale and a 6-bit minimum, and a value is `d * scale_j * q - dmin * min_j` with `q` in 0..15.
+A superblock is `f16 d | f16 dmin | u8 scales[12] | u8 quants[128]` and holds 8 sub-blocks of 32 values. Sub-block `j`
+has a 6-bit scale and a 6-bit minimum, and a value is `d * scale_j * q - dmin * min_j` with `q` in 0..15.
 
-The quantiser gives ggml's bytes (`quantize_row_q4_K_ref` without an importance matrix). To do so it adds up in ggml's order,
-in f32 and without fused multiply-adds: arrays are laid out `[32, sub-blocks]`, so that a Python loop over the first axis is
-ggml's loop over a sub-block.
+The quantiser gives ggml's bytes (`quantize_row_q4_K_ref` without an importance matrix). To do so it adds up in ggml's
+order, in f32 and without fused multiply-adds: arrays are laid out `[32, sub-blocks]`, so that a Python loop over the
+first axis is ggml's loop over a sub-block.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spqt_ti.errors import QuantizationError
+from spqt_ti.formats.fpenv import gradual_underflow
 
 __all__ = ["BYTES", "SUB_BLOCK", "VALUES", "Fields", "dequantize", "pack", "quantize", "unpack"]
 
@@ -42,8 +43,8 @@ class Fields:
 def quantize(values: _F32) -> _U8:
     """Quantise f32 `[n, 256]` to superblocks u8 `[n, 144]`, byte for byte as ggml does.
 
-    Raises QuantizationError for another dtype or shape, for NaN and infinity, and for values so large (about 6e7) that a
-    scale does not fit f16: there ggml stores an infinite scale, which dequantises to NaN.
+    Raises QuantizationError for another dtype or shape, for NaN and infinity, and for values so large that a
+    scale does not fit f16 (below about -4e6, above about 6e7): ggml stores an infinite scale, which dequantises to NaN.
     """
     _check(values, np.float32, VALUES)
     if not np.isfinite(values).all():
@@ -97,6 +98,7 @@ def _check(array: npt.NDArray[np.generic], dtype: npt.DTypeLike, width: int) -> 
 
 
 # Overflow, division by zero and NaN happen in ggml too (constant, denormal or huge sub-blocks) and are selected away.
+@gradual_underflow()
 @np.errstate(all="ignore")
 def _quantize_fields(values: _F32) -> Fields:
     """The search of each sub-block, then 6-bit scales and minima per superblock, then the final 4-bit values."""
@@ -123,10 +125,10 @@ def _six_bits(parts: _F32) -> tuple[npt.NDArray[np.float16], _U8]:
 
 
 def _search(x: _F32) -> tuple[_F32, _F32, npt.NDArray[np.int32]]:
-    """Best scale f32 `[m]`, minimum f32 `[m]` (>= 0, to subtract) and quants i32 `[32, m]` of sub-blocks `x` f32 `[32, m]`.
+    """Best scale f32 `[m]`, minimum f32 `[m]` (>= 0, to subtract) and quants i32 `[32, m]` of `x` f32 `[32, m]`.
 
-    Tries 21 divisors around the min-max one; for each, a weighted least-squares fit gives scale and minimum. An improvement
-    replaces the minimum that the *following* tries start from.
+    Tries 21 divisors around the min-max one; for each, a weighted least-squares fit gives scale and minimum. An
+    improvement replaces the minimum that the *following* tries start from.
     """
     w = np.sqrt(_sum_rows(x * x) / np.float32(32)) + np.abs(x)
     low, high = np.minimum(x.min(axis=0), np.float32(0)), x.max(axis=0)
@@ -149,7 +151,7 @@ def _search(x: _F32) -> tuple[_F32, _F32, npt.NDArray[np.int32]]:
 def _fit(
     x: _F32, w: _F32, quants: npt.NDArray[np.int32], sum_w: _F32, sum_x: _F32
 ) -> tuple[_F32, _F32, npt.NDArray[np.bool_]]:
-    """Weighted least squares of `x ~ scale * quants + low` with `low <= 0`: scale, low, and whether it had a solution."""
+    """Weighted least squares of `x ~ scale * quants + low`, `low <= 0`: scale, low, and whether there is a solution."""
     level = quants.astype(np.float32)
     wl = w * level
     sum_l, sum_l2, sum_xl = _sum_rows(wl), _sum_rows(wl * level), _sum_rows(wl * x)

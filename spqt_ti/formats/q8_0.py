@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spqt_ti.errors import QuantizationError
+from spqt_ti.formats.fpenv import gradual_underflow
 
 __all__ = ["BYTES", "VALUES", "dequantize", "quantize"]
 
@@ -17,15 +18,15 @@ _U8 = npt.NDArray[np.uint8]
 def quantize(values: _F32) -> _U8:
     """Quantise f32 `[n, 32]` to blocks u8 `[n, 34]`, byte for byte as ggml does (`quantize_row_q8_0_ref`).
 
-    Raises QuantizationError for another dtype or shape, for NaN and infinity, and for values beyond 127 * 65504, whose scale
-    does not fit f16 (ggml stores an infinite scale there). Blocks below 4e-37, whose inverse scale overflows and for which
-    C leaves the result open, become zeros, as ggml's do on x86.
+    Raises QuantizationError for another dtype or shape, for NaN and infinity, and for values beyond 127 * 65504, whose
+    scale does not fit f16 (ggml stores an infinite scale there). Blocks below 4e-37, whose inverse scale overflows and
+    for which C leaves the result open, become zeros, as ggml's do on x86.
     """
     _check(values, np.float32, VALUES)
     if not np.isfinite(values).all():
         raise QuantizationError("NaN or infinity in values to quantise")
-    scale = np.abs(values).max(axis=1) / np.float32(127)
-    with np.errstate(all="ignore"):
+    with gradual_underflow(), np.errstate(all="ignore"):
+        scale = np.abs(values).max(axis=1) / np.float32(127)
         d = scale.astype(np.float16)
         inverse = np.float32(1) / scale
     if not np.isfinite(d).all():

@@ -6,8 +6,8 @@ from a counter.
 
 The kernel flags, and leaves to `formats.q4_k`, what it cannot do exactly: superblocks with values so small that results
 become denormal (Taichi's workers flush those to zero) or leave +-2**22, outside which ggml's rounding is none (it reads
-mantissa bits); and what has to be refused: NaN, infinity, a scale that does not fit f16. Weights in f16 are never flagged
-for being small, and others hardly ever.
+mantissa bits); and what has to be refused: NaN, infinity, a scale that does not fit f16. Ordinary weights are hardly
+ever flagged.
 
 Native vectors take arithmetic, min, max, select, comparisons and sqrt; abs, negation, casts and bit casts break LLVM
 (Taichi 1.7.4), so the code goes without them.
