@@ -297,6 +297,21 @@ def test_gguf_header_as_the_gguf_package_reads_it(tmp_path):
         assert (entry.kind, entry.offset, entry.nbytes) == (tensor.tensor_type, tensor.data_offset, tensor.n_bytes)
 
 
+def test_gguf_alignment(tmp_path):
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_custom_alignment(4096)
+    writer.add_tensor("x", values)
+    writer.add_tensor("y", -values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile.open(tmp_path / "m.gguf")
+    assert file.tensors["x"].offset == 4096
+    np.testing.assert_array_equal(file.load("y"), -values)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_row_order_by_what_rope_does(heads):
     """ggml turns neighbours, Hugging Face turns halves: on rows in the right order both give the same scores."""

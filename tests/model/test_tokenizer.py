@@ -153,6 +153,30 @@ def test_what_a_file_puts_around_a_text(flags, expected):
     assert small_spm(**flags).encode("a") == expected
 
 
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("gpt-2", ["Ġ1234", "!!"]),
+        ("smollm", ["Ġ", "1", "2", "3", "4", "!!"]),  # every digit alone
+        ("qwen2", ["Ġ", "1", "2", "3", "4", "!!"]),
+        ("llama-bpe", ["Ġ", "123", "4", "!!"]),  # three digits at most
+        ("default", ["Ġ", "123", "4", "!!"]),
+    ],
+)
+def test_how_families_cut_numbers(pre, expected):
+    """A vocabulary that would merge the digits if they stood in one word."""
+    tokens = ["Ġ", "1", "2", "3", "4", "!", "12", "123", "1234", "Ġ1234", "!!"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": ["1 2", "12 3", "123 4", "Ġ 1234", "! !"],
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    ids = Tokenizer(tokenizer_json(metadata), tiny_config()).encode(" 1234!!")
+    assert [tokens[i] for i in ids] == expected
+
+
 def test_special_tokens_only_when_asked():
     tokenizer = tiny()
     parsed = tokenizer.encode("a<|im_end|>b", parse_special=True)
