@@ -8,13 +8,14 @@ import numpy as np
 
 from spqt_ti.backend import address, host_view, ti
 from spqt_ti.kernels import native
+from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, value, vectors_for
 from spqt_ti.kernels.workers import share_start
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, ZigzagShape, minima_of, nibbles_in_place, scales_of, split
 
 # Active columns between the one that is computed and the one whose quants are fetched. Random 128-byte pieces defeat the
 # hardware prefetcher; without this, skipping is slower than reading everything once weights exceed the cache.
-PREFETCH_DISTANCE = 32
+PREFETCH_DISTANCE = 16
 
 
 def make_gemv(shape: ZigzagShape, workers: int):
@@ -25,44 +26,30 @@ def make_gemv(shape: ZigzagShape, workers: int):
     worker. Worker w writes the `padded_rows` partial sums that start at vector `partial_base + w * padded_rows / 16`.
     """
     helpers = native.load()
-    fused = helpers is not None
+    prefetches = helpers is not None
+    multiply_add16, multiply_add8 = make_multiply_add()
     cols, full_bands, tail_pairs = shape.cols, shape.full_bands, shape.tail_pairs
     stride = shape.padded_rows // 16
 
     @ti.func
-    def add_product16(total: ti.template(), a, b):
-        if ti.static(fused):
-            left = a
-            right = b
-            helpers.fma16(total, left, right)
-        else:
-            total += a * b
-
-    @ti.func
-    def add_product8(total: ti.template(), a, b):
-        if ti.static(fused):
-            left = a
-            right = b
-            helpers.fma8(total, left, right)
-        else:
-            total += a * b
-
-    @ti.func
-    def prefetch(quants_address, superblock):
-        if ti.static(fused):
-            where = quants_address + (ti.cast(superblock, ti.i64) << 7)
-            helpers.prefetch128(where)
-
-    @ti.func
     def full_band(
         quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address,
-        x: ti.template(), x_base, active: ti.template(), first, last, partial: ti.template(), out,
+        x: ti.template(), x_base, active: ti.template(), first, last, partial: ti.template(), out, more,
     ):  # fmt: skip
         # sums[8 v + 2 byte + high], lane i: row 128 v + 64 (i / 8) + 32 high + 4 (i % 8) + byte
         sums = [f32x16(0.0) for _ in ti.static(range(16))]
         offsets = f32x8(0.0)
         for j in range(first, last):
-            prefetch(quants_address, (quants_base >> 1) + active[ti.min(j + PREFETCH_DISTANCE, last - 1)])
+            if ti.static(prefetches):
+                # Past the end of the list comes its beginning, in the next band: the list is short against the distance.
+                ahead = j + PREFETCH_DISTANCE
+                superblock = quants_base >> 1
+                if ahead >= last:
+                    ahead = ti.min(ahead - (last - first) * more, last - 1)
+                    superblock += cols * more
+                superblock += active[ahead]
+                where = quants_address + (ti.cast(superblock, ti.i64) << 7)
+                helpers.prefetch128(where)
             column = active[j]
             xj = value(x, x_base * 16 + column)
             header = headers[headers_base + column]
@@ -73,7 +60,7 @@ def make_gemv(shape: ZigzagShape, workers: int):
                 for high in ti.static(range(2)):
                     scale = f32x16(*[scales[4 * v + high + 2 * (i // 8)] for i in ti.static(range(16))])
                     for byte in ti.static(range(4)):
-                        add_product16(sums[8 * v + 2 * byte + high], nibbles_in_place(words, byte, high), scale)
+                        multiply_add16(sums[8 * v + 2 * byte + high], nibbles_in_place(words, byte, high), scale)
         for v in ti.static(range(2)):
             for high in ti.static(range(2)):
                 offset = f32x16(*[offsets[4 * v + high + 2 * (i // 8)] for i in ti.static(range(16))])
@@ -101,7 +88,7 @@ def make_gemv(shape: ZigzagShape, workers: int):
                 for high in ti.static(range(2)):
                     scale = f32x8(scales[2 * p + high])
                     for byte in ti.static(range(4)):
-                        add_product8(sums[8 * p + 2 * byte + high], nibbles_in_place(words, byte, high), scale)
+                        multiply_add8(sums[8 * p + 2 * byte + high], nibbles_in_place(words, byte, high), scale)
         for p in ti.static(range(tail_pairs)):
             for high in ti.static(range(2)):
                 y = [
@@ -124,6 +111,7 @@ def make_gemv(shape: ZigzagShape, workers: int):
             full_band(
                 quants, quants_base + band * cols * 2, headers, headers_base + band * cols, quants_address,
                 x, x_base, active, first, last, partial, partial_base + worker * stride + band * 16,
+                ti.cast(band + 1 < full_bands, ti.i32),
             )  # fmt: skip
         if ti.static(tail_pairs > 0):
             tail_band(

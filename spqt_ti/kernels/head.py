@@ -8,8 +8,8 @@ rather than f16 saves a quarter of SmolLM2-135M's traffic; it is also what GGUF 
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels import native
-from spqt_ti.kernels.vectors import f32x16, i32x16, u32x16, value
+from spqt_ti.kernels.multiply_add import make_multiply_add
+from spqt_ti.kernels.vectors import f32x16, value
 
 f16x16 = ti.types.vector(16, ti.f16)
 TILE_ROWS = 64
@@ -36,18 +36,8 @@ def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def make_head(cols: int):
     """Build the ti.funcs `logits_tile` and `embed` for a vocabulary matrix of `cols` (a multiple of 32) columns."""
-    helpers = native.load()
-    fused = helpers is not None
+    multiply_add, _ = make_multiply_add()
     groups = cols // 32
-
-    @ti.func
-    def add_product(total: ti.template(), a, b):
-        if ti.static(fused):
-            left = a
-            right = f32x16(b)
-            helpers.fma16(total, left, right)
-        else:
-            total += a * b
 
     @ti.func
     def logits_tile(words: ti.template(), scales: ti.template(), tile, x: ti.template(), x_base, out: ti.template(), place):
@@ -61,8 +51,8 @@ def make_head(cols: int):
                 x_sum += xj
                 w = words[(tile * groups + g) * 32 + j]
                 for b in ti.static(range(3)):
-                    add_product(sums[b], (w & (255 << (8 * b))) * 1.0, xj)
-                add_product(sums[3], (w >> 24) * 1.0, xj)
+                    multiply_add(sums[b], (w & (255 << (8 * b))) * 1.0, f32x16(xj))
+                multiply_add(sums[3], (w >> 24) * 1.0, f32x16(xj))
             for b in ti.static(range(4)):
                 exact = sums[b] * ti.static(2.0 ** (-8 * b) if b < 3 else 1.0) - 128.0 * x_sum
                 totals[b] += exact * scales[(tile * groups + g) * 4 + b]

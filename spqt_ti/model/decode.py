@@ -17,7 +17,8 @@ from spqt_ti.kernels.norm import scaled_copy, square_sum
 from spqt_ti.kernels.rope import rotate
 from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.workers import share_start, wait_for_all
-from spqt_ti.model.weights import SITES, Weights
+from spqt_ti.model.sites import SITES
+from spqt_ti.model.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class DecodeStep:
         self._view = host_view(self._scratch)
         self._view[:] = 0
         sites = config.num_hidden_layers * len(SITES)
-        self._thresholds = ti.ndarray(ti.f32, (sites,))
-        self.thresholds = host_view(self._thresholds).reshape(-1, len(SITES))
+        self.threshold_array = ti.ndarray(ti.f32, (sites,))
+        self.thresholds = host_view(self.threshold_array).reshape(-1, len(SITES))
         self.thresholds[:] = 0
         self._integers = IntegerPlan.plan(weights, workers)
         self._ints = ti.ndarray(ti.i32, (self._integers.size,))
@@ -96,7 +97,7 @@ class DecodeStep:
         self._ints_view[0] = 0
         self._kernel(
             w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
-            self._thresholds, address(w.quants), token, position,
+            self.threshold_array, address(w.quants), token, position,
         )  # fmt: skip
         ti.sync()
 

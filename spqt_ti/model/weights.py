@@ -17,15 +17,8 @@ from spqt_ti.kernels.vectors import f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.zigzag import ZigzagShape, split
 from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
 from spqt_ti.model.container import Container
+from spqt_ti.model.sites import MODULES, SITES
 
-# The four inputs of a block that are collected, in the order in which a token meets them, with their matrices.
-SITES = ("qkv", "o", "gate_up", "down")
-MODULES = {
-    "qkv": "self_attn.qkv_proj",
-    "o": "self_attn.o_proj",
-    "gate_up": "mlp.gate_up_proj",
-    "down": "mlp.down_proj",
-}
 _NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
 _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
 

@@ -1,0 +1,215 @@
+"""The public interface: `load` a model, ask it for logits, stream or generate text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spqt_ti.errors import CheckpointError, GenerationError, PolicyError
+from spqt_ti.model import registry
+from spqt_ti.model.container import Container
+from spqt_ti.model.generate import Stats, generate_tokens
+from spqt_ti.model.llama import Llama
+from spqt_ti.model.quantize import quantize
+from spqt_ti.model.sampler import Sampling
+from spqt_ti.model.tokenizer import Tokenizer
+from spqt_ti.sparsity import uniform
+from spqt_ti.sparsity.policy import SparsityPolicy
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of streamed text with the token that completed it; `finish_reason` and `stats` come with the last one."""
+
+    text: str
+    token: int
+    finish_reason: str | None = None
+    stats: Stats | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished text. `token_ids` are the new tokens, an end-of-sequence token included; it is not part of the text."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stats: Stats
+
+
+class Model:
+    """A loaded model with its tokenizer and sparsity policy. One sequence at a time."""
+
+    def __init__(self, container: Container, llama: Llama, policy: SparsityPolicy | None = None) -> None:
+        self.container, self.llama = container, llama
+        self.tokenizer = Tokenizer(container.tokenizer_json, container.config, container.chat_template)
+        self._policy: SparsityPolicy | None = None
+        if policy is not None:
+            self.apply(policy)
+
+    @property
+    def policy(self) -> SparsityPolicy | None:
+        """The policy in force; None decodes densely."""
+        return self._policy
+
+    def apply(self, policy: SparsityPolicy | None) -> None:
+        """Decode with `policy` from now on (None: densely). Raises PolicyError if it was made for another model."""
+        if policy is None:
+            self.llama.thresholds[:] = 0
+        else:
+            policy.check(self.container.fingerprint, self.llama.config.num_hidden_layers)
+            self.llama.thresholds[:] = policy.thresholds
+        self._policy = policy
+
+    def calibrate(self, text: str | None = None) -> uniform.Calibration:
+        """Quantiles of every site's inputs over `text`, or over the packaged sample.
+
+        For the packaged sample the result is kept beside the model (in the cache folder where that cannot be written).
+        """
+        if text is not None:
+            return self._calibrate(text)
+        sample = uniform.sample_text()
+        for path in self._calibration_paths():
+            if path.is_file():
+                found = uniform.Calibration.load(path)
+                if found.model == self.container.fingerprint and found.text_sha256 == _sha256(sample):
+                    return found
+        fresh = self._calibrate(sample)
+        for path in self._calibration_paths():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fresh.save(path)
+                break
+            except OSError:
+                continue  # not writable: the next place, or none at all
+        return fresh
+
+    def logits(self, token_ids: Sequence[int], mode: str = "prefill") -> np.ndarray:
+        """Logits f32 [T, vocab] of a sequence from its start: "prefill" densely, "decode" token by token through the sparse step.
+
+        Raises GenerationError for another mode, no tokens, unknown ids, or more tokens than the context.
+        """
+        self.llama.reset()
+        if mode == "prefill":
+            return self.llama.prefill(token_ids, logits="all")
+        if mode == "decode":
+            rows = [self.llama.decode(token).copy() for token in token_ids]
+            return np.stack(rows) if rows else self.llama.prefill(token_ids)
+        raise GenerationError(f'mode must be "prefill" or "decode", not {mode!r}')
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        chat: bool = False,
+    ) -> Iterator[Piece]:
+        """Yield text as it is generated; with `chat` the prompt is a user's message in the model's chat template.
+
+        Raises GenerationError for an empty prompt, a prompt longer than the context, or sampling values out of range; CheckpointError
+        when `chat` is asked of a model without a template.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        tokens = self._encode(prompt, chat)
+        stop = set(self.container.config.eos_token_ids)
+        decoder = self.tokenizer.stream(continues=not chat)
+        for step in generate_tokens(self.llama, tokens, max_new_tokens, sampling, stop):
+            text = "" if step.token in stop else decoder.push(step.token)
+            if step.finish_reason:
+                text += decoder.finish()
+            yield Piece(text, step.token, step.finish_reason, step.stats)
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        chat: bool = False,
+    ) -> Generation:
+        """The whole of `stream` at once."""
+        pieces = list(self.stream(prompt, max_new_tokens, temperature, seed, top_k, top_p, chat))
+        last = pieces[-1]
+        assert last.finish_reason is not None and last.stats is not None
+        text = "".join(piece.text for piece in pieces)
+        return Generation(text, [piece.token for piece in pieces], last.finish_reason, last.stats)
+
+    def _encode(self, prompt: str, chat: bool) -> list[int]:
+        if chat:
+            return self.tokenizer.encode_chat([{"role": "user", "content": prompt}])
+        tokens = self.tokenizer.encode(prompt)
+        if not tokens:
+            raise GenerationError("the prompt is empty")
+        return tokens
+
+    def _calibrate(self, text: str) -> uniform.Calibration:
+        tokens = self.tokenizer.encode(text)
+        return uniform.calibrate(self.llama, self.container.fingerprint, text, tokens)
+
+    def _calibration_paths(self) -> list[Path]:
+        name = f"calibration-{self.container.fingerprint}.json"
+        return [self.container.path / "calibration.json", registry.cache_dir() / "calibrations" / name]
+
+
+def load(
+    path_or_name: str | Path,
+    backend: str = "cpu",
+    sparsity: float | SparsityPolicy | str | Path = 0.0,
+    threads: int | None = None,
+    context: int | None = None,
+) -> Model:
+    """Load a quantised directory, or a source model (known name, Hugging Face directory or id, GGUF), which is quantised once.
+
+    `sparsity`: a level between 0 and 0.99 for every site (thresholds from a short calibration that is kept beside the model), a policy, or
+    a policy's JSON file. `threads`: worker threads (default: every CPU of the process). `context`: positions of the KV cache.
+
+    Raises SpqtError (a subclass that fits) with what is wrong and what to do.
+    """
+    container = open_quantized(path_or_name)
+    policy = SparsityPolicy.load(sparsity) if isinstance(sparsity, str | Path) else sparsity
+    if not isinstance(policy, SparsityPolicy) and not 0 <= policy <= uniform.MAX_SPARSITY:
+        raise PolicyError(f"sparsity must be between 0 and {uniform.MAX_SPARSITY}, not {policy}")
+    model = Model(container, Llama(container, backend, threads, context))
+    if isinstance(policy, SparsityPolicy):
+        model.apply(policy)
+    elif policy > 0:
+        model.apply(model.calibrate().policy(policy))
+    return model
+
+
+def open_quantized(path_or_name: str | Path) -> Container:
+    """The container at a path, or the cached one of a source model, made now if it is not there yet."""
+    path = Path(path_or_name)
+    if (path / "spqt.json").is_file():
+        return Container.open(path)
+    source = registry.resolve(path_or_name)
+    destination = registry.cache_dir() / "quantized" / _cache_name(source)
+    if (destination / "spqt.json").is_file():
+        return Container.open(destination)
+    return quantize(source, destination)
+
+
+def _cache_name(source: Path) -> str:
+    """A folder name that changes when the source does: its name and a hash of path, sizes and times of change."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    try:
+        state = [str(source.resolve()), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read: {error}") from error
+    return f"{source.stem}-zigzag-q4_k-{_sha256(chr(10).join(state))[:12]}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

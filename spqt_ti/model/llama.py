@@ -1,0 +1,126 @@
+"""The Llama runner: weights, KV cache, and the two ways to put tokens through them.
+
+More than one token goes densely (`prefill`); one token goes through the sparse decode step (`decode`). Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spqt_ti import backend
+from spqt_ti.backend import host_view, ti
+from spqt_ti.errors import ContainerError, GenerationError
+from spqt_ti.kernels.attention import CacheShape
+from spqt_ti.kernels.vectors import f32x16
+from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.container import Container
+from spqt_ti.model.decode import DecodeStep
+from spqt_ti.model.prefill import CHUNK, Observer, Prefill
+from spqt_ti.model.sites import SITES
+from spqt_ti.model.weights import Weights
+
+DEFAULT_CONTEXT = 2048
+
+
+class Llama:
+    """A model on the device with one sequence in its KV cache.
+
+    `context`: positions that the cache holds (default: the model's own, at most 2048), rounded up to a multiple of 16. `threads`: worker
+    threads (default: all CPUs of the process).
+
+    Raises ContainerError for a layout that it does not run, BackendError when the device cannot hold the model.
+    """
+
+    def __init__(
+        self, container: Container, backend_name: str = "cpu", threads: int | None = None, context: int | None = None
+    ) -> None:
+        if container.layout != "zigzag":
+            raise ContainerError(
+                f"{container.path}: layout {container.layout!r} cannot be decoded; quantise with layout 'zigzag' "
+                "(row is for comparing bytes and accuracy)"
+            )
+        runtime = backend.start(backend_name, threads)
+        config = container.config
+        self.config: LlamaConfig = config
+        self.backend = runtime.backend
+        self.threads = threads or runtime.threads
+        if context is not None and not 1 <= context <= config.max_position_embeddings:
+            raise GenerationError(f"context must be between 1 and {config.max_position_embeddings}, not {context}")
+        wanted = context or min(config.max_position_embeddings, DEFAULT_CONTEXT)
+        self.context = -(-wanted // 16) * 16
+        self.weights = Weights(container, self.context)
+        shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.context)
+        cache = ti.ndarray(f32x16, (shape.vectors,))
+        host_view(cache)[:] = 0
+        self._decode = DecodeStep(self.weights, cache, shape, self.threads)
+        self._prefill = Prefill(self.weights, cache, shape, self._decode.threshold_array, self.threads)
+        self.position = 0
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self.position = 0
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """f32 [layers, 4] in the order of SITES; writing to it changes what decoding skips. 0 runs a site dense."""
+        return self._decode.thresholds
+
+    @property
+    def active(self) -> np.ndarray:
+        """Inputs that were active in the last decoded token, i32 [layers, 4]."""
+        return self._decode.active
+
+    def inputs(self) -> np.ndarray:
+        """Inputs that a token has at each site, i32 [4]."""
+        return np.array([self.weights.places[site].shape.cols for site in SITES], np.int32)
+
+    def prefill(
+        self, tokens: Sequence[int], logits: str = "last", masked: bool = False, observer: Observer | None = None
+    ) -> np.ndarray:
+        """Append tokens densely; logits f32 [n, vocab] of "all" tokens, the "last" one or "none".
+
+        `masked` zeroes the inputs that decoding would skip, for every token. Raises GenerationError for an id outside the vocabulary
+        and for more tokens than the context has room for.
+        """
+        self._check(tokens)
+        rows = []
+        for begin in range(0, len(tokens), CHUNK):
+            chunk = tokens[begin : begin + CHUNK]
+            self._prefill.run(chunk, self.position, masked, observer)
+            self.position += len(chunk)
+            last = begin + CHUNK >= len(tokens)
+            if logits == "all" or (logits == "last" and last):
+                rows.append(self._prefill.logits(0 if logits == "all" else len(chunk) - 1, len(chunk)))
+        ti.sync()
+        return np.concatenate(rows) if rows else np.zeros((0, self.config.vocab_size), np.float32)
+
+    def decode(self, token: int) -> np.ndarray:
+        """Append one token through the sparse step; logits f32 [vocab], a view that the next call overwrites."""
+        self._check([token])
+        self._decode.run(token, self.position)
+        self.position += 1
+        return self._decode.logits()
+
+    def best_token(self) -> int:
+        """Token with the highest logit after `decode`, found by the kernel; the lowest id among equals."""
+        return self._decode.best_token()
+
+    def weight_bytes(self, active: np.ndarray) -> float:
+        """Bytes of weights that a token reads with these numbers of active inputs [layers, 4], head included."""
+        per_site = active.sum(axis=0)
+        blocks = sum(self.weights.bytes_of(site, float(n)) for site, n in zip(SITES, per_site, strict=True))
+        return blocks + self.weights.head_bytes
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not len(tokens):
+            raise GenerationError("no tokens: the prompt is empty")
+        bad = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
+        if bad is not None:
+            raise GenerationError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
+        if self.position + len(tokens) > self.context:
+            raise GenerationError(
+                f"{self.position + len(tokens)} tokens do not fit the context of {self.context}; ask for a longer one "
+                f"(this model allows {self.config.max_position_embeddings})"
+            )
