@@ -17,6 +17,7 @@ os.environ.setdefault("ENABLE_TAICHI_HEADER_PRINT", "0")
 import taichi as ti  # noqa: E402
 
 from spqt_ti.errors import BackendError  # noqa: E402
+from spqt_ti.formats.fpenv import gradual_underflow  # noqa: E402
 
 __all__ = ["BACKENDS", "Runtime", "address", "available_threads", "host_view", "start", "ti"]
 
@@ -60,7 +61,8 @@ def start(backend: str = "cpu", threads: int | None = None) -> Runtime:
             raise BackendError(f"this process already runs the {_runtime.backend} backend; use another process for {backend}")
         return _runtime
     before = _thread_ids()
-    with contextlib.redirect_stdout(io.StringIO()):  # ti.init prints a banner that has no switch
+    # ti.init prints a banner that has no switch, and leaves this thread flushing denormals to zero.
+    with contextlib.redirect_stdout(io.StringIO()), gradual_underflow():
         ti.init(
             arch=ti.cpu,
             cpu_max_num_threads=limit,

@@ -18,23 +18,22 @@ from spqt_ti.kernels.zigzag import NIBBLE_UNIT, ZigzagShape, minima_of, nibbles_
 PREFETCH_DISTANCE = 16
 
 
-def make_gemv(shape: ZigzagShape, workers: int):
-    """Build the ti.func that computes one worker's part of y = W x for a matrix of `shape`.
+def make_gemv(workers: int):
+    """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves every matrix.
 
-    Its arguments: the weight arrays quants, tail and headers with the first vector of this matrix in each, and the address of quants; x
-    with its first vector; the active list with its first entry and its length; the partial sums with their first vector, and the
-    worker. Worker w writes the `padded_rows` partial sums that start at vector `partial_base + w * padded_rows / 16`.
+    Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the address of quants, and the
+    matrix's geometry (see ZigzagShape); x with its first vector; the active list with its first entry and its length; the partial
+    sums with their first vector; the worker. Worker w writes the whole bands of partial sums (16 vectors each) that start at
+    vector `partial_base + w * bands * 16`.
     """
     helpers = native.load()
     prefetches = helpers is not None
     multiply_add16, multiply_add8 = make_multiply_add()
-    cols, full_bands, tail_pairs = shape.cols, shape.full_bands, shape.tail_pairs
-    stride = shape.padded_rows // 16
 
     @ti.func
     def full_band(
         quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address,
-        x: ti.template(), x_base, active: ti.template(), first, last, partial: ti.template(), out, more,
+        x: ti.template(), x_base, active: ti.template(), first, last, partial: ti.template(), out, next_band,
     ):  # fmt: skip
         # sums[8 v + 2 byte + high], lane i: row 128 v + 64 (i / 8) + 32 high + 4 (i % 8) + byte
         sums = [f32x16(0.0) for _ in ti.static(range(16))]
@@ -45,8 +44,10 @@ def make_gemv(shape: ZigzagShape, workers: int):
                 ahead = j + PREFETCH_DISTANCE
                 superblock = quants_base >> 1
                 if ahead >= last:
-                    ahead = ti.min(ahead - (last - first) * more, last - 1)
-                    superblock += cols * more
+                    ahead = last - 1
+                    if next_band > 0:
+                        ahead = ti.min(j + PREFETCH_DISTANCE - (last - first), last - 1)
+                        superblock += next_band
                 superblock += active[ahead]
                 where = quants_address + (ti.cast(superblock, ti.i64) << 7)
                 helpers.prefetch128(where)
@@ -70,12 +71,12 @@ def make_gemv(shape: ZigzagShape, workers: int):
                     partial[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
     @ti.func
-    def tail_band(
-        tail: ti.template(), tail_base, headers: ti.template(), headers_base,
+    def tail_pair(
+        tail: ti.template(), tail_base, tail_pairs, pair, headers: ti.template(), headers_base,
         x: ti.template(), x_base, active: ti.template(), first, last, partial: ti.template(), out,
     ):  # fmt: skip
-        # sums[8 p + 2 byte + high], lane i: row 64 p + 32 high + 4 i + byte
-        sums = [f32x8(0.0) for _ in ti.static(range(8 * tail_pairs))]
+        # sums[2 byte + high], lane i: row 32 high + 4 i + byte of the pair
+        sums = [f32x8(0.0) for _ in ti.static(range(8))]
         offsets = f32x8(0.0)
         for j in range(first, last):
             column = active[j]
@@ -83,40 +84,35 @@ def make_gemv(shape: ZigzagShape, workers: int):
             header = headers[headers_base + column]
             scales = xj * scales_of(header)
             offsets += xj * minima_of(header)
-            for p in ti.static(range(tail_pairs)):
-                words = tail[tail_base + column * tail_pairs + p]
-                for high in ti.static(range(2)):
-                    scale = f32x8(scales[2 * p + high])
-                    for byte in ti.static(range(4)):
-                        multiply_add8(sums[8 * p + 2 * byte + high], nibbles_in_place(words, byte, high), scale)
-        for p in ti.static(range(tail_pairs)):
+            words = tail[tail_base + column * tail_pairs + pair]
             for high in ti.static(range(2)):
-                y = [
-                    sums[8 * p + 2 * b + high] * NIBBLE_UNIT[2 * b + high] - offsets[2 * p + high]
-                    for b in ti.static(range(4))
-                ]
-                for m in ti.static(range(2)):
-                    place = out + 4 * p + 2 * high + m
-                    partial[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+                scale = f32x8(scales[2 * pair + high])
+                for byte in ti.static(range(4)):
+                    multiply_add8(sums[2 * byte + high], nibbles_in_place(words, byte, high), scale)
+        for high in ti.static(range(2)):
+            offset = offsets[2 * pair + high]
+            y = [sums[2 * b + high] * NIBBLE_UNIT[2 * b + high] - offset for b in ti.static(range(4))]
+            for m in ti.static(range(2)):
+                partial[out + 2 * high + m] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
     @ti.func
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        quants_address, x: ti.template(), x_base, active: ti.template(), active_base, count,
-        partial: ti.template(), partial_base, worker,
+        quants_address, cols, full_bands, tail_pairs, x: ti.template(), x_base,
+        active: ti.template(), active_base, count, partial: ti.template(), partial_base, worker,
     ):  # fmt: skip
         first = active_base + share_start(count, worker, workers)
         last = active_base + share_start(count, worker + 1, workers)
+        out = partial_base + worker * (full_bands + ti.min(tail_pairs, 1)) * 16
         for band in range(full_bands):
             full_band(
                 quants, quants_base + band * cols * 2, headers, headers_base + band * cols, quants_address,
-                x, x_base, active, first, last, partial, partial_base + worker * stride + band * 16,
-                ti.cast(band + 1 < full_bands, ti.i32),
+                x, x_base, active, first, last, partial, out + band * 16, ti.select(band + 1 < full_bands, cols, 0),
             )  # fmt: skip
-        if ti.static(tail_pairs > 0):
-            tail_band(
-                tail, tail_base, headers, headers_base + full_bands * cols,
-                x, x_base, active, first, last, partial, partial_base + worker * stride + full_bands * 16,
+        for pair in range(tail_pairs):
+            tail_pair(
+                tail, tail_base, tail_pairs, pair, headers, headers_base + full_bands * cols,
+                x, x_base, active, first, last, partial, out + full_bands * 16 + pair * 4,
             )  # fmt: skip
 
     return gemv
@@ -138,7 +134,7 @@ class ZigzagGemv:
         self._active = ti.ndarray(ti.i32, (shape.cols + 16,))
         self._partial = ti.ndarray(f32x16, (workers * shape.padded_rows // 16,))
         host_view(self._partial)[:] = 0
-        self._kernel = make_gemv_kernel(shape, workers)
+        self._kernel = make_gemv_kernel(workers)
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """y (f32 [rows]) for x (f32 [cols]); `active` (i32, ascending or not, no duplicates) defaults to every column."""
@@ -155,9 +151,11 @@ class ZigzagGemv:
 
     def run(self, count: int) -> None:
         """Launch on the x and active list that are already on the device and wait for the end."""
+        shape = self.shape
         self._kernel(
-            self._quants, self._tail, self._headers, address(self._quants), self._x, self._active, count, self._partial
-        )
+            self._quants, self._tail, self._headers, address(self._quants), shape.cols, shape.full_bands, shape.tail_pairs,
+            self._x, self._active, count, self._partial,
+        )  # fmt: skip
         ti.sync()
 
 
@@ -167,17 +165,21 @@ def _upload(rows: np.ndarray, dtype) -> ti.Ndarray:
     return array
 
 
-def make_gemv_kernel(shape: ZigzagShape, workers: int):
-    """The GEMV of a matrix of `shape` as a kernel: one iteration per worker."""
-    gemv = make_gemv(shape, workers)
+def make_gemv_kernel(workers: int):
+    """The GEMV as a kernel of its own: one iteration per worker."""
+    gemv = make_gemv(workers)
 
     @ti.kernel
     def zigzag_gemv(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
-        x: array_of(f32x16), active: array_of(ti.i32), count: ti.i32, partial: array_of(f32x16),
+        cols: ti.i32, full_bands: ti.i32, tail_pairs: ti.i32, x: array_of(f32x16),
+        active: array_of(ti.i32), count: ti.i32, partial: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            gemv(quants, 0, tail, 0, headers, 0, quants_address, x, 0, active, 0, count, partial, 0, worker)
+            gemv(
+                quants, 0, tail, 0, headers, 0, quants_address, cols, full_bands, tail_pairs, x, 0,
+                active, 0, count, partial, 0, worker,
+            )  # fmt: skip
 
     return zigzag_gemv

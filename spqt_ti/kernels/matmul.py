@@ -8,14 +8,20 @@ from spqt_ti.backend import ti
 from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import f32x16, value
 from spqt_ti.kernels.workers import share_start
-from spqt_ti.kernels.zigzag import NIBBLE_UNIT, ZigzagShape, minima_of, nibbles_in_place, scales_of
+from spqt_ti.kernels.zigzag import NIBBLE_UNIT, minima_of, nibbles_in_place, scales_of
 
 TILE_COLUMNS = 256
 TILE_VECTORS = 4 * TILE_COLUMNS  # of a worker's tile of decoded weights
 TOKENS = 4  # tokens side by side: token counts of X and Y are rounded up to it
 
 
-def make_strip_product(cols: int):
+@ti.func
+def place_of(k: ti.template(), step):
+    """Vector k of a strip, counted from its first: two and two rows of 16, `step` vectors apart."""
+    return (k // 2) * step + k % 2
+
+
+def make_strip_product():
     """Build the ti.func that multiplies a decoded tile by every token.
 
     Sums run over the tiles of a strip: they are kept in Y (in lane order) between tiles.
@@ -23,16 +29,17 @@ def make_strip_product(cols: int):
     multiply_add, _ = make_multiply_add()
 
     @ti.func
-    def strip_product(a: ti.template(), tile, start, x, x_stride, y: ti.template(), y_base, y_stride, tokens, place: ti.template()):
-        """Add columns start.. of this tile; vector k of the sums goes to y[y_base + token * y_stride + place[k]]."""
-        columns = ti.min(TILE_COLUMNS, cols - start)
+    def strip_product(
+        a: ti.template(), tile, start, columns, x, x_stride, y: ti.template(), y_base, y_stride, tokens, step,
+    ):  # fmt: skip
+        """Add the columns start.. of this tile; vector k of the sums goes to y[y_base + token * y_stride + place_of(k, step)]."""
         for group in range((tokens + TOKENS - 1) // TOKENS):
             sums = [f32x16(0.0) for _ in ti.static(range(4 * TOKENS))]
             out = y_base + group * TOKENS * y_stride
             if start > 0:
                 for t in ti.static(range(TOKENS)):
                     for k in ti.static(range(4)):
-                        sums[4 * t + k] = y[out + t * y_stride + place[k]]
+                        sums[4 * t + k] = y[out + t * y_stride + place_of(k, step)]
             source = (x + group * TOKENS * x_stride) * 16 + start
             for j in range(columns):
                 weights = [a[tile + 4 * j + k] for k in ti.static(range(4))]
@@ -42,111 +49,109 @@ def make_strip_product(cols: int):
                         multiply_add(sums[4 * t + k], weights[k], xj)
             for t in ti.static(range(TOKENS)):
                 for k in ti.static(range(4)):
-                    y[out + t * y_stride + place[k]] = sums[4 * t + k]
+                    y[out + t * y_stride + place_of(k, step)] = sums[4 * t + k]
 
     return strip_product
 
 
 @ti.func
-def put_in_order(y: ti.template(), y_base, y_stride, tokens, place: ti.template()):
+def put_in_order(y: ti.template(), y_base, y_stride, tokens, step):
     """Turn a finished strip from lane order (lane i of vector b is row 4i + b) into row order, for every token."""
     for token in range(tokens):
         at = y_base + token * y_stride
-        sums = [y[at + place[b]] for b in ti.static(range(4))]
+        sums = [y[at + place_of(b, step)] for b in ti.static(range(4))]
         for m in ti.static(range(4)):
-            y[at + place[m]] = f32x16(*[sums[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+            y[at + place_of(m, step)] = f32x16(*[sums[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
 
-def make_matmul(shape: ZigzagShape, workers: int):
-    """Build the ti.func of one worker's strips of Y = X W^T for a zigzag matrix.
+def make_matmul(workers: int):
+    """Build the ti.func of one worker's strips of Y = X W^T for a zigzag matrix, whose geometry is a run-time argument.
 
-    X: vectors a[x + token * x_stride ...]; Y likewise, `padded_rows / 16` vectors per token; `tile`: TILE_VECTORS vectors of scratch of
-    the worker's own.
+    X: vectors a[x + token * x_stride ...]; Y likewise, whole bands (16 vectors each) per token; `tile`: TILE_VECTORS vectors of
+    scratch of the worker's own.
     """
-    cols, full_bands, tail_pairs = shape.cols, shape.full_bands, shape.tail_pairs
-    strip_product = make_strip_product(cols)
-    tiles = -(-cols // TILE_COLUMNS)
+    strip_product = make_strip_product()
 
     @ti.func
     def decode_full(
         quants: ti.template(), quants_base, headers: ti.template(), headers_base, a: ti.template(), tile, start,
-        half, high: ti.template(),
+        columns, half, high,
     ):  # fmt: skip
         """64 rows of a full band: nibbles `high` of quants vector `half`; lane i of vector b: row 64 (i / 8) + 4 (i % 8) + b."""
-        for j in range(ti.min(TILE_COLUMNS, cols - start)):
+        low = 4 * half + high
+        for j in range(columns):
             header = headers[headers_base + start + j]
             scales = scales_of(header)
             minima = minima_of(header)
-            scale = f32x16(*[scales[high + 2 * (i // 8)] for i in ti.static(range(16))])
-            minimum = f32x16(*[minima[high + 2 * (i // 8)] for i in ti.static(range(16))])
-            if half == 1:
-                scale = f32x16(*[scales[4 + high + 2 * (i // 8)] for i in ti.static(range(16))])
-                minimum = f32x16(*[minima[4 + high + 2 * (i // 8)] for i in ti.static(range(16))])
-            words = quants[quants_base + 2 * (start + j) + half]
+            s0, s1, m0, m1 = scales[low], scales[low + 2], minima[low], minima[low + 2]
+            scale = f32x16(*[(s0, s1)[i // 8] for i in ti.static(range(16))])
+            minimum = f32x16(*[(m0, m1)[i // 8] for i in ti.static(range(16))])
+            words = quants[quants_base + 2 * (start + j) + half] >> (4 * high)
             for b in ti.static(range(4)):
-                unit = ti.static(NIBBLE_UNIT[2 * b + high])
-                a[tile + 4 * j + b] = (scale * unit) * nibbles_in_place(words, b, high) - minimum
+                a[tile + 4 * j + b] = (scale * NIBBLE_UNIT[2 * b]) * nibbles_in_place(words, b, 0) - minimum
 
     @ti.func
-    def decode_tail(tail: ti.template(), tail_base, headers: ti.template(), headers_base, a: ti.template(), tile, start, pair):
+    def decode_tail(
+        tail: ti.template(), tail_base, tail_pairs, headers: ti.template(), headers_base, a: ti.template(), tile, start,
+        columns, pair,
+    ):  # fmt: skip
         """64 rows of the tail band; lane i of vector b: row 32 (i / 8) + 4 (i % 8) + b of the pair of sub-blocks."""
-        for j in range(ti.min(TILE_COLUMNS, cols - start)):
+        for j in range(columns):
             header = headers[headers_base + start + j]
             scales = scales_of(header)
             minima = minima_of(header)
+            s0, s1, m0, m1 = scales[2 * pair], scales[2 * pair + 1], minima[2 * pair], minima[2 * pair + 1]
+            scale = f32x16(*[(s0, s1)[i // 8] for i in ti.static(range(16))])
+            minimum = f32x16(*[(m0, m1)[i // 8] for i in ti.static(range(16))])
             words = tail[tail_base + (start + j) * tail_pairs + pair]
-            for p in ti.static(range(tail_pairs)):
-                if pair == p:
-                    scale = f32x16(*[scales[2 * p + i // 8] for i in ti.static(range(16))])
-                    minimum = f32x16(*[minima[2 * p + i // 8] for i in ti.static(range(16))])
-                    for b in ti.static(range(4)):
-                        low = nibbles_in_place(words, b, 0) * NIBBLE_UNIT[2 * b]
-                        high = nibbles_in_place(words, b, 1) * NIBBLE_UNIT[2 * b + 1]
-                        nibbles = f32x16(*[low[i] for i in ti.static(range(8))] + [high[i] for i in ti.static(range(8))])
-                        a[tile + 4 * j + b] = scale * nibbles - minimum
+            for b in ti.static(range(4)):
+                low = nibbles_in_place(words, b, 0) * NIBBLE_UNIT[2 * b]
+                high = nibbles_in_place(words, b, 1) * NIBBLE_UNIT[2 * b + 1]
+                nibbles = f32x16(*[low[i] for i in ti.static(range(8))] + [high[i] for i in ti.static(range(8))])
+                a[tile + 4 * j + b] = scale * nibbles - minimum
 
     @ti.func
     def matmul(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        a: ti.template(), tile, x, x_stride, y: ti.template(), y_base, y_stride, tokens, worker,
+        cols, full_bands, tail_pairs, a: ti.template(), tile, x, x_stride, y: ti.template(), y_base, y_stride,
+        tokens, worker,
     ):  # fmt: skip
         strips = full_bands * 4 + tail_pairs
         for strip in range(share_start(strips, worker, workers), share_start(strips, worker + 1, workers)):
             band = strip >> 2
+            half = (strip >> 1) & 1
+            pair = strip - full_bands * 4
+            out = y_base + full_bands * 16 + pair * 4
+            step = 2
             if band < full_bands:
-                half = (strip >> 1) & 1
                 out = y_base + band * 16 + 8 * half + 2 * (strip & 1)
-                for i in range(tiles):
-                    for high in ti.static(range(2)):
-                        if (strip & 1) == high:
-                            decode_full(
-                                quants, quants_base + band * cols * 2, headers, headers_base + band * cols,
-                                a, tile, i * TILE_COLUMNS, half, high,
-                            )  # fmt: skip
-                    strip_product(a, tile, i * TILE_COLUMNS, x, x_stride, y, out, y_stride, tokens, (0, 1, 4, 5))
-                put_in_order(y, out, y_stride, tokens, (0, 1, 4, 5))
-            else:
-                if ti.static(tail_pairs > 0):
-                    pair = strip - full_bands * 4
-                    out = y_base + full_bands * 16 + pair * 4
-                    for i in range(tiles):
-                        decode_tail(
-                            tail, tail_base, headers, headers_base + full_bands * cols, a, tile, i * TILE_COLUMNS, pair
-                        )
-                        strip_product(a, tile, i * TILE_COLUMNS, x, x_stride, y, out, y_stride, tokens, (0, 1, 2, 3))
-                    put_in_order(y, out, y_stride, tokens, (0, 1, 2, 3))
+                step = 4
+            for i in range((cols + TILE_COLUMNS - 1) // TILE_COLUMNS):
+                start = i * TILE_COLUMNS
+                columns = ti.min(TILE_COLUMNS, cols - start)
+                if band < full_bands:
+                    decode_full(
+                        quants, quants_base + band * cols * 2, headers, headers_base + band * cols,
+                        a, tile, start, columns, half, strip & 1,
+                    )  # fmt: skip
+                else:
+                    decode_tail(
+                        tail, tail_base, tail_pairs, headers, headers_base + full_bands * cols, a, tile, start, columns, pair
+                    )
+                strip_product(a, tile, start, columns, x, x_stride, y, out, y_stride, tokens, step)
+            put_in_order(y, out, y_stride, tokens, step)
 
     return matmul
 
 
 def make_vocabulary_matmul(cols: int, workers: int):
     """Build the ti.func of one worker's tiles of Y = X W^T for the vocabulary matrix (see `head.tile`)."""
-    strip_product = make_strip_product(cols)
+    strip_product = make_strip_product()
     chunks, groups = -(-cols // TILE_COLUMNS), cols // 32
 
     @ti.func
-    def decode(words: ti.template(), scales: ti.template(), strip, a: ti.template(), tile, start):
-        for j in range(ti.min(TILE_COLUMNS, cols - start)):
+    def decode(words: ti.template(), scales: ti.template(), strip, a: ti.template(), tile, start, columns):
+        for j in range(columns):
             w = words[strip * cols + start + j]
             for b in ti.static(range(4)):
                 q = ((w >> (8 * b)) & 255) * 1.0 - 128.0
@@ -159,9 +164,9 @@ def make_vocabulary_matmul(cols: int, workers: int):
     ):  # fmt: skip
         for strip in range(share_start(strips, worker, workers), share_start(strips, worker + 1, workers)):
             for i in range(chunks):
-                decode(words, scales, first + strip, a, tile, i * TILE_COLUMNS)
-                strip_product(
-                    a, tile, i * TILE_COLUMNS, x, x_stride, y, y_base + strip * 4, y_stride, tokens, (0, 1, 2, 3)
-                )
+                start = i * TILE_COLUMNS
+                columns = ti.min(TILE_COLUMNS, cols - start)
+                decode(words, scales, first + strip, a, tile, start, columns)
+                strip_product(a, tile, start, columns, x, x_stride, y, y_base + strip * 4, y_stride, tokens, 2)
 
     return matmul

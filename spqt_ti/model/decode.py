@@ -18,7 +18,9 @@ from spqt_ti.kernels.rope import rotate
 from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.workers import share_start, wait_for_all
 from spqt_ti.model.sites import SITES
-from spqt_ti.model.weights import Weights
+from spqt_ti.model.weights import SITE_FIELDS, Weights
+
+COLS, FULL_BANDS, TAIL_PAIRS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,21 @@ class DecodeStep:
         self._ints = ti.ndarray(ti.i32, (self._integers.size,))
         self._ints_view = host_view(self._ints)
         self._ints_view[:] = 0
+        self._ints_view[self._integers.sites :][:32] = weights.site_table().reshape(-1)
         most = scratch.input_stride * 16
         self._ints_view[self._integers.everything :][:most] = np.arange(most)
         self.active = self._ints_view[self._integers.counts :][:sites].reshape(-1, len(SITES))
+        self._warm = False
         self._kernel = make_decode_kernel(weights, cache_shape, scratch, self._integers, workers)
+
+    def warm_up(self, position: int) -> None:
+        """Run once, if nothing has run yet, at a position that is free: what it writes to the cache is overwritten by the next token."""
+        if not self._warm:
+            self.run(0, position)
 
     def run(self, token: int, position: int) -> None:
         """Decode `token` at `position`; `logits`, `best_token` and `active` then describe it."""
-        w = self._weights
+        w, self._warm = self._weights, True
         self._ints_view[0] = 0
         self._kernel(
             w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
@@ -116,6 +125,7 @@ class DecodeStep:
 class IntegerPlan:
     """Places in the decode step's i32 array; the barrier's counter is element 0, alone in its cache line."""
 
+    sites: int  # [4][8], Weights.site_table
     counts: int  # [layers][4], active inputs of the last token
     everything: int  # 0, 1, 2, ...: the active list of a dense site
     lists: int  # [workers][list_stride], active lists
@@ -126,68 +136,62 @@ class IntegerPlan:
     def plan(cls, weights: Weights, workers: int) -> "IntegerPlan":
         """Lay the parts out, each on cache lines of its own."""
         most = max(place.shape.cols for place in weights.places.values())
-        counts = 16
+        sites = 16
+        counts = sites + 32
         everything = counts + -(-weights.config.num_hidden_layers * len(SITES) // 16) * 16
         lists = everything + -(-most // 16) * 16
         list_stride = (most // 16 + 1) * 16
-        return cls(counts, everything, lists, list_stride, lists + workers * list_stride)
+        return cls(sites, counts, everything, lists, list_stride, lists + workers * list_stride)
 
 
 def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int):
     """The decode step of a model of these shapes, for a fixed number of workers."""
-    config, places = weights.config, weights.places
+    config = weights.config
     layers, hidden, width = config.num_hidden_layers, config.hidden_size // 16, config.intermediate_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     head_vectors, group = head_dim // 16, heads // kv_heads
     eps = config.rms_norm_eps
-    constants_at, constants_stride = weights.layer_constants, weights.constants_stride
-    final_norm, rope = weights.final_norm, weights.rope
+    attention_norm, ffn_norm = weights.layer_constants["attention_norm"], weights.layer_constants["ffn_norm"]
+    constants_stride, final_norm, rope = weights.constants_stride, weights.final_norm, weights.rope
     quants_stride, tail_stride, headers_stride = weights.quants_stride, weights.tail_stride, weights.headers_stride
     tiles, head_tile, vocabulary = weights.vocabulary_tiles, weights.head_tile, config.vocab_size
-    strides = [places[site].shape.padded_rows // 16 for site in SITES]
-    has_bias = [f"{site}_bias" in constants_at for site in SITES]
-    bias_at = [constants_at.get(f"{site}_bias", 0) for site in SITES]
-    logits_tile, embed = make_head(config.hidden_size)
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
+    logits_tile, embed = make_head(config.hidden_size)
+    gemv = make_gemv(workers)
 
     @ti.func
-    def summed(a: ti.template(), constants: ti.template(), layer, site: ti.template(), vector):
+    def summed(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, vector):
         """Vector `vector` of a site's output: the workers' partial sums in worker order, plus the bias."""
+        stride = integers[ints.sites + site * 8 + BANDS] * 16
+        bias = integers[ints.sites + site * 8 + BIAS]
         total = a[scratch.partial + vector]
-        for w in ti.static(range(1, workers)):
-            total += a[scratch.partial + w * strides[site] + vector]
-        if ti.static(has_bias[site]):
-            total += constants[layer * constants_stride + bias_at[site] + vector]
+        for w in range(1, workers):
+            total += a[scratch.partial + w * stride + vector]
+        if bias >= 0:
+            total += constants[layer * constants_stride + bias + vector]
         return total
 
-    def make_multiply(site: int):
-        """The ti.func that collects the active inputs of a site, x beginning at vector a[x], and multiplies its matrix by them."""
-        place = places[SITES[site]]
-        cols, quants_at, tail_at, headers_at = place.shape.cols, place.quants, place.tail, place.headers
-        gemv = make_gemv(place.shape, workers)
-
-        @ti.func
-        def multiply(
-            quants: ti.template(), tail: ti.template(), headers: ti.template(), quants_address, a: ti.template(),
-            integers: ti.template(), thresholds: ti.template(), layer, x, worker,
-        ):  # fmt: skip
-            threshold = thresholds[layer * 4 + site]
-            active = ints.everything
-            count = cols
-            if threshold > 0.0:
-                active = ints.lists + worker * ints.list_stride
-                count = collect(a, x, cols, threshold, integers, active)
-            if worker == 0:
-                integers[ints.counts + layer * 4 + site] = count
-            gemv(
-                quants, layer * quants_stride + quants_at, tail, layer * tail_stride + tail_at,
-                headers, layer * headers_stride + headers_at, quants_address, a, x, integers, active, count,
-                a, scratch.partial, worker,
-            )  # fmt: skip
-
-        return multiply
-
-    multiply_qkv, multiply_o, multiply_gate_up, multiply_down = (make_multiply(site) for site in range(4))
+    @ti.func
+    def multiply(
+        quants: ti.template(), tail: ti.template(), headers: ti.template(), quants_address, a: ti.template(),
+        integers: ti.template(), thresholds: ti.template(), layer, site, x, worker,
+    ):  # fmt: skip
+        """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
+        at = ints.sites + site * 8
+        cols = integers[at + COLS]
+        threshold = thresholds[layer * 4 + site]
+        active = ints.everything
+        count = cols
+        if threshold > 0.0:
+            active = ints.lists + worker * ints.list_stride
+            count = collect(a, x, cols, threshold, integers, active)
+        if worker == 0:
+            integers[ints.counts + layer * 4 + site] = count
+        gemv(
+            quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
+            headers, layer * headers_stride + integers[at + HEADERS], quants_address, cols, integers[at + FULL_BANDS],
+            integers[at + TAIL_PAIRS], a, x, integers, active, count, a, scratch.partial, worker,
+        )  # fmt: skip
 
     @ti.func
     def normalised(a: ti.template(), constants: ti.template(), weight, x):
@@ -201,16 +205,18 @@ def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scrat
         scaled_copy(a, scratch.hidden, constants, weight, factor, x, hidden)
 
     @ti.func
-    def add_residual(a: ti.template(), constants: ti.template(), layer, site: ti.template(), worker):
+    def add_residual(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, worker):
         """hidden += output of the site, on the worker's share of hidden; leaves its sum of squares."""
         first = share_start(hidden, worker, workers)
         last = share_start(hidden, worker + 1, workers)
         for i in range(first, last):
-            a[scratch.hidden + i] = a[scratch.hidden + i] + summed(a, constants, layer, site, i)
+            a[scratch.hidden + i] = a[scratch.hidden + i] + summed(a, constants, integers, layer, site, i)
         a[scratch.squares + worker][0] = square_sum(a, scratch.hidden + first, scratch.hidden + last)
 
     @ti.func
-    def place_heads(a: ti.template(), constants: ti.template(), cache: ti.template(), layer, position, worker):
+    def place_heads(
+        a: ti.template(), constants: ti.template(), integers: ti.template(), cache: ti.template(), layer, position, worker
+    ):
         """Sum q, k, v of the worker's heads, rotate q and k, and put k and v into the cache."""
         row = (rope * 16) + position * head_dim
         for head in range(
@@ -218,7 +224,7 @@ def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scrat
         ):
             start = scratch.query + head * head_vectors
             for d in range(head_vectors):
-                a[start + d] = summed(a, constants, layer, 0, head * head_vectors + d)
+                a[start + d] = summed(a, constants, integers, layer, 0, head * head_vectors + d)
             if head < heads + kv_heads:
                 rotate(a, start * 16, constants, row, head_dim // 2)
             keys = layer * cache_layer + (head - heads) * 2 * half_stride
@@ -262,11 +268,11 @@ def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scrat
                     a[at] = a[at] + weight * a[scratch.heads + (w * heads + head) * head_vectors + d]
 
     @ti.func
-    def gate(a: ti.template(), constants: ti.template(), layer, worker):
+    def gate(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, worker):
         """activation = silu(gate) * up on the worker's share."""
         for i in range(share_start(width, worker, workers), share_start(width, worker + 1, workers)):
-            g = summed(a, constants, layer, 2, i)
-            up = summed(a, constants, layer, 2, width + i)
+            g = summed(a, constants, integers, layer, 2, i)
+            up = summed(a, constants, integers, layer, 2, width + i)
             a[scratch.activation + i] = g / (1.0 + exp_lanes(0.0 - g)) * up
 
     @ti.func
@@ -303,38 +309,29 @@ def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scrat
             arrived += workers
             wait_for_all(integers, 0, arrived)
             for layer in range(layers):
-                normalised(a, constants, layer * constants_stride + ti.static(constants_at["attention_norm"]), x)
-                multiply_qkv(quants, tail, headers, quants_address, a, integers, thresholds, layer, x, worker)
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                place_heads(a, constants, cache, layer, position, worker)
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                attend_share(a, cache, layer, position, worker)
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                join_heads(a, x)
-                multiply_o(quants, tail, headers, quants_address, a, integers, thresholds, layer, x, worker)
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                add_residual(a, constants, layer, 1, worker)
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                normalised(a, constants, layer * constants_stride + ti.static(constants_at["ffn_norm"]), x)
-                multiply_gate_up(quants, tail, headers, quants_address, a, integers, thresholds, layer, x, worker)
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                gate(a, constants, layer, worker)
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                multiply_down(
-                    quants, tail, headers, quants_address, a, integers, thresholds, layer, scratch.activation, worker
-                )
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                add_residual(a, constants, layer, 3, worker)
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
+                for site in range(4):
+                    source = x
+                    if site == 1:
+                        join_heads(a, x)
+                    elif site == 3:
+                        source = scratch.activation
+                    else:
+                        norm = ti.select(site == 0, attention_norm, ffn_norm)
+                        normalised(a, constants, layer * constants_stride + norm, x)
+                    multiply(quants, tail, headers, quants_address, a, integers, thresholds, layer, site, source, worker)
+                    arrived += workers
+                    wait_for_all(integers, 0, arrived)
+                    if site == 0:
+                        place_heads(a, constants, integers, cache, layer, position, worker)
+                        arrived += workers
+                        wait_for_all(integers, 0, arrived)
+                        attend_share(a, cache, layer, position, worker)
+                    elif site == 2:
+                        gate(a, constants, integers, layer, worker)
+                    else:
+                        add_residual(a, constants, integers, layer, site, worker)
+                    arrived += workers
+                    wait_for_all(integers, 0, arrived)
             normalised(a, constants, final_norm, x)
             score_vocabulary(words, scales, a, x, worker)
 

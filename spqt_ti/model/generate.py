@@ -77,6 +77,7 @@ def generate_tokens(
     if max_new_tokens < 1:
         raise GenerationError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
     llama.reset()
+    llama.warm_up_prefill()
     meter, generator = _Meter(llama), np.random.default_rng(sampling.seed)
     start = time.perf_counter()
     logits = llama.prefill(prompt)[0]
@@ -87,6 +88,7 @@ def generate_tokens(
         yield Step(token, reason, meter.stats() if reason else None)
         if reason:
             return
+        llama.warm_up_decode()
         start = time.perf_counter()
         logits = llama.decode(token)
         token = llama.best_token() if sampling.greedy else draw(logits, sampling, generator)

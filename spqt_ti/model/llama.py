@@ -76,6 +76,14 @@ class Llama:
         """Inputs that a token has at each site, i32 [4]."""
         return np.array([self.weights.places[site].shape.cols for site in SITES], np.int32)
 
+    def warm_up_prefill(self) -> None:
+        """Compile the prefill kernels, which otherwise happens inside the first `prefill`."""
+        self._prefill.warm_up(self.position)
+
+    def warm_up_decode(self) -> None:
+        """Compile the decode kernel, which otherwise happens inside the first `decode`; the cache must not be full."""
+        self._decode.warm_up(self.position)
+
     def prefill(
         self, tokens: Sequence[int], logits: str = "last", masked: bool = False, observer: Observer | None = None
     ) -> np.ndarray:

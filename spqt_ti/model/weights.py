@@ -20,6 +20,8 @@ from spqt_ti.model.container import Container
 from spqt_ti.model.sites import MODULES, SITES
 
 _NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
+# Columns of Weights.site_table; bias: first vector among a layer's constants, -1 for none.
+SITE_FIELDS = ("cols", "full_bands", "tail_pairs", "bands", "quants", "tail", "headers", "bias")
 _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
 
 
@@ -124,6 +126,18 @@ class Weights:
         for site, module in MODULES.items():
             if config.attention_bias if site in ("qkv", "o") else config.mlp_bias:
                 yield f"{site}_bias", f"{module}.bias"
+
+    def site_table(self) -> np.ndarray:
+        """i32 [4, 8]: what a kernel needs to know of each site's matrix, by the columns of SITE_FIELDS."""
+        rows = []
+        for site in SITES:
+            place = self.places[site]
+            shape = place.shape
+            bias = self.layer_constants.get(f"{site}_bias", -1)
+            rows.append(
+                [shape.cols, shape.full_bands, shape.tail_pairs, shape.bands, place.quants, place.tail, place.headers, bias]
+            )
+        return np.array(rows, np.int32)
 
     def bytes_of(self, site: str, columns: float) -> float:
         """Bytes of one block's weights that `columns` active inputs at `site` read."""

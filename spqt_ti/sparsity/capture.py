@@ -31,19 +31,23 @@ class Magnitudes:
 
     def quantiles(self, levels: Sequence[float]) -> np.ndarray:
         """f32 [layers, 4, len(levels)]: the magnitude below which a share `level` of the inputs lies, linear inside a bin."""
-        edges = (np.arange(_BINS, dtype=np.uint32) << _SHIFT).view(np.float32).astype(np.float64)
         result = np.zeros((*self.counts.shape[:2], len(levels)))
         for layer, site in np.ndindex(self.counts.shape[:2]):
-            result[layer, site] = _quantiles(self.counts[layer, site], edges, np.asarray(levels))
+            result[layer, site] = _quantiles(self.counts[layer, site], np.asarray(levels))
         return result.astype(np.float32)
 
 
-def _quantiles(counts: np.ndarray, edges: np.ndarray, levels: np.ndarray) -> np.ndarray:
+def _edge(place: np.ndarray) -> np.ndarray:
+    """Lower edge of a bin."""
+    return (place.astype(np.uint32) << _SHIFT).view(np.float32).astype(np.float64)
+
+
+def _quantiles(counts: np.ndarray, levels: np.ndarray) -> np.ndarray:
     below = np.concatenate([[0], np.cumsum(counts)])
     wanted = levels * below[-1]
     place = np.clip(np.searchsorted(below, wanted, side="right") - 1, 0, int(np.flatnonzero(counts)[-1]))
     inside = (wanted - below[place]) / np.maximum(counts[place], 1)
-    return edges[place] + inside * (edges[place + 1] - edges[place])
+    return _edge(place) + inside * (_edge(place + 1) - _edge(place))
 
 
 def capture(llama: Llama, tokens: Sequence[int]) -> Magnitudes:
