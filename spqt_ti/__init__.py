@@ -1,9 +1,9 @@
 """spqt_ti: Llama models in zigzag Q4_K that skip the weights of inactive inputs while decoding.
 
-    import spqt_ti
-    model = spqt_ti.load("smollm2-135m", sparsity=0.4)
-    for piece in model.stream("Once upon a time"):
-        print(piece, end="", flush=True)
+import spqt_ti
+model = spqt_ti.load("smollm2-135m", sparsity=0.4)
+for piece in model.stream("Once upon a time"):
+    print(piece, end="", flush=True)
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -36,7 +36,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished text. `token_ids` are the new tokens, an end-of-sequence token included; it is not part of the text."""
+    """A finished text.
+
+    `token_ids` are the new tokens, an end-of-sequence token included; it is not part of the text.
+    """
 
     text: str
     token_ids: list[int]
@@ -92,7 +95,8 @@ class Model:
         return fresh
 
     def logits(self, token_ids: Sequence[int], mode: str = "prefill") -> np.ndarray:
-        """Logits f32 [T, vocab] of a sequence from its start: "prefill" densely, "decode" token by token through the sparse step.
+        """Logits f32 [T, vocab] of a sequence from its start: "prefill" densely, "decode" token by token through the
+        sparse step.
 
         Raises GenerationError for another mode, no tokens, unknown ids, or more tokens than the context.
         """
@@ -116,8 +120,8 @@ class Model:
     ) -> Iterator[Piece]:
         """Yield text as it is generated; with `chat` the prompt is a user's message in the model's chat template.
 
-        Raises GenerationError for an empty prompt, a prompt longer than the context, or sampling values out of range; CheckpointError
-        when `chat` is asked of a model without a template.
+        Raises GenerationError for an empty prompt, a prompt longer than the context, or sampling values out of range;
+        CheckpointError when `chat` is asked of a model without a template.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         tokens = self._encode(prompt, chat)
@@ -142,7 +146,8 @@ class Model:
         """The whole of `stream` at once."""
         pieces = list(self.stream(prompt, max_new_tokens, temperature, seed, top_k, top_p, chat))
         last = pieces[-1]
-        assert last.finish_reason is not None and last.stats is not None
+        assert last.finish_reason is not None
+        assert last.stats is not None
         text = "".join(piece.text for piece in pieces)
         return Generation(text, [piece.token for piece in pieces], last.finish_reason, last.stats)
 
@@ -170,10 +175,12 @@ def load(
     threads: int | None = None,
     context: int | None = None,
 ) -> Model:
-    """Load a quantised directory, or a source model (known name, Hugging Face directory or id, GGUF), which is quantised once.
+    """Load a quantised directory, or a source model (known name, Hugging Face directory or id, GGUF), which is
+    quantised once.
 
-    `sparsity`: a level between 0 and 0.99 for every site (thresholds from a short calibration that is kept beside the model), a policy, or
-    a policy's JSON file. `threads`: worker threads (default: every CPU of the process). `context`: positions of the KV cache.
+    `sparsity`: a level between 0 and 0.99 for every site (thresholds from a short calibration that is kept beside the
+    model), a policy, or a policy's JSON file. `threads`: worker threads (default: every CPU of the process).
+    `context`: positions of the KV cache.
 
     Raises SpqtError (a subclass that fits) with what is wrong and what to do.
     """

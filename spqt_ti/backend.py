@@ -1,7 +1,7 @@
 """The only module that imports Taichi and calls `ti.init`.
 
-Everything else writes `from spqt_ti.backend import ti`. Taichi has one runtime per process; `start` brings it up once, and
-later calls return the same one.
+Everything else writes `from spqt_ti.backend import ti`. Taichi has one runtime per process; `start` brings it up
+once, and later calls return the same one.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ import numpy as np
 
 os.environ.setdefault("ENABLE_TAICHI_HEADER_PRINT", "0")
 
-import taichi as ti  # noqa: E402
+import taichi as ti
 
-from spqt_ti.errors import BackendError  # noqa: E402
-from spqt_ti.formats.fpenv import gradual_underflow  # noqa: E402
+from spqt_ti.errors import BackendError
+from spqt_ti.formats.fpenv import gradual_underflow
 
 __all__ = ["BACKENDS", "Runtime", "address", "available_threads", "host_view", "start", "ti"]
 
@@ -58,7 +58,9 @@ def start(backend: str = "cpu", threads: int | None = None) -> Runtime:
         raise BackendError(f"threads must be between 1 and {limit} (the CPUs of this process), not {threads}")
     if _runtime is not None:
         if _runtime.backend != backend:
-            raise BackendError(f"this process already runs the {_runtime.backend} backend; use another process for {backend}")
+            raise BackendError(
+                f"this process already runs the {_runtime.backend} backend; use another process for {backend}"
+            )
         return _runtime
     before = _thread_ids()
     # ti.init prints a banner that has no switch, and leaves this thread flushing denormals to zero.

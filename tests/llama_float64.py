@@ -1,6 +1,7 @@
 """A Llama forward pass in NumPy float64, written for clarity: the reference that the runner's logits are compared with.
 
-`weights` maps Hugging Face tensor names to arrays [out, in]. `mask` may zero inputs of the decode matrices, as sparse decoding does.
+`weights` maps Hugging Face tensor names to arrays [out, in]. `mask` may zero inputs of the decode matrices, as sparse
+decoding does.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,9 @@ from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
 Mask = Callable[[int, str, np.ndarray], np.ndarray]
 
 
-def forward(config: LlamaConfig, weights: Mapping[str, np.ndarray], tokens: list[int], mask: Mask | None = None) -> np.ndarray:
+def forward(
+    config: LlamaConfig, weights: Mapping[str, np.ndarray], tokens: list[int], mask: Mask | None = None
+) -> np.ndarray:
     """Logits f64 [T, vocab]; `mask(layer, site, x [T, K])` returns the inputs that a site's matrices see."""
     mask = mask or (lambda layer, site, x: x)
 

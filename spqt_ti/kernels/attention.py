@@ -1,7 +1,8 @@
 """Grouped-query attention of one query over the KV cache, with 16 positions or 16 values of a head in the lanes.
 
-Keys lie transposed in blocks of 16 positions, so that the scores of 16 positions are a sum of (one query value) * (one vector); values
-lie as they are, so that a weighted sum needs no transposition either. Sizes in vectors, per layer and KV head:
+Keys lie transposed in blocks of 16 positions, so that the scores of 16 positions are a sum of (one query value) *
+(one vector); values lie as they are, so that a weighted sum needs no transposition either. Sizes in vectors, per
+layer and KV head:
 
     keys    [context / 16][head_dim]            lane = position in its block
     values  [context][head_dim / 16]            lane = value in its vector
@@ -60,8 +61,8 @@ def attend(
 ):  # fmt: skip
     """Attention of one query over the blocks first_block..last_block-1, not normalised.
 
-    The query begins at vector a[query]; `scores` is scratch of one vector per block, `out` takes the head_dim / 16 vectors of
-    sum_p exp(s_p - m) v_p. Positions beyond `position` weigh nothing. Returns (m, sum_p exp(s_p - m)).
+    The query begins at vector a[query]; `scores` is scratch of one vector per block, `out` takes the head_dim / 16
+    vectors of sum_p exp(s_p - m) v_p. Positions beyond `position` weigh nothing. Returns (m, sum_p exp(s_p - m)).
     """
     scale = ti.static(1.0 / head_dim**0.5)
     highest = f32x16(LOWEST)

@@ -1,7 +1,8 @@
 """Zigzag GEMV: y = W[:, active] x[active], for one token.
 
-The active columns are split evenly over the workers. A worker goes through its share once per band, with the band's 256 sums in
-registers, and writes them once; whoever needs y adds the workers' partial sums in worker order, so a result never depends on timing.
+The active columns are split evenly over the workers. A worker goes through its share once per band, with the band's
+256 sums in registers, and writes them once; whoever needs y adds the workers' partial sums in worker order, so a
+result never depends on timing.
 """
 
 import numpy as np
@@ -13,44 +14,48 @@ from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x1
 from spqt_ti.kernels.workers import share_start
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, ZigzagShape, minima_of, nibbles_in_place, scales_of, split
 
-# Active columns between the one that is computed and the one whose quants are fetched. Random 128-byte pieces defeat the
-# hardware prefetcher; without this, skipping is slower than reading everything once weights exceed the cache.
-PREFETCH_DISTANCE = 16
+# Active columns between the one that is computed and the one whose quants are fetched. Random 128-byte pieces defeat
+# the hardware prefetcher; without this, skipping is slower than reading everything once weights exceed the cache.
+PREFETCH_DISTANCE = 24
 
 
 def make_gemv(workers: int):
-    """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves every matrix.
+    """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
+    every matrix.
 
-    Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the address of quants, and the
-    matrix's geometry (see ZigzagShape); x with its first vector; the active list with its first entry and its length; the partial
-    sums with their first vector; the worker. Worker w writes the whole bands of partial sums (16 vectors each) that start at
-    vector `partial_base + w * bands * 16`.
+    Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the addresses
+    of quants and headers, and the matrix's geometry (see ZigzagShape); x with its first vector; the active list with
+    its first entry and its length; the partial sums with their first vector; the worker. Worker w writes the whole
+    bands of partial sums (16 vectors each) that start at vector `partial_base + w * bands * 16`.
     """
     helpers = native.load()
     prefetches = helpers is not None
     multiply_add16, multiply_add8 = make_multiply_add()
 
     @ti.func
+    def prefetch(quants_address, quants_base, headers_address, headers_base, superblock):
+        """Ask for a superblock, counted from the first one of the band."""
+        if ti.static(prefetches):
+            quants_at = quants_address + (ti.cast((quants_base >> 1) + superblock, ti.i64) << 7)
+            header_at = headers_address + (ti.cast(headers_base + superblock, ti.i64) << 4)
+            helpers.prefetch128(quants_at)
+            helpers.prefetch64(header_at)
+
+    @ti.func
     def full_band(
-        quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address,
+        quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address, headers_address,
         x: ti.template(), x_base, active: ti.template(), first, last, partial: ti.template(), out, next_band,
     ):  # fmt: skip
         # sums[8 v + 2 byte + high], lane i: row 128 v + 64 (i / 8) + 32 high + 4 (i % 8) + byte
         sums = [f32x16(0.0) for _ in ti.static(range(16))]
         offsets = f32x8(0.0)
         for j in range(first, last):
-            if ti.static(prefetches):
-                # Past the end of the list comes its beginning, in the next band: the list is short against the distance.
-                ahead = j + PREFETCH_DISTANCE
-                superblock = quants_base >> 1
-                if ahead >= last:
-                    ahead = last - 1
-                    if next_band > 0:
-                        ahead = ti.min(j + PREFETCH_DISTANCE - (last - first), last - 1)
-                        superblock += next_band
-                superblock += active[ahead]
-                where = quants_address + (ti.cast(superblock, ti.i64) << 7)
-                helpers.prefetch128(where)
+            ahead = j + PREFETCH_DISTANCE
+            if ahead < last:
+                prefetch(quants_address, quants_base, headers_address, headers_base, active[ahead])
+            elif next_band > 0:  # past the end of the list comes its beginning, in the next band
+                ahead = ti.min(ahead - (last - first), last - 1)
+                prefetch(quants_address, quants_base, headers_address, headers_base, next_band + active[ahead])
             column = active[j]
             xj = value(x, x_base * 16 + column)
             header = headers[headers_base + column]
@@ -98,15 +103,19 @@ def make_gemv(workers: int):
     @ti.func
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        quants_address, cols, full_bands, tail_pairs, x: ti.template(), x_base,
+        quants_address, headers_address, cols, full_bands, tail_pairs, x: ti.template(), x_base,
         active: ti.template(), active_base, count, partial: ti.template(), partial_base, worker,
     ):  # fmt: skip
         first = active_base + share_start(count, worker, workers)
         last = active_base + share_start(count, worker + 1, workers)
         out = partial_base + worker * (full_bands + ti.min(tail_pairs, 1)) * 16
+        if full_bands > 0:
+            for j in range(first, ti.min(first + PREFETCH_DISTANCE, last)):
+                prefetch(quants_address, quants_base, headers_address, headers_base, active[j])
         for band in range(full_bands):
             full_band(
-                quants, quants_base + band * cols * 2, headers, headers_base + band * cols, quants_address,
+                quants, quants_base + band * cols * 2, headers, headers_base + band * cols,
+                quants_address, headers_address,
                 x, x_base, active, first, last, partial, out + band * 16, ti.select(band + 1 < full_bands, cols, 0),
             )  # fmt: skip
         for pair in range(tail_pairs):
@@ -121,7 +130,8 @@ def make_gemv(workers: int):
 class ZigzagGemv:
     """One matrix on the device with its GEMV as a kernel of its own, for tests and benchmarks.
 
-    `data`: the stored zigzag bytes (u8, flat) of a matrix of `shape`. The token kernel uses the same func (`make_gemv`).
+    `data`: the stored zigzag bytes (u8, flat) of a matrix of `shape`. The token kernel uses the same func
+    (`make_gemv`).
     """
 
     def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2) -> None:
@@ -137,7 +147,7 @@ class ZigzagGemv:
         self._kernel = make_gemv_kernel(workers)
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """y (f32 [rows]) for x (f32 [cols]); `active` (i32, ascending or not, no duplicates) defaults to every column."""
+        """y (f32 [rows]) for x (f32 [cols]); `active` (i32, any order, no duplicates) defaults to every column."""
         active = np.arange(self.shape.cols, dtype=np.int32) if active is None else active
         view = host_view(self._x).reshape(-1)
         view[: x.size] = x
@@ -153,7 +163,8 @@ class ZigzagGemv:
         """Launch on the x and active list that are already on the device and wait for the end."""
         shape = self.shape
         self._kernel(
-            self._quants, self._tail, self._headers, address(self._quants), shape.cols, shape.full_bands, shape.tail_pairs,
+            self._quants, self._tail, self._headers, address(self._quants), address(self._headers),
+            shape.cols, shape.full_bands, shape.tail_pairs,
             self._x, self._active, count, self._partial,
         )  # fmt: skip
         ti.sync()
@@ -171,14 +182,15 @@ def make_gemv_kernel(workers: int):
 
     @ti.kernel
     def zigzag_gemv(
-        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4),
+        quants_address: ti.i64, headers_address: ti.i64,
         cols: ti.i32, full_bands: ti.i32, tail_pairs: ti.i32, x: array_of(f32x16),
         active: array_of(ti.i32), count: ti.i32, partial: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             gemv(
-                quants, 0, tail, 0, headers, 0, quants_address, cols, full_bands, tail_pairs, x, 0,
+                quants, 0, tail, 0, headers, 0, quants_address, headers_address, cols, full_bands, tail_pairs, x, 0,
                 active, 0, count, partial, 0, worker,
             )  # fmt: skip
 

@@ -1,8 +1,10 @@
-"""The vocabulary matrix in Q8_0: one row of it is a token's embedding, all of it times the last hidden state are the logits.
+"""The vocabulary matrix in Q8_0: one row of it is a token's embedding, all of it times the last hidden state are the
+logits.
 
-Kernels read tiles of 64 rows: word (tile, column, lane) holds rows lane, 16 + lane, 32 + lane, 48 + lane of the tile, as bytes q + 128; a
-scale per row and 32 columns lies beside. Decode reads all of it for every token, so Q8_0 (8.5 bits per weight, relative error 0.5 %)
-rather than f16 saves a quarter of SmolLM2-135M's traffic; it is also what GGUF files carry.
+Kernels read tiles of 64 rows: word (tile, column, lane) holds rows lane, 16 + lane, 32 + lane, 48 + lane of the tile,
+as bytes q + 128; a scale per row and 32 columns lies beside. Decode reads all of it for every token, so Q8_0 (8.5
+bits per weight, relative error 0.5 %) rather than f16 saves a quarter of SmolLM2-135M's traffic; it is also what GGUF
+files carry.
 """
 
 import numpy as np
@@ -22,7 +24,8 @@ def tiles_for(rows: int) -> int:
 def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Q8_0 blocks u8 [rows, cols / 32, 34] -> words u32 [tiles * cols, 16] and scales f16 [tiles * cols / 32 * 4, 16].
 
-    Word vector (tile, column); scale vectors (tile, block of 32 columns, 16 rows). Rows are padded with zeros to a multiple of 64.
+    Word vector (tile, column); scale vectors (tile, block of 32 columns, 16 rows). Rows are padded with zeros to a
+    multiple of 64.
     """
     rows, groups, _ = blocks.shape
     tiles = tiles_for(rows)
@@ -40,8 +43,12 @@ def make_head(cols: int):
     groups = cols // 32
 
     @ti.func
-    def logits_tile(words: ti.template(), scales: ti.template(), tile, x: ti.template(), x_base, out: ti.template(), place):
-        """Logits of the 64 rows of `tile` for the vector that begins at vector x[x_base]; writes 4 vectors at out[place]."""
+    def logits_tile(
+        words: ti.template(), scales: ti.template(), tile, x: ti.template(), x_base, out: ti.template(), place
+    ):
+        """Logits of the 64 rows of `tile` for the vector that begins at vector x[x_base]; writes 4 vectors at
+        out[place].
+        """
         totals = [f32x16(0.0) for _ in ti.static(range(4))]
         for g in range(groups):
             sums = [f32x16(0.0) for _ in ti.static(range(4))]

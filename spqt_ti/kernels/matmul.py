@@ -1,7 +1,9 @@
-"""Dense matrix product for prefill: Y [tokens, rows] = X [tokens, cols] W^T, W in the zigzag or the vocabulary's layout.
+"""Dense matrix product for prefill: Y [tokens, rows] = X [tokens, cols] W^T, W in the zigzag or the vocabulary's
+layout.
 
-The unit of work is a strip of 64 rows: 256 columns of it at a time are turned into f32 once and then used for every token, four tokens
-and four vectors (64 rows) in registers. A strip belongs to one worker, so the result does not depend on their number.
+The unit of work is a strip of 64 rows: 256 columns of it at a time are turned into f32 once and then used for every
+token, four tokens and four vectors (64 rows) in registers. A strip belongs to one worker, so the result does not
+depend on their number.
 """
 
 from spqt_ti.backend import ti
@@ -32,7 +34,10 @@ def make_strip_product():
     def strip_product(
         a: ti.template(), tile, start, columns, x, x_stride, y: ti.template(), y_base, y_stride, tokens, step,
     ):  # fmt: skip
-        """Add the columns start.. of this tile; vector k of the sums goes to y[y_base + token * y_stride + place_of(k, step)]."""
+        """Add the columns start..
+
+        of this tile; vector k of the sums goes to y[y_base + token * y_stride + place_of(k, step)].
+        """
         for group in range((tokens + TOKENS - 1) // TOKENS):
             sums = [f32x16(0.0) for _ in ti.static(range(4 * TOKENS))]
             out = y_base + group * TOKENS * y_stride
@@ -67,8 +72,8 @@ def put_in_order(y: ti.template(), y_base, y_stride, tokens, step):
 def make_matmul(workers: int):
     """Build the ti.func of one worker's strips of Y = X W^T for a zigzag matrix, whose geometry is a run-time argument.
 
-    X: vectors a[x + token * x_stride ...]; Y likewise, whole bands (16 vectors each) per token; `tile`: TILE_VECTORS vectors of
-    scratch of the worker's own.
+    X: vectors a[x + token * x_stride ...]; Y likewise, whole bands (16 vectors each) per token; `tile`: TILE_VECTORS
+    vectors of scratch of the worker's own.
     """
     strip_product = make_strip_product()
 
@@ -77,7 +82,9 @@ def make_matmul(workers: int):
         quants: ti.template(), quants_base, headers: ti.template(), headers_base, a: ti.template(), tile, start,
         columns, half, high,
     ):  # fmt: skip
-        """64 rows of a full band: nibbles `high` of quants vector `half`; lane i of vector b: row 64 (i / 8) + 4 (i % 8) + b."""
+        """64 rows of a full band: nibbles `high` of quants vector `half`; lane i of vector b: row 64 (i / 8) + 4 (i %
+        8) + b.
+        """
         low = 4 * half + high
         for j in range(columns):
             header = headers[headers_base + start + j]
@@ -136,7 +143,16 @@ def make_matmul(workers: int):
                     )  # fmt: skip
                 else:
                     decode_tail(
-                        tail, tail_base, tail_pairs, headers, headers_base + full_bands * cols, a, tile, start, columns, pair
+                        tail,
+                        tail_base,
+                        tail_pairs,
+                        headers,
+                        headers_base + full_bands * cols,
+                        a,
+                        tile,
+                        start,
+                        columns,
+                        pair,
                     )
                 strip_product(a, tile, start, columns, x, x_stride, y, out, y_stride, tokens, step)
             put_in_order(y, out, y_stride, tokens, step)

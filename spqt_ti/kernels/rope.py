@@ -7,14 +7,18 @@ from spqt_ti.kernels.vectors import value
 
 
 def rope_table(inverse_frequencies: np.ndarray, positions: int) -> np.ndarray:
-    """cos and sin of every position, f32 [positions, head_dim]: cosines in the first half of a row, sines in the second."""
+    """cos and sin of every position, f32 [positions, head_dim]: cosines in the first half of a row, sines in the
+    second.
+    """
     angles = np.outer(np.arange(positions, dtype=np.float64), inverse_frequencies)
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
 @ti.func
 def rotate(a: ti.template(), head, table: ti.template(), row, half: ti.template()):
-    """Rotate in place the head whose first value is a[head]; the position's row of the table begins at value table[row]."""
+    """Rotate in place the head whose first value is a[head]; the position's row of the table begins at value
+    table[row].
+    """
     for d in range(half):
         cos = value(table, row + d)
         sin = value(table, row + half + d)

@@ -1,7 +1,8 @@
 """Vector types and lane arithmetic that the CPU kernels share.
 
-On the CPU backend a `ti.types.vector(16, f32)` stays one LLVM vector (see `backend.start`), so these compile to AVX-512, AVX2 or NEON
-code. All activations live in ndarrays of 16-lane vectors; a single value is read as `a[i >> 4][i & 15]`.
+On the CPU backend a `ti.types.vector(16, f32)` stays one LLVM vector (see `backend.start`), so these compile to
+AVX-512, AVX2 or NEON code. All activations live in ndarrays of 16-lane vectors; a single value is read as `a[i >>
+4][i & 15]`.
 """
 
 from spqt_ti.backend import ti

@@ -1,8 +1,8 @@
 """The zigzag Q4_K weights of a matrix as kernels read them.
 
-Nothing is re-encoded: a superblock's 16-byte header (d, dmin, scales) and its 128 bytes of quants stay as stored, but in two arrays, so
-that both are aligned. `word i` of the quants holds rows 4i..4i+3 of a pair of sub-blocks (low nibbles, high nibbles), which is what
-one lane of a vector, or one thread of a simdgroup, works on.
+Nothing is re-encoded: a superblock's 16-byte header (d, dmin, scales) and its 128 bytes of quants stay as stored, but
+in two arrays, so that both are aligned. `word i` of the quants holds rows 4i..4i+3 of a pair of sub-blocks (low
+nibbles, high nibbles), which is what one lane of a vector, or one thread of a simdgroup, works on.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,8 @@ class ZigzagShape:
 
 
 def split(data: np.ndarray, shape: ZigzagShape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stored bytes (u8 [nbytes]) -> quants u32 [quant_vectors, 16], tail u32 [tail_vectors, 8], headers u32 [headers, 4].
+    """Stored bytes (u8 [nbytes]) -> quants u32 [quant_vectors, 16], tail u32 [tail_vectors, 8], headers u32 [headers,
+    4].
 
     Raises ValueError if the number of bytes is not that of the shape.
     """
@@ -119,7 +120,7 @@ def minima_of(header):
 
 
 # Weight of a nibble left in its place in a word, at [2 byte + high]; the top one is shifted down instead.
-NIBBLE_UNIT = tuple(2.0 ** (-4 * k) for k in range(7)) + (1.0,)
+NIBBLE_UNIT = (*(2.0 ** (-4 * k) for k in range(7)), 1.0)
 
 
 @ti.func

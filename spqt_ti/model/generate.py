@@ -36,7 +36,9 @@ class Stats:
 
 @dataclass(frozen=True)
 class Step:
-    """A new token; the last one has a finish_reason ("stop": end-of-sequence token, "length": as many as asked for, "context": full)."""
+    """A new token; the last one has a finish_reason ("stop": end-of-sequence token, "length": as many as asked for,
+    "context": full).
+    """
 
     token: int
     finish_reason: str | None
@@ -70,9 +72,11 @@ class _Meter:
 def generate_tokens(
     llama: Llama, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop: Collection[int]
 ) -> Iterator[Step]:
-    """Prefill `prompt` into an empty cache, then yield tokens until one of `stop`, the number asked for, or a full context.
+    """Prefill `prompt` into an empty cache, then yield tokens until one of `stop`, the number asked for, or a full
+    context.
 
-    Raises GenerationError for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room for a token.
+    Raises GenerationError for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room for a
+    token.
     """
     if max_new_tokens < 1:
         raise GenerationError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")

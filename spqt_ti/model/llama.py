@@ -1,6 +1,7 @@
 """The Llama runner: weights, KV cache, and the two ways to put tokens through them.
 
-More than one token goes densely (`prefill`); one token goes through the sparse decode step (`decode`). Knows nothing of text.
+More than one token goes densely (`prefill`); one token goes through the sparse decode step (`decode`). Knows nothing
+of text.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ DEFAULT_CONTEXT = 2048
 class Llama:
     """A model on the device with one sequence in its KV cache.
 
-    `context`: positions that the cache holds (default: the model's own, at most 2048), rounded up to a multiple of 16. `threads`: worker
-    threads (default: all CPUs of the process).
+    `context`: positions that the cache holds (default: the model's own, at most 2048), rounded up to a multiple of
+    16. `threads`: worker threads (default: all CPUs of the process).
 
     Raises ContainerError for a layout that it does not run, BackendError when the device cannot hold the model.
     """
@@ -89,8 +90,8 @@ class Llama:
     ) -> np.ndarray:
         """Append tokens densely; logits f32 [n, vocab] of "all" tokens, the "last" one or "none".
 
-        `masked` zeroes the inputs that decoding would skip, for every token. Raises GenerationError for an id outside the vocabulary
-        and for more tokens than the context has room for.
+        `masked` zeroes the inputs that decoding would skip, for every token. Raises GenerationError for an id outside
+        the vocabulary and for more tokens than the context has room for.
         """
         self._check(tokens)
         rows = []

@@ -35,7 +35,9 @@ class Sampling:
 
 
 def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Probabilities f64 [vocab] after temperature, top_k and top_p (the smallest set of likeliest tokens that reaches it)."""
+    """Probabilities f64 [vocab] after temperature, top_k and top_p (the smallest set of likeliest tokens that reaches
+    it).
+    """
     scaled = logits.astype(np.float64) / sampling.temperature
     p = np.exp(scaled - scaled.max())
     order = np.argsort(-p, kind="stable")

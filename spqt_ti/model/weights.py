@@ -1,11 +1,13 @@
 """A model's weights on the device, as the decode and prefill kernels read them.
 
-The four matrices of every block share three arrays (quants, tail bands, superblock headers) with the same stride per layer, so a kernel
-finds a matrix by `layer * stride + offset`. Norms, biases and the RoPE table are one more array, `constants`.
+The four matrices of every block share three arrays (quants, tail bands, superblock headers) with the same stride per
+layer, so a kernel finds a matrix by `layer * stride + offset`. Norms, biases and the RoPE table are one more array,
+`constants`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +137,16 @@ class Weights:
             shape = place.shape
             bias = self.layer_constants.get(f"{site}_bias", -1)
             rows.append(
-                [shape.cols, shape.full_bands, shape.tail_pairs, shape.bands, place.quants, place.tail, place.headers, bias]
+                [
+                    shape.cols,
+                    shape.full_bands,
+                    shape.tail_pairs,
+                    shape.bands,
+                    place.quants,
+                    place.tail,
+                    place.headers,
+                    bias,
+                ]
             )
         return np.array(rows, np.int32)
 
@@ -153,9 +164,11 @@ def _vectors(pieces: list[np.ndarray]) -> int:
     return sum(p.size for p in pieces) // 16
 
 
-def _allocate(dtype, vectors: int, what: str) -> ti.Ndarray:
+def _allocate(dtype: Any, vectors: int, what: str) -> ti.Ndarray:
     if vectors * dtype.n > _MAX_WORDS:
-        raise BackendError(f"{what}: {vectors * dtype.n} words are more than Taichi can index in one array ({_MAX_WORDS})")
+        raise BackendError(
+            f"{what}: {vectors * dtype.n} words are more than Taichi can index in one array ({_MAX_WORDS})"
+        )
     array = ti.ndarray(dtype, (max(1, vectors),))
     host_view(array)[:] = 0
     return array

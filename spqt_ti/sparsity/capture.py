@@ -1,7 +1,7 @@
 """Magnitudes of the inputs at every site over a text: the raw material of every threshold.
 
-Each site keeps one histogram of |x| over the whole range of f32: the bins are the upper 16 bits of the magnitude, so a bin is 0.4 to 0.8 % wide, memory is
-bounded (256 KB a site) and histograms of several texts add up.
+Each site keeps one histogram of |x| over the whole range of f32: the bins are the upper 16 bits of the magnitude, so
+a bin is 0.4 to 0.8 % wide, memory is bounded (256 KB a site) and histograms of several texts add up.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Magnitudes:
         self.counts[layer, SITES.index(site)] += np.bincount(bits >> _SHIFT, minlength=_BINS)
 
     def quantiles(self, levels: Sequence[float]) -> np.ndarray:
-        """f32 [layers, 4, len(levels)]: the magnitude below which a share `level` of the inputs lies, linear inside a bin."""
+        """f32 [layers, 4, len(levels)]: the magnitude below which a share `level` of the inputs lies, linear inside a
+        bin.
+        """
         result = np.zeros((*self.counts.shape[:2], len(levels)))
         for layer, site in np.ndindex(self.counts.shape[:2]):
             result[layer, site] = _quantiles(self.counts[layer, site], np.asarray(levels))

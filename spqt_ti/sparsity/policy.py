@@ -20,9 +20,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SparsityPolicy:
-    """Thresholds f32 [layers, 4] (sites in the order of SITES): an input is active where |x| > threshold; 0 runs the site dense.
+    """Thresholds f32 [layers, 4] (sites in the order of SITES): an input is active where |x| > threshold; 0 runs the
+    site dense.
 
-    `sparsity` is the level aimed at, `model` the fingerprint of the container it was made for, `calibration` what it was made from.
+    `sparsity` is the level aimed at, `model` the fingerprint of the container it was made for, `calibration` what it
+    was made from.
     """
 
     method: str
@@ -42,7 +44,8 @@ class SparsityPolicy:
         """Raise PolicyError unless the policy was made for the model with this fingerprint and number of layers."""
         if self.model != model:
             raise PolicyError(
-                f"the policy was made for model {self.model}, this one is {model}; calibrate again, since thresholds do not carry over"
+                f"the policy was made for model {self.model}, this one is {model}: "
+                "thresholds do not carry over, so calibrate again"
             )
         if len(self.thresholds) != layers:
             raise PolicyError(f"the policy has {len(self.thresholds)} layers, the model {layers}")
@@ -67,7 +70,11 @@ class SparsityPolicy:
                 raise PolicyError(f"policy sites are {fields['sites']}, expected {list(SITES)}")
             thresholds = np.array(fields["thresholds"], np.float32)
             return cls(
-                str(fields["method"]), float(fields["sparsity"]), thresholds, str(fields["model"]), dict(fields["calibration"])
+                str(fields["method"]),
+                float(fields["sparsity"]),
+                thresholds,
+                str(fields["model"]),
+                dict(fields["calibration"]),
             )
         except (ValueError, TypeError, KeyError) as error:
             raise PolicyError(f"not a sparsity policy: {error}") from error

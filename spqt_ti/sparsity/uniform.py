@@ -1,4 +1,5 @@
-"""Uniform sparsity: at every site the threshold below which the same share of the calibration inputs lies (SpQt's unified mode).
+"""Uniform sparsity: at every site the threshold below which the same share of the calibration inputs lies (SpQt's
+unified mode).
 
 One pass over a text gives a table of quantiles that serves every level; it is kept beside the model.
 """

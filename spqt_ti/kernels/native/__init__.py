@@ -1,7 +1,8 @@
 """LLVM functions for what Taichi cannot express on x86-64: prefetch and fused multiply-add.
 
-`x86_64.bc` is assembled from `x86_64.ll` beside it. They are used where the CPU has FMA, unless SPQT_NATIVE=0; elsewhere (arm64, older x86)
-kernels take their plain path, which computes the same sums with separate rounding of each product.
+`x86_64.bc` is assembled from `x86_64.ll` beside it. They are used where the CPU has FMA, unless SPQT_NATIVE=0;
+elsewhere (arm64, older x86) kernels take their plain path, which computes the same sums with separate rounding of
+each product.
 """
 
 import os

@@ -7,22 +7,22 @@ declare void @llvm.prefetch.p0i8(i8*, i32, i32, i32)
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
 
-; Ask for the two cache lines (128 bytes) at *address.
+; Ask for the two cache lines (128 bytes) at *address, into L2: requests for L1 occupy its few miss buffers.
 define void @prefetch128(i64* %address) alwaysinline {
   %a = load i64, i64* %address
   %p = inttoptr i64 %a to i8*
-  call void @llvm.prefetch.p0i8(i8* %p, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0i8(i8* %p, i32 0, i32 2, i32 1)
   %b = add i64 %a, 64
   %q = inttoptr i64 %b to i8*
-  call void @llvm.prefetch.p0i8(i8* %q, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0i8(i8* %q, i32 0, i32 2, i32 1)
   ret void
 }
 
-; Ask for the cache line (64 bytes) at *address.
+; Ask for the cache line (64 bytes) at *address, into L2.
 define void @prefetch64(i64* %address) alwaysinline {
   %a = load i64, i64* %address
   %p = inttoptr i64 %a to i8*
-  call void @llvm.prefetch.p0i8(i8* %p, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0i8(i8* %p, i32 0, i32 2, i32 1)
   ret void
 }
 
