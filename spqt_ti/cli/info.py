@@ -1,0 +1,149 @@
+"""`spqt info`: what a model is made of, quantised or not."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spqt_ti.cli.output import megabytes, print_json
+
+if TYPE_CHECKING:
+    from spqt_ti.model.checkpoint import Checkpoint
+    from spqt_ti.model.config import LlamaConfig
+    from spqt_ti.model.container import Container
+
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command to the parser's `commands`."""
+    parser = commands.add_parser(
+        "info",
+        help="show what a model is made of",
+        description="Show architecture, sizes and, of a quantised model, format and bytes read per token.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="quantised directory, Hugging Face directory, .gguf file or known name"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="also check the SHA-256 of every file of a quantised model"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Describe a container, or else a source model."""
+    from spqt_ti.model.container import MANIFEST, Container
+
+    directory = Path(arguments.model).expanduser()
+    if (directory / MANIFEST).is_file():
+        report = describe_container(Container.open(directory, verify=arguments.verify))
+    else:
+        from spqt_ti.model import registry
+        from spqt_ti.model.checkpoint import open_checkpoint
+
+        report = describe_source(open_checkpoint(registry.resolve(arguments.model)))
+    if arguments.json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def describe_container(container: Container) -> dict[str, Any]:
+    """Facts about a quantised model, ready for JSON.
+
+    `bytes_per_weight` is that of the blocks' matrices; `dense_bytes_per_token` is what one decoded token reads of
+    matrices and head when no input is skipped.
+    """
+    matrices = [
+        {**matrix.to_dict(), "bytes": container.read(f"{name}.{container.scheme}").nbytes}
+        for name, matrix in container.matrices.items()
+    ]
+    matrix_bytes = sum(matrix["bytes"] for matrix in matrices)
+    head = "model.embed_tokens" if container.config.tie_word_embeddings else "lm_head"
+    return {
+        **_describe_model(container.path, container.config),
+        "kind": "quantised",
+        "bytes": sum(container.read(name).nbytes for name in container.names()),
+        "scheme": container.scheme,
+        "layout": container.layout,
+        "source": container.source,
+        "fingerprint": container.fingerprint,
+        "chat_template": container.chat_template is not None,
+        "bytes_per_weight": matrix_bytes / sum(matrix["rows"] * matrix["cols"] for matrix in matrices),
+        "dense_bytes_per_token": matrix_bytes + container.read(f"{head}.q8_0").nbytes,
+        "matrices": matrices,
+    }
+
+
+def describe_source(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Facts about a model that is not quantised yet, ready for JSON."""
+    path = checkpoint.source
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return {
+        **_describe_model(path, checkpoint.config),
+        "kind": "Hugging Face directory" if path.is_dir() else "GGUF file",
+        "bytes": sum(file.stat().st_size for file in files),
+        "chat_template": checkpoint.chat_template is not None,
+    }
+
+
+def _describe_model(path: Path, config: LlamaConfig) -> dict[str, Any]:
+    fields = config.to_dict()
+    return {
+        "path": str(path),
+        "architecture": fields["architectures"][0],
+        "parameters": sum(math.prod(shape) for shape in config.tensor_shapes().values()),
+        "config": fields,
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    config = report["config"]
+    head = "tied to the embedding" if config["tie_word_embeddings"] else "its own"
+    lines = [
+        ("path", report["path"]),
+        ("kind", report["kind"]),
+        ("architecture", report["architecture"]),
+        ("parameters", f"{report['parameters']:,}"),
+        *((name, f"{config[name]:,}") for name in _SIZES),
+        ("head", head),
+        ("chat template", "yes" if report["chat_template"] else "no"),
+        ("size", megabytes(report["bytes"])),
+    ]
+    if "matrices" in report:
+        lines += [
+            ("scheme, layout", f"{report['scheme']}, {report['layout']}"),
+            ("source", report["source"]),
+            ("fingerprint", report["fingerprint"]),
+            ("bytes per weight", f"{report['bytes_per_weight']:.4f} (matrices of the blocks)"),
+            ("read per token", f"{megabytes(report['dense_bytes_per_token'])} of weights when dense"),
+        ]
+    for name, value in lines:
+        print(f"{name:24}{value}")
+    if "matrices" in report:
+        _print_matrices(report["matrices"])
+
+
+def _print_matrices(matrices: list[dict[str, Any]]) -> None:
+    """The first block's matrices; all blocks have the same."""
+    print("matrices of each block:")
+    for matrix in matrices:
+        if not matrix["name"].startswith("model.layers.0."):
+            return
+        short = matrix["name"].removeprefix("model.layers.0.")
+        parts = " + ".join(f"{part} {rows}" for part, rows in matrix["parts"].items())
+        shape = f"[{matrix['rows']}, {matrix['cols']}]"
+        print(f"  {short:22}{shape:16}{matrix['bytes']:>12,} bytes  {parts}")

@@ -1,0 +1,117 @@
+"""`spqt COMMAND ...`: parses the command line, runs the command, turns errors into one line and an exit code.
+
+Exit codes: 0, 1 (an error, which stderr names), 2 (wrong usage), 130 (Ctrl-C), 141 (the reader of stdout went away).
+Commands import what they need when they run, so that `spqt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from spqt_ti.cli import generate, info, pull, quantize
+from spqt_ti.cli.output import print_error
+from spqt_ti.errors import SpqtError
+
+_COMMANDS = (pull, quantize, info, generate)
+_EXAMPLES = """\
+examples:
+  spqt generate smollm2-135m "The capital of France is" --sparsity 0.3
+  spqt quantize model.gguf my-model
+  spqt info my-model
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage."""
+        self.exit(2, f"spqt: error: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """`--version` that looks the version up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> NoReturn:
+        from spqt_ti import __version__
+
+        print(f"spqt {__version__}")
+        parser.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's) and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    # A terminal that cannot show a character gets a replacement, not an exception.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="replace")
+    try:
+        with _sigterm_cleans_up():
+            arguments.run(arguments)
+            sys.stdout.flush()
+    except SpqtError as error:
+        print_error(str(error))
+    except KeyboardInterrupt:
+        print("spqt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _silence_stdout()
+        return 141
+    except MemoryError:
+        print_error("not enough memory")
+    except OSError as error:
+        print_error(str(error))
+        _silence_stdout()
+    else:
+        return 0
+    return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; a parsed command line has `run`, the function to call with it."""
+    parser = _Parser(
+        prog="spqt",
+        description="Quantised Llama models that skip the weights of inactive inputs while they generate text.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+@contextlib.contextmanager
+def _sigterm_cleans_up() -> Iterator[None]:
+    """SIGTERM ends the program like an exception, so that half-written directories are removed."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: the program around us decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _silence_stdout() -> None:
+    """Point stdout at nothing: the interpreter flushes it once more on exit, which would fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
