@@ -1,0 +1,1 @@
+"""Measurements that the command line and the README's tables share."""

@@ -1,0 +1,99 @@
+"""Decode speed at several sparsities, in interleaved rounds so that a slow moment of the machine hits all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spqt_ti.api import Model, load
+from spqt_ti.benchmark.bandwidth import read_bandwidth
+
+PROMPT = "The history of the city begins with a small settlement on the bank of the river,"
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """One line of the table. Speeds are medians over rounds; `spread` is (p80 - p20) / 2 of tokens per second."""
+
+    model: str
+    backend: str
+    threads: int
+    sparsity: float
+    realised_sparsity: float
+    tokens: int
+    rounds: int
+    tokens_per_second: float
+    spread: float
+    bytes_per_token: float
+    bandwidth_fraction: float
+    speedup: float
+
+
+def measure_decode(
+    name: str, sparsities: Sequence[float], threads: int | None = None, tokens: int = 128, rounds: int = 5
+) -> list[DecodeRow]:
+    """Decode `tokens` greedy tokens after a short prompt, `rounds` times per sparsity, and compare with the memory's speed.
+
+    `speedup` is over the first of `sparsities`; `bandwidth_fraction` is (bytes of weights read per second) / (read
+    bandwidth measured in the same run with the same threads).
+    """
+    model = load(name, threads=threads)
+    policies = {s: model.calibrate().policy(s) if s else None for s in sparsities}
+    prompt = model.tokenizer.encode(PROMPT)
+    speeds: dict[float, list[float]] = {s: [] for s in sparsities}
+    active: dict[float, np.ndarray] = {}
+    model.llama.warm_up_prefill()
+    model.llama.warm_up_decode()
+    for _ in range(rounds):
+        for s in sparsities:
+            model.apply(policies[s])
+            speed, active[s] = _decode_once(model, prompt, tokens)
+            speeds[s].append(speed)
+    ceiling = read_bandwidth(model.llama.threads)
+    base = float(np.median(speeds[sparsities[0]]))
+    full = model.llama.inputs() * model.container.config.num_hidden_layers
+    rows = []
+    for s in sparsities:
+        median = float(np.median(speeds[s]))
+        low, high = np.quantile(speeds[s], [0.2, 0.8])
+        read = model.llama.weight_bytes(active[s])
+        rows.append(
+            DecodeRow(
+                str(name), model.llama.backend, model.llama.threads, s,
+                float(1 - active[s].sum() / full.sum()), tokens, rounds, median, float(high - low) / 2,
+                read, read * median / ceiling, median / base,
+            )  # fmt: skip
+        )
+    return rows
+
+
+def _decode_once(model: Model, prompt: Sequence[int], tokens: int) -> tuple[float, np.ndarray]:
+    """Tokens per second of one run, and the active inputs [layers, 4] of an average token."""
+    llama = model.llama
+    llama.reset()
+    token = int(np.argmax(llama.prefill(prompt)[0]))
+    active = np.zeros(llama.active.shape)
+    begin = time.perf_counter()
+    for _ in range(tokens):
+        llama.decode(token)
+        token = llama.best_token()
+        active += llama.active
+    return tokens / (time.perf_counter() - begin), active / tokens
+
+
+def markdown(rows: Sequence[DecodeRow]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| model | backend | threads | sparsity (realised) | test | t/s | speed-up | MB/token | of read bandwidth |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r.model} | {r.backend} | {r.threads} | {r.sparsity:.0%} ({r.realised_sparsity:.0%}) | tg{r.tokens} "
+            f"| {r.tokens_per_second:.1f} ± {r.spread:.1f} | {r.speedup:.2f}x | {r.bytes_per_token / 1e6:.1f} "
+            f"| {r.bandwidth_fraction:.0%} |"
+        )
+    return "\n".join(lines)
