@@ -8,9 +8,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from spqt_ti.cli.output import megabytes, print_json
+from spqt_ti.cli.signals import held_back
 from spqt_ti.errors import GenerationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from spqt_ti.api import Generation, Piece
     from spqt_ti.model.generate import Stats
 
 
@@ -66,9 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.prompt.encode()
     except UnicodeEncodeError as error:
         raise GenerationError("the prompt is not valid UTF-8") from error
-    import spqt_ti
-
-    model = spqt_ti.load(
+    with held_back():
+        from spqt_ti import load
+    model = load(
         arguments.model,
         backend=arguments.backend,
         sparsity=arguments.sparsity if arguments.policy is None else arguments.policy,
@@ -81,15 +85,23 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_generation(model.generate(arguments.prompt, **options))
         return
-    stats: Stats | None = None
+    stats = _print_stream(model.stream(arguments.prompt, **options))
+    if stats is not None:
+        print(summary(stats), file=sys.stderr)
+
+
+def _print_stream(pieces: Iterable[Piece]) -> Stats | None:
+    """Print pieces as they come, then a line end, even if Ctrl-C cuts them off; return the last one's stats."""
+    stats, begun = None, False
     try:
-        for piece in model.stream(arguments.prompt, **options):
+        for piece in pieces:
+            begun = True
             print(piece.text, end="", flush=True)
             stats = piece.stats or stats
     finally:
-        print(flush=True)
-    if stats is not None:
-        print(summary(stats), file=sys.stderr)
+        if begun:
+            print(flush=True)
+    return stats
 
 
 def summary(stats: Stats) -> str:
@@ -102,7 +114,7 @@ def summary(stats: Stats) -> str:
     )
 
 
-def _print_generation(generation: Any) -> None:
+def _print_generation(generation: Generation) -> None:
     stats = generation.stats
     print_json(
         {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spqt_ti.cli.output import megabytes, print_json
+from spqt_ti.cli.signals import held_back
 
 if TYPE_CHECKING:
     from spqt_ti.model.checkpoint import Checkpoint
@@ -45,15 +46,14 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Describe a container, or else a source model."""
-    from spqt_ti.model.container import MANIFEST, Container
-
+    with held_back():
+        from spqt_ti.model import registry
+        from spqt_ti.model.checkpoint import open_checkpoint
+        from spqt_ti.model.container import MANIFEST, Container
     directory = Path(arguments.model).expanduser()
     if (directory / MANIFEST).is_file():
         report = describe_container(Container.open(directory, verify=arguments.verify))
     else:
-        from spqt_ti.model import registry
-        from spqt_ti.model.checkpoint import open_checkpoint
-
         report = describe_source(open_checkpoint(registry.resolve(arguments.model)))
     if arguments.json:
         print_json(report)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from spqt_ti.cli import generate, info, pull, quantize
 from spqt_ti.cli.output import print_error
+from spqt_ti.cli.signals import terminate_cleanly
 from spqt_ti.errors import SpqtError
 
 _COMMANDS = (pull, quantize, info, generate)
@@ -51,24 +51,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reconfigure:
         reconfigure(errors="replace")
     try:
-        with _sigterm_cleans_up():
+        with terminate_cleanly():
             arguments.run(arguments)
             sys.stdout.flush()
-    except SpqtError as error:
-        print_error(str(error))
-    except KeyboardInterrupt:
+    except BaseException as error:
+        return _report(error)
+    return 0
+
+
+def _report(error: BaseException) -> int:
+    """Say in one line what ended the command; return its exit code. What nobody foresaw is raised again."""
+    if isinstance(error, KeyboardInterrupt):
         print("spqt: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         _silence_stdout()
         return 141
-    except MemoryError:
+    if isinstance(error, SpqtError):
+        print_error(str(error))
+    elif isinstance(error, MemoryError):
         print_error("not enough memory")
-    except OSError as error:
+    elif isinstance(error, OSError):
         print_error(str(error))
         _silence_stdout()
     else:
-        return 0
+        raise error
     return 1
 
 
@@ -85,24 +92,6 @@ def build_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(commands)
     return parser
-
-
-@contextlib.contextmanager
-def _sigterm_cleans_up() -> Iterator[None]:
-    """SIGTERM ends the program like an exception, so that half-written directories are removed."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: the program around us decides
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _silence_stdout() -> None:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from spqt_ti.cli.output import megabytes, print_json
+from spqt_ti.cli.signals import held_back
 
 
 def add_parser(commands: Any) -> None:
@@ -23,8 +24,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the path of the fetched model, or the list. Raises CheckpointError when it cannot be had."""
-    from spqt_ti.model import registry
-
+    with held_back():
+        from spqt_ti.model import registry
     if arguments.name is None:
         _print_known(arguments.json)
         return

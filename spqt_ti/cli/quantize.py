@@ -6,7 +6,9 @@ import argparse
 import time
 from typing import Any
 
+from spqt_ti.cli.info import describe_container
 from spqt_ti.cli.output import megabytes, print_json
+from spqt_ti.cli.signals import held_back
 
 LAYOUTS = ("zigzag", "row")  # spelled out here too, so that --help needs no NumPy
 SCHEMES = ("q4_k",)
@@ -40,9 +42,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Quantise and report size and time."""
-    from spqt_ti.cli.info import describe_container
-    from spqt_ti.model.quantize import quantize
-
+    with held_back():
+        from spqt_ti.model.quantize import quantize
     start = time.perf_counter()
     container = quantize(
         arguments.source, arguments.destination, arguments.layout, arguments.scheme, overwrite=arguments.force
