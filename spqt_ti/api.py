@@ -72,23 +72,27 @@ class Model:
         self._policy = policy
 
     def calibrate(self, text: str | None = None) -> uniform.Calibration:
-        """Quantiles of every site's inputs over `text`, or over the packaged sample.
+        """Quantiles of every site's inputs over `text` (default: the sample that comes with the package).
 
-        For the packaged sample the result is kept beside the model (in the cache folder where that cannot be written).
+        The result is kept beside the model, in the cache folder where that cannot be written, and found there again.
+        Raises PolicyError for a text without tokens.
         """
-        if text is not None:
-            return self._calibrate(text)
-        sample = uniform.sample_text()
-        for path in self._calibration_paths():
-            if path.is_file():
-                found = uniform.Calibration.load(path)
-                if found.model == self.container.fingerprint and found.text_sha256 == _sha256(sample):
+        sha256 = _sha256(text if text is not None else uniform.sample_text())
+        name = "calibration.json" if text is None else f"calibration-{sha256[:12]}.json"
+        places = [self.container.path, registry.cache_dir() / "calibrations" / self.container.fingerprint]
+        for place in places:
+            if (place / name).is_file():
+                found = uniform.Calibration.load(place / name)
+                if (found.model, found.text_sha256) == (self.container.fingerprint, sha256):
                     return found
-        fresh = self._calibrate(sample)
-        for path in self._calibration_paths():
+        text = uniform.sample_text() if text is None else text
+        fresh = uniform.calibrate(self.llama, self.container.fingerprint, text, self.tokenizer.encode(text))
+        if self.llama.context < uniform.WINDOW < self.container.config.max_position_embeddings:
+            return fresh  # a short context makes other thresholds: good enough for now, not to be kept
+        for place in places:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                fresh.save(path)
+                place.mkdir(parents=True, exist_ok=True)
+                fresh.save(place / name)
                 break
             except OSError:
                 continue  # not writable: the next place, or none at all
@@ -159,14 +163,6 @@ class Model:
             raise GenerationError("the prompt is empty")
         return tokens
 
-    def _calibrate(self, text: str) -> uniform.Calibration:
-        tokens = self.tokenizer.encode(text)
-        return uniform.calibrate(self.llama, self.container.fingerprint, text, tokens)
-
-    def _calibration_paths(self) -> list[Path]:
-        name = f"calibration-{self.container.fingerprint}.json"
-        return [self.container.path / "calibration.json", registry.cache_dir() / "calibrations" / name]
-
 
 def load(
     path_or_name: str | Path,
@@ -174,13 +170,15 @@ def load(
     sparsity: float | SparsityPolicy | str | Path = 0.0,
     threads: int | None = None,
     context: int | None = None,
+    calibration_text: str | Path | None = None,
 ) -> Model:
     """Load a quantised directory, or a source model (known name, Hugging Face directory or id, GGUF), which is
     quantised once.
 
     `sparsity`: a level between 0 and 0.99 for every site (thresholds from a short calibration that is kept beside the
     model), a policy, or a policy's JSON file. `threads`: worker threads (default: every CPU of the process).
-    `context`: positions of the KV cache.
+    `context`: positions of the KV cache. `calibration_text`: a UTF-8 text file to calibrate on instead of the
+    packaged sample.
 
     Raises SpqtError (a subclass that fits) with what is wrong and what to do.
     """
@@ -188,11 +186,12 @@ def load(
     policy = SparsityPolicy.load(sparsity) if isinstance(sparsity, str | Path) else sparsity
     if not isinstance(policy, SparsityPolicy) and not 0 <= policy <= uniform.MAX_SPARSITY:
         raise PolicyError(f"sparsity must be between 0 and {uniform.MAX_SPARSITY}, not {policy}")
+    text = None if calibration_text is None else _read_text(calibration_text)
     model = Model(container, Llama(container, backend, threads, context))
     if isinstance(policy, SparsityPolicy):
         model.apply(policy)
     elif policy > 0:
-        model.apply(model.calibrate().policy(policy))
+        model.apply(model.calibrate(text).policy(policy))
     return model
 
 
@@ -216,6 +215,13 @@ def _cache_name(source: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{source}: cannot be read: {error}") from error
     return f"{source.stem}-zigzag-q4_k-{_sha256(chr(10).join(state))[:12]}"
+
+
+def _read_text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def _sha256(text: str) -> str:

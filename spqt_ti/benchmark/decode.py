@@ -62,9 +62,18 @@ def measure_decode(
         read = model.llama.weight_bytes(active[s])
         rows.append(
             DecodeRow(
-                str(name), model.llama.backend, model.llama.threads, s,
-                float(1 - active[s].sum() / full.sum()), tokens, rounds, median, float(high - low) / 2,
-                read, read * median / ceiling, median / base,
+                str(name),
+                model.llama.backend,
+                model.llama.threads,
+                s,
+                float(1 - active[s].sum() / full.sum()),
+                tokens,
+                rounds,
+                median,
+                float(high - low) / 2,
+                read,
+                read * median / ceiling,
+                median / base,
             )  # fmt: skip
         )
     return rows

@@ -52,13 +52,17 @@ def _quantiles(counts: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return _edge(place) + inside * (_edge(place + 1) - _edge(place))
 
 
-def capture(llama: Llama, tokens: Sequence[int]) -> Magnitudes:
-    """Run `tokens` densely, in windows of the context, and count every input. Raises PolicyError without tokens."""
+def capture(llama: Llama, tokens: Sequence[int], window: int) -> Magnitudes:
+    """Run `tokens` densely, in windows of `window` tokens (of the context, if that is shorter), and count every input.
+
+    Raises PolicyError without tokens.
+    """
     if not len(tokens):
         raise PolicyError("the calibration text has no tokens")
     magnitudes = Magnitudes(llama.config.num_hidden_layers)
-    for begin in range(0, len(tokens), llama.context):
+    window = min(window, llama.context)
+    for begin in range(0, len(tokens), window):
         llama.reset()
-        llama.prefill(tokens[begin : begin + llama.context], logits="none", observer=magnitudes.observe)
+        llama.prefill(tokens[begin : begin + window], logits="none", observer=magnitudes.observe)
     llama.reset()
     return magnitudes

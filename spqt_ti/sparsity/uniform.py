@@ -25,6 +25,7 @@ from spqt_ti.sparsity.policy import SparsityPolicy
 FORMAT = 1
 LEVELS = tuple(round(0.01 * i, 2) for i in range(100))
 MAX_SPARSITY = LEVELS[-1]
+WINDOW = 512  # tokens that a calibration text is cut into, whatever the context
 
 
 @dataclass(frozen=True)
@@ -83,5 +84,5 @@ def sample_text() -> str:
 
 def calibrate(llama: Llama, model: str, text: str, tokens: Sequence[int]) -> Calibration:
     """Measure the quantiles of `tokens` (of `text`, whose hash is kept) on a model with fingerprint `model`."""
-    quantiles = capture(llama, tokens).quantiles(LEVELS)
+    quantiles = capture(llama, tokens, WINDOW).quantiles(LEVELS)
     return Calibration(model, hashlib.sha256(text.encode()).hexdigest(), len(tokens), quantiles)
