@@ -1,9 +1,9 @@
 """Speed of the Q4_K GEMVs on weights that are not in cache: `pytest bench/bench_gemv.py --benchmark-enable`.
 
 A round is one launch that goes once through as many copies of the matrix as exceed the last-level cache, with all
-workers meeting after each, as in a token. `extra_info` has the time per matrix, the bytes that it has to read (for sparse
-products: of the active columns alone) per second, their fraction of what this machine can read, measured in the same
-session, and the speed-up over the dense row layout.
+workers meeting after each, as in a token. `extra_info` has the time per matrix, the bytes that it has to read (for
+sparse products: of the active columns alone) per second, their fraction of what this machine can read, measured in the
+same session, and the speed-up over the dense row layout.
 """
 
 import functools
@@ -142,16 +142,14 @@ class Rows:
             ti.ndarray(f32x16, (workers * self.blocks * row_gemv.X_VECTORS,)),
             ti.ndarray(f32x8, (workers * self.blocks,)),
             ti.ndarray(ti.i32, (workers * self.blocks,)),
-            ti.ndarray(ti.f32, (self.rows + row_gemv.GROUP_ROWS,)),
+            ti.ndarray(ti.f32, (self.rows,)),
         )
         self.arrivals = ti.ndarray(ti.i32, (1,))
 
     def run(self, threshold: float | None) -> None:
         host_view(self.arrivals)[0] = 0
         kernel = make_row_launch(start("cpu").threads, threshold is not None)
-        kernel(
-            *self.weights, self.rows, self.blocks, threshold or 0.0, *self.vectors, self.copies, self.arrivals
-        )  # fmt: skip
+        kernel(*self.weights, self.rows, self.blocks, threshold or 0.0, *self.vectors, self.copies, self.arrivals)
         ti.sync()
 
 

@@ -33,7 +33,7 @@ def make_reader(workers: int):
 
 @pytest.fixture(scope="session")
 def read_bandwidth() -> float:
-    """Bytes per second at which all workers together read memory: the ceiling of any GEMV on cold weights (best of 9)."""
+    """Bytes per second at which all workers together read memory: the ceiling of a GEMV on cold weights (best of 9)."""
     workers = start("cpu").threads
     data, out = ti.ndarray(u32x16, (READ_VECTORS,)), ti.ndarray(u32x16, (workers,))
     view = host_view(data)
