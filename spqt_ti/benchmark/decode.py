@@ -35,7 +35,7 @@ class DecodeRow:
 def measure_decode(
     name: str, sparsities: Sequence[float], threads: int | None = None, tokens: int = 128, rounds: int = 5
 ) -> list[DecodeRow]:
-    """Decode `tokens` greedy tokens after a short prompt, `rounds` times per sparsity, and compare with the memory's speed.
+    """Decode `tokens` greedy tokens after a short prompt, `rounds` times per sparsity.
 
     `speedup` is over the first of `sparsities`; `bandwidth_fraction` is (bytes of weights read per second) / (read
     bandwidth measured in the same run with the same threads).
@@ -62,19 +62,19 @@ def measure_decode(
         read = model.llama.weight_bytes(active[s])
         rows.append(
             DecodeRow(
-                str(name),
-                model.llama.backend,
-                model.llama.threads,
-                s,
-                float(1 - active[s].sum() / full.sum()),
-                tokens,
-                rounds,
-                median,
-                float(high - low) / 2,
-                read,
-                read * median / ceiling,
-                median / base,
-            )  # fmt: skip
+                model=str(name),
+                backend=model.llama.backend,
+                threads=model.llama.threads,
+                sparsity=s,
+                realised_sparsity=float(1 - active[s].sum() / full.sum()),
+                tokens=tokens,
+                rounds=rounds,
+                tokens_per_second=median,
+                spread=float(high - low) / 2,
+                bytes_per_token=read,
+                bandwidth_fraction=read * median / ceiling,
+                speedup=median / base,
+            )
         )
     return rows
 
