@@ -52,6 +52,9 @@ def _add_sparsity(parser: argparse.ArgumentParser) -> None:
         help="share of inputs to skip, 0 to 0.99; the first time, a short calibration runs (default: %(default)s)",
     )
     group.add_argument("--policy", metavar="FILE", help="thresholds from a policy file instead")
+    parser.add_argument(
+        "--calibration-text", metavar="FILE", help="text to calibrate on instead of the sample that comes along"
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         sparsity=arguments.sparsity if arguments.policy is None else arguments.policy,
         threads=arguments.threads,
         context=arguments.context,
+        calibration_text=arguments.calibration_text,
     )
     options = {
         name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "seed", "top_k", "top_p", "chat")

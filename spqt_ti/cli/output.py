@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 
-def print_json(content: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
+def print_json(content: Any) -> None:
+    """JSON on stdout."""
     print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
