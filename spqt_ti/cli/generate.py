@@ -64,7 +64,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     group.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach this share")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the random draws (default: %(default)s)")
+    group.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random draws (default: %(default)s)")
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if seed < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return seed
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -178,7 +178,7 @@ class ContainerWriter:
         overwrite: bool = False,
     ) -> None:
         self.destination = check_destination(destination, overwrite)
-        self._config, self._layout, self._scheme = config, layout, scheme
+        self._config, self._layout, self._scheme, self._overwrite = config, layout, scheme, overwrite
         self._source, self._chat_template, self._tokenizer_json = source, chat_template, tokenizer_json
         self._expected = expected_tensors(config, layout, scheme)
         self._shards = _Shards(config)
@@ -249,6 +249,7 @@ class ContainerWriter:
     def _commit(self) -> None:
         if self._missing:
             raise ValueError(f"tensor {next(iter(self._missing))} was not added")
+        check_destination(self.destination, self._overwrite)  # it may have been taken in the meantime
         with self._errors():
             self._write_json(_CONFIG, self._config.to_dict())
             (self._temporary / _TOKENIZER).write_text(self._tokenizer_json, encoding="utf-8")

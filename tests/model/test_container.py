@@ -426,6 +426,15 @@ def test_a_container_is_replaced_only_when_told(copy):
     assert names_in(copy.parent) == {"copy"}
 
 
+def test_a_destination_taken_in_the_meantime(tmp_path):
+    with pytest.raises(ContainerError, match="not empty"), writer(tmp_path / "model") as out:  # noqa: PT012
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "diary.txt").write_text("dear diary")
+        fill(out, [])
+    assert snapshot(tmp_path / "model") == {"diary.txt": b"dear diary"}
+    assert names_in(tmp_path) == {"model"}
+
+
 def test_other_directories_are_never_replaced(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "diary.txt").write_text("dear diary")
@@ -502,10 +511,9 @@ def test_full_disk_while_writing(error, tmp_path, monkeypatch):
 
 
 def fill(out: ContainerWriter, added: list[str]) -> None:
-    with out:
-        for name, values in tensors("zigzag").items():
-            added.append(name)
-            out.add(name, values)
+    for name, values in tensors("zigzag").items():
+        added.append(name)
+        out.add(name, values)
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["before any work", "while writing"])
@@ -520,8 +528,7 @@ def test_full_disk(early, tmp_path, monkeypatch):
             roomy = shutil.disk_usage(tmp_path)
             monkeypatch.setattr(container_module.shutil, "disk_usage", lambda path: roomy)
         added = []
-        out = writer(disk / "model")
-        with pytest.raises(ContainerError, match="No space left on device"):
+        with pytest.raises(ContainerError, match="No space left on device"), writer(disk / "model") as out:
             fill(out, added)
         assert bool(added) is not early
         assert names_in(disk) == set()

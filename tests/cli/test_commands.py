@@ -1,0 +1,107 @@
+"""pull, quantize and info: what they report, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny_models import random_weights, tiny_config, write_gguf, write_huggingface
+
+from spqt_ti.cli import main as cli
+from spqt_ti.cli import quantize as quantize_command
+from spqt_ti.formats import layout as layouts
+from spqt_ti.model import registry
+from spqt_ti.model.container import SCHEMES, Container
+
+CONFIG = tiny_config()
+WEIGHTS = random_weights(CONFIG)
+PARAMETERS = sum(values.size for values in WEIGHTS.values())
+
+
+def succeeds(capsys, *arguments: object) -> str:
+    """Run a command and return its stdout; nothing may be on stderr (there is no terminal)."""
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    return output.out
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_huggingface(tmp_path / "source", CONFIG, WEIGHTS)
+
+
+@pytest.fixture
+def quantised(source, tmp_path, capsys):
+    succeeds(capsys, "quantize", source, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_choices_are_those_of_the_formats():
+    assert quantize_command.LAYOUTS == layouts.LAYOUTS
+    assert quantize_command.SCHEMES == SCHEMES
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_quantize(layout, source, tmp_path, capsys):
+    line = succeeds(capsys, "quantize", source, tmp_path / "model", "--layout", layout)
+    assert line.startswith(f"{tmp_path / 'model'}: {PARAMETERS / 1e6:.1f} M parameters in ")
+    assert f"(q4_k, {layout})" in line
+    assert Container.open(tmp_path / "model").layout == layout
+
+
+def test_quantize_json_and_force(source, quantised, capsys):
+    report = json.loads(succeeds(capsys, "quantize", source, quantised, "--layout", "row", "--force", "--json"))
+    assert report["layout"] == "row"
+    assert report["parameters"] == PARAMETERS
+    assert report["seconds"] > 0
+
+
+def test_info_of_a_container(quantised, capsys):
+    report = json.loads(succeeds(capsys, "info", quantised, "--json"))
+    container = Container.open(quantised)
+    sizes = {name: container.read(name).nbytes for name in container.names()}
+    blocks = sum(size for name, size in sizes.items() if name.endswith("q4_k"))
+    assert report["kind"] == "quantised"
+    assert report["architecture"] == "LlamaForCausalLM"
+    assert report["config"]["hidden_size"] == 192
+    assert report["bytes"] == sum(sizes.values())
+    assert report["dense_bytes_per_token"] == blocks + sizes["lm_head.q8_0"]
+    assert 0.5625 <= report["bytes_per_weight"] < 0.63
+    assert report["fingerprint"] == container.fingerprint
+    assert len(report["matrices"]) == 8
+    assert report["matrices"][0]["parts"] == {"q_proj": 192, "k_proj": 96, "v_proj": 96}
+    text = succeeds(capsys, "info", quantised, "--verify")
+    assert "LlamaForCausalLM" in text
+    assert "q4_k, zigzag" in text
+    assert "self_attn.qkv_proj    [384, 192]" in text
+
+
+@pytest.mark.parametrize("kind", ["Hugging Face directory", "GGUF file"])
+def test_info_of_a_source(kind, source, tmp_path, capsys):
+    if kind == "GGUF file":
+        source = write_gguf(tmp_path / "source.gguf", CONFIG, WEIGHTS)
+    report = json.loads(succeeds(capsys, "info", source, "--json"))
+    assert report["kind"] == kind
+    assert report["parameters"] == PARAMETERS
+    assert report["bytes"] >= 4 * PARAMETERS
+    assert f"{PARAMETERS:,}" in succeeds(capsys, "info", source)
+
+
+def test_pull(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "pull", lambda name: tmp_path / name)
+    assert succeeds(capsys, "pull", "smollm2-135m") == f"{tmp_path / 'smollm2-135m'}\n"
+    report = json.loads(succeeds(capsys, "pull", "smollm2-135m", "--json"))
+    assert report == {"name": "smollm2-135m", "path": str(tmp_path / "smollm2-135m")}
+
+
+def test_pull_lists_what_is_known(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SPQT_CACHE_DIR", str(tmp_path))
+    assert succeeds(capsys, "pull").startswith("smollm2-135m  ")
+    (known,) = json.loads(succeeds(capsys, "pull", "--json"))["models"]
+    assert known["fetched"] is False
+
+
+def test_pull_of_an_unknown_name(capsys):
+    assert cli.main(["pull", "no-such-model"]) == 1
+    assert "known: smollm2-135m" in capsys.readouterr().err
