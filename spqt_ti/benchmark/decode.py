@@ -50,7 +50,7 @@ def measure_decode(
     for _ in range(rounds):
         for s in sparsities:
             model.apply(policies[s])
-            speed, active[s] = _decode_once(model, prompt, tokens)
+            speed, active[s] = decode_once(model, prompt, tokens)
             speeds[s].append(speed)
     ceiling = read_bandwidth(model.llama.threads)
     base = float(np.median(speeds[sparsities[0]]))
@@ -79,7 +79,7 @@ def measure_decode(
     return rows
 
 
-def _decode_once(model: Model, prompt: Sequence[int], tokens: int) -> tuple[float, np.ndarray]:
+def decode_once(model: Model, prompt: Sequence[int], tokens: int) -> tuple[float, np.ndarray]:
     """Tokens per second of one run, and the active inputs [layers, 4] of an average token."""
     llama = model.llama
     llama.reset()
