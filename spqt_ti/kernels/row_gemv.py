@@ -8,7 +8,8 @@ then uses for all its rows. With q the nibbles,
     y_row = sum_j d scale_j (q . x)_j - dmin min_j (sum x)_j        over the sub-blocks j of 32 columns.
 
 Rows are split over the workers and each is summed by one of them, so y does not depend on their number. One row at a
-time: 2, 4, 6 and 8 side by side, sharing the loads of x, were 15 to 40 % slower.
+time: up to 4096 columns, 2 to 8 side by side, which share the loads of x, were 15 to 40 % slower. Only beyond, where x
+leaves the first-level cache, is that faster (14336 columns: 20 %); walking in tiles of columns never is.
 """
 
 import functools
