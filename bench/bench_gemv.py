@@ -187,7 +187,7 @@ class Zigzag:
         kernel = make_zigzag_launch(start("cpu").threads)
         kernel(
             self.quants, self.tail, self.headers, address(self.quants), address(self.headers), geometry.cols,
-            geometry.full_bands, geometry.tail_pairs, self.x, self.active, self.count, self.partial, self.copies,
+            geometry.full_bands, geometry.tail_bands, self.x, self.active, self.count, self.partial, self.copies,
             self.arrivals,
         )  # fmt: skip
         ti.sync()
@@ -220,16 +220,16 @@ def make_zigzag_launch(workers: int):
     @ti.kernel
     def launch(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
-        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_pairs: ti.i32, x: array_of(f32x16),
+        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, x: array_of(f32x16),
         active: array_of(ti.i32), count: ti.i32, partial: array_of(f32x16), copies: ti.i32, arrivals: array_of(ti.i32),
     ):  # fmt: skip
-        bands = full_bands + ti.min(tail_pairs, 1)
+        bands = full_bands + tail_bands
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             for copy in range(copies):
                 gemv(
-                    quants, copy * full_bands * cols * 2, tail, copy * tail_pairs * cols, headers, copy * bands * cols,
-                    quants_address, headers_address, cols, full_bands, tail_pairs, x, 0, active, 0, count, partial, 0,
+                    quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
+                    quants_address, headers_address, cols, full_bands, tail_bands, x, 0, active, 0, count, partial, 0,
                     worker,
                 )  # fmt: skip
                 wait_for_all(arrivals, 0, (copy + 1) * workers)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spqt_ti.errors import CheckpointError, GenerationError, PolicyError
+from spqt_ti.cache import cache_dir
+from spqt_ti.errors import CheckpointError, ContainerError, GenerationError, PolicyError
 from spqt_ti.model import registry
 from spqt_ti.model.container import Container
 from spqt_ti.model.generate import Stats, generate_tokens
@@ -79,7 +80,7 @@ class Model:
         """
         sha256 = _sha256(text if text is not None else uniform.sample_text())
         name = "calibration.json" if text is None else f"calibration-{sha256[:12]}.json"
-        places = [self.container.path, registry.cache_dir() / "calibrations" / self.container.fingerprint]
+        places = [self.container.path, cache_dir() / "calibrations" / self.container.fingerprint]
         for place in places:
             if (place / name).is_file():
                 found = uniform.Calibration.load(place / name)
@@ -201,10 +202,17 @@ def open_quantized(path_or_name: str | Path) -> Container:
     if (path / "spqt.json").is_file():
         return Container.open(path)
     source = registry.resolve(path_or_name)
-    destination = registry.cache_dir() / "quantized" / _cache_name(source)
-    if (destination / "spqt.json").is_file():
+    destination = cache_dir() / "quantized" / _cache_name(source)
+    try:
         return Container.open(destination)
-    return quantize(source, destination)
+    except ContainerError:
+        pass  # not there yet, or damaged: this folder is ours to fill
+    try:
+        return quantize(source, destination, overwrite=True)
+    except ContainerError:
+        if not (destination / "spqt.json").is_file():
+            raise
+        return Container.open(destination)  # another process was faster
 
 
 def _cache_name(source: Path) -> str:

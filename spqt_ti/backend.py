@@ -9,6 +9,8 @@ import ctypes
 import io
 import os
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +18,7 @@ os.environ.setdefault("ENABLE_TAICHI_HEADER_PRINT", "0")
 
 import taichi as ti
 
+from spqt_ti.cache import cache_dir
 from spqt_ti.errors import BackendError
 from spqt_ti.formats.fpenv import gradual_underflow
 
@@ -62,7 +65,7 @@ def start(backend: str = "cpu", threads: int | None = None) -> Runtime:
                 f"this process already runs the {_runtime.backend} backend; use another process for {backend}"
             )
         return _runtime
-    before = _thread_ids()
+    before, compiled = _thread_ids(), _compiled_kernels()
     # ti.init prints a banner that has no switch, and leaves this thread flushing denormals to zero.
     with contextlib.redirect_stdout(io.StringIO()), gradual_underflow():
         ti.init(
@@ -75,7 +78,8 @@ def start(backend: str = "cpu", threads: int | None = None) -> Runtime:
             force_scalarize_matrix=False,
             # Q4_K is byte-exact only without it, and explicit vectors gain nothing from it.
             fast_math=False,
-            offline_cache=True,
+            offline_cache=compiled is not None,
+            offline_cache_file_path=str(compiled or ""),
             log_level=ti.ERROR,
         )
     if ti.lang.impl.current_cfg().arch not in (ti.x64, ti.arm64):
@@ -104,6 +108,21 @@ def host_view(array: ti.Ndarray) -> np.ndarray:
     nbytes = int(np.prod(shape)) * dtype.itemsize
     buffer = (ctypes.c_byte * nbytes).from_address(address(array))
     return np.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+
+def _compiled_kernels() -> Path | None:
+    """Folder for compiled kernels, None if it cannot be written.
+
+    Taichi's cache does not see what is inside the native bitcode, so each version of it has a folder of its own.
+    """
+    bitcode = (Path(__file__).parent / "kernels" / "native" / "x86_64.bc").read_bytes()
+    version = ".".join(map(str, ti.__version__))
+    folder = cache_dir() / "kernels" / f"taichi-{version}-{sha256(bitcode).hexdigest()[:12]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _thread_ids() -> set[int]:

@@ -3,8 +3,9 @@
     pip install '.[peers]'            # llama-cpp-python, compiled for this machine: CMAKE_ARGS=-DGGML_NATIVE=ON
     python bench/peers/decode.py smollm2-135m --threads 2 --sparsity 0,0.25,0.4,0.5
 
-Each side lives in a process of its own, and only one of them computes at a time. llama.cpp runs the source GGUF as it is and
-requantised by its own quantiser (`--types`). `--peer-python` names another interpreter that has llama-cpp-python.
+Each side lives in a process of its own, and only one of them computes at a time. llama.cpp runs the source GGUF as it
+is and requantised by its own quantiser (`--types`). `--peer-python` names another
+interpreter that has llama-cpp-python.
 """
 
 from __future__ import annotations

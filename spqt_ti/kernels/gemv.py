@@ -5,6 +5,8 @@ The active columns are split evenly over the workers. A worker goes through its 
 result never depends on timing.
 """
 
+import functools
+
 import numpy as np
 
 from spqt_ti.backend import address, host_view, ti
@@ -76,11 +78,11 @@ def make_gemv(workers: int):
                     partial[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
     @ti.func
-    def tail_pair(
-        tail: ti.template(), tail_base, tail_pairs, pair, headers: ti.template(), headers_base,
+    def tail_band(
+        tail: ti.template(), tail_base, headers: ti.template(), headers_base,
         x: ti.template(), x_base, active: ti.template(), first, last, partial: ti.template(), out,
     ):  # fmt: skip
-        # sums[2 byte + high], lane i: row 32 high + 4 i + byte of the pair
+        # sums[2 byte + high], lane i: row 32 high + 4 i + byte
         sums = [f32x8(0.0) for _ in ti.static(range(8))]
         offsets = f32x8(0.0)
         for j in range(first, last):
@@ -89,26 +91,25 @@ def make_gemv(workers: int):
             header = headers[headers_base + column]
             scales = xj * scales_of(header)
             offsets += xj * minima_of(header)
-            words = tail[tail_base + column * tail_pairs + pair]
+            words = tail[tail_base + column]
             for high in ti.static(range(2)):
-                scale = f32x8(scales[2 * pair + high])
+                scale = f32x8(scales[high])
                 for byte in ti.static(range(4)):
                     multiply_add8(sums[2 * byte + high], nibbles_in_place(words, byte, high), scale)
         for high in ti.static(range(2)):
-            offset = offsets[2 * pair + high]
-            y = [sums[2 * b + high] * NIBBLE_UNIT[2 * b + high] - offset for b in ti.static(range(4))]
+            y = [sums[2 * b + high] * NIBBLE_UNIT[2 * b + high] - offsets[high] for b in ti.static(range(4))]
             for m in ti.static(range(2)):
                 partial[out + 2 * high + m] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
     @ti.func
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        quants_address, headers_address, cols, full_bands, tail_pairs, x: ti.template(), x_base,
+        quants_address, headers_address, cols, full_bands, tail_bands, x: ti.template(), x_base,
         active: ti.template(), active_base, count, partial: ti.template(), partial_base, worker,
     ):  # fmt: skip
         first = active_base + share_start(count, worker, workers)
         last = active_base + share_start(count, worker + 1, workers)
-        out = partial_base + worker * (full_bands + ti.min(tail_pairs, 1)) * 16
+        out = partial_base + worker * (full_bands + tail_bands) * 16
         if full_bands > 0:
             for j in range(first, ti.min(first + PREFETCH_DISTANCE, last)):
                 prefetch(quants_address, quants_base, headers_address, headers_base, active[j])
@@ -118,10 +119,10 @@ def make_gemv(workers: int):
                 quants_address, headers_address,
                 x, x_base, active, first, last, partial, out + band * 16, ti.select(band + 1 < full_bands, cols, 0),
             )  # fmt: skip
-        for pair in range(tail_pairs):
-            tail_pair(
-                tail, tail_base, tail_pairs, pair, headers, headers_base + full_bands * cols,
-                x, x_base, active, first, last, partial, out + full_bands * 16 + pair * 4,
+        if tail_bands > 0:
+            tail_band(
+                tail, tail_base, headers, headers_base + full_bands * cols,
+                x, x_base, active, first, last, partial, out + full_bands * 16,
             )  # fmt: skip
 
     return gemv
@@ -147,8 +148,15 @@ class ZigzagGemv:
         self._kernel = make_gemv_kernel(workers)
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """y (f32 [rows]) for x (f32 [cols]); `active` (i32, any order, no duplicates) defaults to every column."""
+        """y (f32 [rows]) for x (f32 [cols]); `active` (i32, any order, no duplicates) defaults to every column.
+
+        Raises ValueError for sizes or columns that are not those of the matrix.
+        """
         active = np.arange(self.shape.cols, dtype=np.int32) if active is None else active
+        if x.shape != (self.shape.cols,) or active.size > self.shape.cols:
+            raise ValueError(f"x {list(x.shape)}, active {list(active.shape)} do not fit {self.shape.cols} columns")
+        if active.size and not 0 <= active.min() <= active.max() < self.shape.cols:
+            raise ValueError(f"active columns must be between 0 and {self.shape.cols - 1}")
         view = host_view(self._x).reshape(-1)
         view[: x.size] = x
         host_view(self._active)[: active.size] = active
@@ -164,7 +172,7 @@ class ZigzagGemv:
         shape = self.shape
         self._kernel(
             self._quants, self._tail, self._headers, address(self._quants), address(self._headers),
-            shape.cols, shape.full_bands, shape.tail_pairs,
+            shape.cols, shape.full_bands, shape.tail_bands,
             self._x, self._active, count, self._partial,
         )  # fmt: skip
         ti.sync()
@@ -176,6 +184,7 @@ def _upload(rows: np.ndarray, dtype) -> ti.Ndarray:
     return array
 
 
+@functools.cache
 def make_gemv_kernel(workers: int):
     """The GEMV as a kernel of its own: one iteration per worker."""
     gemv = make_gemv(workers)
@@ -184,13 +193,13 @@ def make_gemv_kernel(workers: int):
     def zigzag_gemv(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4),
         quants_address: ti.i64, headers_address: ti.i64,
-        cols: ti.i32, full_bands: ti.i32, tail_pairs: ti.i32, x: array_of(f32x16),
+        cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, x: array_of(f32x16),
         active: array_of(ti.i32), count: ti.i32, partial: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             gemv(
-                quants, 0, tail, 0, headers, 0, quants_address, headers_address, cols, full_bands, tail_pairs, x, 0,
+                quants, 0, tail, 0, headers, 0, quants_address, headers_address, cols, full_bands, tail_bands, x, 0,
                 active, 0, count, partial, 0, worker,
             )  # fmt: skip
 

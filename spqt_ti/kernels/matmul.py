@@ -99,18 +99,16 @@ def make_matmul(workers: int):
 
     @ti.func
     def decode_tail(
-        tail: ti.template(), tail_base, tail_pairs, headers: ti.template(), headers_base, a: ti.template(), tile, start,
-        columns, pair,
+        tail: ti.template(), tail_base, headers: ti.template(), headers_base, a: ti.template(), tile, start, columns,
     ):  # fmt: skip
-        """64 rows of the tail band; lane i of vector b: row 32 (i / 8) + 4 (i % 8) + b of the pair of sub-blocks."""
+        """The 64 rows of the tail band; lane i of vector b: row 32 (i / 8) + 4 (i % 8) + b."""
         for j in range(columns):
             header = headers[headers_base + start + j]
             scales = scales_of(header)
             minima = minima_of(header)
-            s0, s1, m0, m1 = scales[2 * pair], scales[2 * pair + 1], minima[2 * pair], minima[2 * pair + 1]
-            scale = f32x16(*[(s0, s1)[i // 8] for i in ti.static(range(16))])
-            minimum = f32x16(*[(m0, m1)[i // 8] for i in ti.static(range(16))])
-            words = tail[tail_base + (start + j) * tail_pairs + pair]
+            scale = f32x16(*[scales[i // 8] for i in ti.static(range(16))])
+            minimum = f32x16(*[minima[i // 8] for i in ti.static(range(16))])
+            words = tail[tail_base + start + j]
             for b in ti.static(range(4)):
                 low = nibbles_in_place(words, b, 0) * NIBBLE_UNIT[2 * b]
                 high = nibbles_in_place(words, b, 1) * NIBBLE_UNIT[2 * b + 1]
@@ -120,15 +118,14 @@ def make_matmul(workers: int):
     @ti.func
     def matmul(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        cols, full_bands, tail_pairs, a: ti.template(), tile, x, x_stride, y: ti.template(), y_base, y_stride,
+        cols, full_bands, tail_bands, a: ti.template(), tile, x, x_stride, y: ti.template(), y_base, y_stride,
         tokens, worker,
     ):  # fmt: skip
-        strips = full_bands * 4 + tail_pairs
+        strips = full_bands * 4 + tail_bands
         for strip in range(share_start(strips, worker, workers), share_start(strips, worker + 1, workers)):
             band = strip >> 2
             half = (strip >> 1) & 1
-            pair = strip - full_bands * 4
-            out = y_base + full_bands * 16 + pair * 4
+            out = y_base + full_bands * 16
             step = 2
             if band < full_bands:
                 out = y_base + band * 16 + 8 * half + 2 * (strip & 1)
@@ -142,18 +139,7 @@ def make_matmul(workers: int):
                         a, tile, start, columns, half, strip & 1,
                     )  # fmt: skip
                 else:
-                    decode_tail(
-                        tail,
-                        tail_base,
-                        tail_pairs,
-                        headers,
-                        headers_base + full_bands * cols,
-                        a,
-                        tile,
-                        start,
-                        columns,
-                        pair,
-                    )
+                    decode_tail(tail, tail_base, headers, headers_base + full_bands * cols, a, tile, start, columns)
                 strip_product(a, tile, start, columns, x, x_stride, y, out, y_stride, tokens, step)
             put_in_order(y, out, y_stride, tokens, step)
 

@@ -16,26 +16,28 @@ from spqt_ti.kernels.vectors import f32x8, u32x8
 
 @dataclass(frozen=True)
 class ZigzagShape:
-    """Geometry of a matrix [rows, cols] in the zigzag layout.
+    """Geometry of a matrix [rows, cols] in the zigzag layout, as kernels see it.
 
-    `full_bands` bands have 256 rows; what is left makes a tail band of `tail_pairs` pairs of 32-row sub-blocks.
+    `full_bands` bands of 256 rows; what is left is a tail band where it has at most 64 rows, and otherwise one more
+    full band, completed with zeros at load: a superblock costs instructions rather than bytes, and the full one's code
+    is the fastest.
     """
 
     rows: int
     cols: int
 
     @property
-    def full_bands(self) -> int:
-        return sum(n == 8 for n in layout.band_sub_blocks(self.rows))
-
-    @property
-    def tail_pairs(self) -> int:
-        last = layout.band_sub_blocks(self.rows)[-1]
-        return 0 if last == 8 else -(-last // 2)
+    def tail_bands(self) -> int:
+        """1 if the last band has at most one pair of sub-blocks, else 0."""
+        return int(layout.band_sub_blocks(self.rows)[-1] <= 2)
 
     @property
     def bands(self) -> int:
-        return self.full_bands + (self.tail_pairs > 0)
+        return len(layout.band_sub_blocks(self.rows))
+
+    @property
+    def full_bands(self) -> int:
+        return self.bands - self.tail_bands
 
     @property
     def padded_rows(self) -> int:
@@ -49,8 +51,8 @@ class ZigzagShape:
 
     @property
     def tail_vectors(self) -> int:
-        """Vectors of 8 words: one per pair of sub-blocks of the tail band."""
-        return self.tail_pairs * self.cols
+        """Vectors of 8 words: one per superblock of the tail band."""
+        return self.tail_bands * self.cols
 
     @property
     def headers(self) -> int:
@@ -60,27 +62,33 @@ class ZigzagShape:
     @property
     def bytes_per_column(self) -> int:
         """Bytes of weights that one active input costs."""
-        return self.full_bands * 144 + (16 + 32 * self.tail_pairs if self.tail_pairs else 0)
+        return self.full_bands * 144 + self.tail_bands * (16 + 32)
 
 
 def split(data: np.ndarray, shape: ZigzagShape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stored bytes (u8 [nbytes]) -> quants u32 [quant_vectors, 16], tail u32 [tail_vectors, 8], headers u32 [headers,
-    4].
+    """Stored bytes (u8 [nbytes]) as words.
+
+    Returns quants u32 [quant_vectors, 16], tail u32 [tail_vectors, 8] and headers u32 [headers, 4].
 
     Raises ValueError if the number of bytes is not that of the shape.
     """
-    expected = shape.bytes_per_column * shape.cols
+    expected = layout.nbytes(shape.rows, shape.cols, "zigzag")
     if data.size != expected:
         raise ValueError(f"zigzag [{shape.rows}, {shape.cols}] takes {expected} bytes, not {data.size}")
-    cut = shape.full_bands * shape.cols * 144
-    full = data[:cut].reshape(-1, 144)
-    tail = data[cut:].reshape(-1, 16 + 32 * shape.tail_pairs) if shape.tail_pairs else np.zeros((0, 16), np.uint8)
-    headers = np.concatenate([full[:, :16], tail[:, :16]])
+    cut = (shape.bands - 1) * shape.cols * 144
+    whole, last = data[:cut].reshape(-1, 144), data[cut:].reshape(shape.cols, -1)
+    headers = np.concatenate([whole[:, :16], last[:, :16]])
+    if shape.tail_bands:
+        tail, quants = last[:, 16:48], whole[:, 16:]
+    else:
+        completed = np.zeros((shape.cols, 128), np.uint8)
+        completed[:, : last.shape[1] - 16] = last[:, 16:]
+        tail, quants = np.zeros((0, 32), np.uint8), np.concatenate([whole[:, 16:], completed])
 
     def words(a: np.ndarray, lanes: int) -> np.ndarray:
         return np.ascontiguousarray(a).view("<u4").reshape(-1, lanes)
 
-    return words(full[:, 16:], 16), words(tail[:, 16:], 8), words(headers, 4)
+    return words(quants, 16), words(tail, 8), words(headers, 4)
 
 
 def _signed(words: list[int]) -> list[int]:

@@ -16,7 +16,7 @@ from spqt_ti.kernels.workers import share_start, wait_for_all
 from spqt_ti.model.plans import SITE_TABLE, IntegerPlan, Scratch
 from spqt_ti.model.weights import SITE_FIELDS, Weights
 
-COLS, FULL_BANDS, TAIL_PAIRS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
+COLS, FULL_BANDS, TAIL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
 
 
 def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int):
@@ -66,7 +66,7 @@ def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scrat
         gemv(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
             headers, layer * headers_stride + integers[at + HEADERS], quants_address, headers_address,
-            cols, integers[at + FULL_BANDS], integers[at + TAIL_PAIRS], a, x,
+            cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], a, x,
             integers, active, count, a, scratch.partial, worker,
         )  # fmt: skip
 

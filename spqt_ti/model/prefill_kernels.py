@@ -15,7 +15,7 @@ from spqt_ti.kernels.workers import share_start, wait_for_all
 from spqt_ti.model.plans import SITE_TABLE, ChunkPlan
 from spqt_ti.model.weights import SITE_FIELDS, Weights
 
-COLS, FULL_BANDS, TAIL_PAIRS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
+COLS, FULL_BANDS, TAIL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
 
 
 def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkPlan, workers: int):
@@ -47,7 +47,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
         matmul(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
             headers, layer * headers_stride + integers[at + HEADERS], cols, integers[at + FULL_BANDS],
-            integers[at + TAIL_PAIRS], a, plan.tiles + worker * TILE_VECTORS, source, cols >> 4, a, output, stride,
+            integers[at + TAIL_BANDS], a, plan.tiles + worker * TILE_VECTORS, source, cols >> 4, a, output, stride,
             count, worker,
         )  # fmt: skip
 

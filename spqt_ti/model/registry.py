@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import platformdirs
 from tqdm import tqdm
 
+from spqt_ti.cache import cache_dir
 from spqt_ti.errors import CheckpointError
 
 _CHUNK = 1 << 20
@@ -61,12 +61,6 @@ KNOWN = {
         )
     ]
 }
-
-
-def cache_dir() -> Path:
-    """SPQT_CACHE_DIR, else the user's cache folder for this package. Not created here."""
-    chosen = os.environ.get("SPQT_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("spqt-ti"))
 
 
 def resolve(name_or_path: str | Path, progress: bool = True) -> Path:

@@ -24,6 +24,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
             raise GenerationError(f"temperature must be 0 or more, not {self.temperature}")
+        if self.seed < 0:
+            raise GenerationError(f"seed must be 0 or more, not {self.seed}")
         if self.top_k is not None and self.top_k < 1:
             raise GenerationError(f"top_k must be 1 or more, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -23,7 +23,7 @@ from spqt_ti.model.sites import MODULES, SITES
 
 _NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
 # Columns of Weights.site_table; bias: first vector among a layer's constants, -1 for none.
-SITE_FIELDS = ("cols", "full_bands", "tail_pairs", "bands", "quants", "tail", "headers", "bias")
+SITE_FIELDS = ("cols", "full_bands", "tail_bands", "bands", "quants", "tail", "headers", "bias")
 _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
 
 
@@ -140,7 +140,7 @@ class Weights:
                 [
                     shape.cols,
                     shape.full_bands,
-                    shape.tail_pairs,
+                    shape.tail_bands,
                     shape.bands,
                     place.quants,
                     place.tail,
