@@ -40,18 +40,20 @@ class Prefill:
         self._embed, self._block, self._logits = make_prefill_kernels(weights, cache_shape, self._plan, workers)
 
     def warm_up(self, position: int) -> None:
-        """Run once, if nothing has run yet, at a position that is free: what it writes to the cache is overwritten by
-        the next token.
+        """Run every kernel once, the first time this is called, at a position that is free.
+
+        What it writes to the cache there is overwritten by the next token.
         """
         if not self._warm:
             self.run([0], position)
             self.logits(0, 1)
+            self._warm = True
 
     def run(self, tokens: Sequence[int], start: int, masked: bool = False, observer: Observer | None = None) -> None:
         """Put up to CHUNK tokens, the first at position `start`, through every block; their hidden states stay for
         `logits`.
         """
-        w, count, self._warm = self._weights, len(tokens), True
+        w, count = self._weights, len(tokens)
         host_view(self._tokens)[:count] = tokens
         self._embed(w.words, w.scales, self._scratch, self._tokens, count)
         for layer in range(w.config.num_hidden_layers):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.llama import Llama
@@ -61,7 +62,8 @@ def capture(llama: Llama, tokens: Sequence[int], window: int) -> Magnitudes:
         raise PolicyError("the calibration text has no tokens")
     magnitudes = Magnitudes(llama.config.num_hidden_layers)
     window = min(window, llama.context)
-    for begin in range(0, len(tokens), window):
+    # tqdm takes None for "only on a terminal".
+    for begin in tqdm(range(0, len(tokens), window), desc="calibrate", unit="window", leave=False, disable=None):
         llama.reset()
         llama.prefill(tokens[begin : begin + window], logits="none", observer=magnitudes.observe)
     llama.reset()
