@@ -1,0 +1,245 @@
+"""The runner on tiny models, against the float64 forward pass on the same dequantised weights.
+
+Tolerance: f32 rounding through two blocks leaves about 1e-6 of the largest logit (measured: at most 2e-6), 1e-5 is
+allowed. Logits here are below 20.
+"""
+
+from __future__ import annotations
+
+import llama_float64
+import numpy as np
+import pytest
+import tiny_containers
+import tiny_models
+
+from spqt_ti.errors import ContainerError, GenerationError
+from spqt_ti.model.llama import Llama
+from spqt_ti.model.sites import SITES
+
+TOLERANCE = 1e-5  # of the largest logit
+TOKENS = [0, 17, 203, 5, 5, 299, 42, 150, 3, 88, 261, 7, 19, 33, 250, 121, 64, 90, 2, 11]
+
+
+@pytest.fixture(params=tiny_models.CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def fresh(case: str, threads: int = 2) -> Llama:
+    """The case's runner, dense and empty."""
+    model = tiny_containers.llama(case, threads)
+    model.reset()
+    model.thresholds[:] = 0
+    return model
+
+
+def reference(case: str, tokens: list[int] = TOKENS, mask: llama_float64.Mask | None = None) -> np.ndarray:
+    container = tiny_containers.container(case)
+    return llama_float64.forward(container.config, dict(container.weights()), tokens, mask)
+
+
+def decode_all(model: Llama, tokens: list[int] = TOKENS) -> np.ndarray:
+    return np.stack([model.decode(token).copy() for token in tokens])
+
+
+def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
+    """Logits equal within TOLERANCE, and the same argmax wherever the top two differ by more than the tolerance."""
+    bound = TOLERANCE * np.abs(expected).max()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=bound)
+    top = np.sort(expected, axis=-1)[..., -2:]
+    clear = top[..., 1] - top[..., 0] > 2 * bound
+    assert (got.argmax(-1) == expected.argmax(-1))[clear].all()
+
+
+def test_prefill(case: str) -> None:
+    assert_close(fresh(case).prefill(TOKENS, logits="all"), reference(case))
+
+
+def test_decode(case: str) -> None:
+    assert_close(decode_all(fresh(case)), reference(case))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 16, 17])
+def test_decode_continues_a_prefill(cut: int) -> None:
+    model = fresh("gqa")
+    model.prefill(TOKENS[:cut])
+    assert_close(decode_all(model, TOKENS[cut:]), reference("gqa")[cut:])
+
+
+@pytest.mark.parametrize("cuts", [(3, 16), (1, 2, 17, 19)])
+def test_prefill_in_pieces(cuts: tuple[int, ...]) -> None:
+    model = fresh("gqa")
+    pieces = [model.prefill(list(piece), logits="all") for piece in np.split(np.array(TOKENS), cuts)]
+    assert_close(np.concatenate(pieces), reference("gqa"))
+
+
+def test_prompt_longer_than_a_chunk() -> None:
+    """More than 256 tokens: several launches, and positions past the first chunk's."""
+    container = tiny_containers.container("mha")
+    tokens = list(np.random.default_rng(0).integers(0, 300, 256))
+    longer = Llama(container, threads=2, context=256)
+    got = longer.prefill([*tokens[:250], 1, 2, 3], logits="all")
+    assert_close(got, reference("mha", [*tokens[:250], 1, 2, 3]))
+
+
+def test_last_and_no_logits() -> None:
+    model = fresh("gqa")
+    every = model.prefill(TOKENS, logits="all")
+    model.reset()
+    last = model.prefill(TOKENS)
+    # Alone in its group of tokens a row's sums are the same sums.
+    np.testing.assert_array_equal(last, every[-1:])
+    model.reset()
+    assert model.prefill(TOKENS, logits="none").shape == (0, model.config.vocab_size)
+
+
+def test_best_token_is_the_argmax() -> None:
+    model = fresh("gqa")
+    for token in TOKENS:
+        logits = model.decode(token)
+        assert model.best_token() == int(np.argmax(logits))
+
+
+def test_one_worker_agrees_with_two() -> None:
+    assert_close(decode_all(fresh("gqa", threads=1)), decode_all(fresh("gqa")).astype(np.float64))
+    assert_close(fresh("gqa", threads=1).prefill(TOKENS, "all"), fresh("gqa").prefill(TOKENS, "all").astype(np.float64))
+
+
+def test_repeat_runs_are_identical(case: str) -> None:
+    model = fresh(case)
+    model.thresholds[:] = 0.3
+    first = decode_all(model)
+    model.reset()
+    np.testing.assert_array_equal(decode_all(model), first)
+
+
+def test_more_than_one_token_goes_dense() -> None:
+    model = fresh("gqa")
+    dense = model.prefill(TOKENS, logits="all")
+    model.reset()
+    model.thresholds[:] = 0.5
+    np.testing.assert_array_equal(model.prefill(TOKENS, logits="all"), dense)
+
+
+class Gaps:
+    """Records a threshold per layer and site in the middle of the widest gap near a quantile of the reference's |x|.
+
+    Thresholds are discontinuous: an input within rounding of one may flip. In a gap no input is near, so the active
+    sets of two correct implementations are equal, and logits can be compared as closely as dense ones. The sites are
+    visited in the order of the forward pass, each with the inputs that the thresholds before it leave.
+    """
+
+    def __init__(self, layers: int, sites: tuple[str, ...] = SITES, level: float = 0.5) -> None:
+        self.thresholds = np.zeros((layers, len(SITES)), np.float32)
+        self.active = np.full((layers, len(SITES)), -1)
+        self.sites, self.level = sites, level
+
+    def __call__(self, layer: int, site: str, x: np.ndarray) -> np.ndarray:
+        if site not in self.sites:
+            return x
+        ordered = np.sort(np.abs(x), axis=None)
+        near = slice(int(self.level * ordered.size * 0.9), int(self.level * ordered.size * 1.1) + 2)
+        widest = near.start + int(np.argmax(np.diff(ordered[near])))
+        threshold = np.float32((ordered[widest] + ordered[widest + 1]) / 2)
+        assert ordered[widest + 1] - ordered[widest] > 1e-5 * ordered[widest], "no gap wide enough for f32"
+        self.thresholds[layer, SITES.index(site)] = threshold
+        kept = np.abs(x) > threshold
+        self.active[layer, SITES.index(site)] = kept[-1].sum()
+        return np.where(kept, x, 0)
+
+
+@pytest.mark.parametrize("level", [0.25, 0.5, 0.8])
+def test_sparse_decode_is_dense_on_masked_inputs(case: str, level: float) -> None:
+    tokens = TOKENS[:4]
+    gaps = Gaps(tiny_containers.container(case).config.num_hidden_layers, level=level)
+    expected = reference(case, tokens, gaps)
+    model = fresh(case)
+    model.thresholds[:] = gaps.thresholds
+    assert_close(decode_all(model, tokens), expected)
+    np.testing.assert_array_equal(model.active, gaps.active)
+    model.reset()
+    assert_close(model.prefill(tokens, "all", masked=True), expected)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_one_sparse_site(site: str) -> None:
+    gaps = Gaps(2, (site,))
+    expected = reference("gqa", TOKENS[:8], gaps)
+    model = fresh("gqa")
+    model.thresholds[:] = gaps.thresholds
+    assert_close(decode_all(model, TOKENS[:8]), expected)
+    inputs = model.inputs()
+    for s, name in enumerate(SITES):
+        np.testing.assert_array_equal(model.active[:, s], gaps.active[:, s] if name == site else inputs[s])
+
+
+def test_nothing_active(case: str) -> None:
+    """With every input skipped a block adds only its biases; embedding and head stay dense."""
+    model = fresh(case)
+    model.thresholds[:] = 1e30
+    got = decode_all(model, TOKENS[:3])
+    assert_close(got, reference(case, TOKENS[:3], lambda layer, site, x: np.zeros_like(x)))
+    assert not model.active.any()
+
+
+def test_a_threshold_that_only_zeros_fail_is_dense() -> None:
+    """Up to rounding: an input that is exactly zero leaves the list, which shifts the workers' shares."""
+    model = fresh("gqa")
+    dense = decode_all(model)
+    model.reset()
+    model.thresholds[:] = 1e-30
+    assert_close(decode_all(model), dense.astype(np.float64))
+    assert (model.active > 0.95 * model.inputs()).all()
+
+
+def test_observer_sees_every_site() -> None:
+    seen: dict[tuple[int, str], np.ndarray] = {}
+    expected: dict[tuple[int, str], np.ndarray] = {}
+    model = fresh("gqa")
+    model.prefill(TOKENS, "none", observer=lambda layer, site, x: seen.__setitem__((layer, site), x.copy()))
+
+    def keep(layer: int, site: str, x: np.ndarray) -> np.ndarray:
+        expected[layer, site] = x
+        return x
+
+    reference("gqa", mask=keep)
+    assert seen.keys() == expected.keys()
+    for key, x in expected.items():
+        np.testing.assert_allclose(seen[key], x, rtol=0, atol=1e-5 * np.abs(x).max())
+
+
+def test_weight_bytes_are_proportional_to_active_inputs() -> None:
+    model = fresh("gqa")
+    full = np.tile(model.inputs(), (model.config.num_hidden_layers, 1))
+    none, half, every = (model.weight_bytes(full * share) for share in (0, 0.5, 1))
+    assert none == model.weights.head_bytes
+    assert half - none == pytest.approx((every - none) / 2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [([], "no tokens"), ([320], "token id 320"), ([-1], "token id -1"), ([1] * 65, "65 tokens do not fit")],
+)
+def test_refused_tokens(tokens: list[int], message: str) -> None:
+    model = fresh("gqa")
+    with pytest.raises(GenerationError, match=message):
+        model.prefill(tokens)
+    assert model.position == 0
+
+
+def test_decode_past_the_context() -> None:
+    model = fresh("gqa")
+    model.prefill([1] * 64)
+    with pytest.raises(GenerationError, match="65 tokens do not fit"):
+        model.decode(1)
+
+
+@pytest.mark.parametrize("context", [0, -1, 257])
+def test_refused_context(context: int) -> None:
+    with pytest.raises(GenerationError, match="context must be between 1 and 256"):
+        Llama(tiny_containers.container("gqa"), context=context)
+
+
+def test_row_layout_is_refused() -> None:
+    with pytest.raises(ContainerError, match="zigzag"):
+        Llama(tiny_containers.container("gqa", layout="row"))
