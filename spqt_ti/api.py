@@ -125,8 +125,8 @@ class Model:
     ) -> Iterator[Piece]:
         """Yield text as it is generated; with `chat` the prompt is a user's message in the model's chat template.
 
-        Raises GenerationError for an empty prompt, a prompt longer than the context, or sampling values out of range;
-        CheckpointError when `chat` is asked of a model without a template.
+        Raises GenerationError for an empty prompt, a prompt longer than the context, sampling values out of range, or
+        `chat` asked of a model without a template.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         tokens = self._encode(prompt, chat)

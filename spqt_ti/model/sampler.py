@@ -40,8 +40,9 @@ def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Probabilities f64 [vocab] after temperature, top_k and top_p (the smallest set of likeliest tokens that reaches
     it).
     """
-    scaled = logits.astype(np.float64) / sampling.temperature
-    p = np.exp(scaled - scaled.max())
+    below_best = logits.astype(np.float64) - logits.max()
+    with np.errstate(over="ignore"):  # a tiny temperature divides into -inf, whose probability is 0
+        p = np.exp(below_best / sampling.temperature)
     order = np.argsort(-p, kind="stable")
     kept = order if sampling.top_k is None else order[: sampling.top_k]
     if sampling.top_p is not None:

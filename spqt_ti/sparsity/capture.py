@@ -1,7 +1,7 @@
 """Magnitudes of the inputs at every site over a text: the raw material of every threshold.
 
 Each site keeps one histogram of |x| over the whole range of f32: the bins are the upper 16 bits of the magnitude, so
-a bin is 0.4 to 0.8 % wide, memory is bounded (256 KB a site) and histograms of several texts add up.
+a bin is 0.2 to 0.4 % wide, memory is bounded (256 KB a site) and histograms of several texts add up.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class SparsityPolicy:
                 str(fields["model"]),
                 dict(fields["calibration"]),
             )
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise PolicyError(f"not a sparsity policy: {error}") from error
 
     @classmethod

@@ -73,7 +73,7 @@ class Calibration:
             if quantiles.ndim != 3 or quantiles.shape[2] != len(LEVELS):
                 raise ValueError(f"quantiles of shape {list(quantiles.shape)}")
             return cls(str(fields["model"]), str(fields["text_sha256"]), int(fields["tokens"]), quantiles)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise PolicyError(f"{path}: not a calibration ({error}); delete it to calibrate again") from error
 
 
