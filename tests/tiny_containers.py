@@ -23,9 +23,19 @@ def folder() -> Path:
     return path
 
 
-@functools.cache
 def container(case: str, layout: str = "zigzag", dtype: str = "f32") -> Container:
     """The container of a case; from two shards where `dtype` is not f32."""
+    return _container(case, layout, dtype)
+
+
+def llama(case: str, threads: int = 2, dtype: str = "f32") -> Llama:
+    """The runner of a case, with room for 64 tokens. Shared: reset it and set its thresholds before use."""
+    return _llama(case, threads, dtype)
+
+
+# The cache tells f(x) from f(x, default): all arguments are given here.
+@functools.cache
+def _container(case: str, layout: str, dtype: str) -> Container:
     config = tiny_models.tiny_config(**tiny_models.CASES[case])
     name = f"{case}-{layout}-{dtype}"
     source = tiny_models.write_huggingface(
@@ -39,6 +49,5 @@ def container(case: str, layout: str = "zigzag", dtype: str = "f32") -> Containe
 
 
 @functools.cache
-def llama(case: str, threads: int = 2, dtype: str = "f32") -> Llama:
-    """The runner of a case, with room for 64 tokens. Shared: reset it and set its thresholds before use."""
+def _llama(case: str, threads: int, dtype: str) -> Llama:
     return Llama(container(case, dtype=dtype), threads=threads, context=64)
