@@ -19,7 +19,7 @@ from spqt_ti.kernels import row_gemv, zigzag
 from spqt_ti.kernels.collect import collect
 from spqt_ti.kernels.gemv import make_gemv
 from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, vectors_for
-from spqt_ti.kernels.workers import wait_for_all
+from spqt_ti.kernels.workers import make_wait_for_all
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
 
@@ -197,6 +197,8 @@ class Zigzag:
 def make_row_launch(workers: int, skips: bool):
     gemv = row_gemv.make_row_gemv(workers, skips)
 
+    wait_for_all = make_wait_for_all()
+
     @ti.kernel
     def launch(
         quants: array_of(u32x16), headers: array_of(u32x4), rows: ti.i32, blocks: ti.i32, threshold: ti.f32,
@@ -216,6 +218,8 @@ def make_row_launch(workers: int, skips: bool):
 @functools.cache
 def make_zigzag_launch(workers: int):
     gemv = make_gemv(workers)
+
+    wait_for_all = make_wait_for_all()
 
     @ti.kernel
     def launch(

@@ -11,7 +11,7 @@ from spqt_ti.kernels.matmul import TILE_VECTORS, make_matmul, make_vocabulary_ma
 from spqt_ti.kernels.norm import scaled_copy, square_sum
 from spqt_ti.kernels.rope import rotate
 from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16
-from spqt_ti.kernels.workers import share_start, wait_for_all
+from spqt_ti.kernels.workers import make_wait_for_all, share_start
 from spqt_ti.model.plans import SITE_TABLE, ChunkPlan
 from spqt_ti.model.weights import SITE_FIELDS, Weights
 
@@ -25,6 +25,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     head_vectors, group, attention = head_dim // 16, heads // kv_heads, heads * head_dim // 16
     eps = config.rms_norm_eps
+    wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constants["attention_norm"], weights.layer_constants["ffn_norm"]
     constants_stride, final_norm, rope = weights.constants_stride, weights.final_norm, weights.rope
     quants_stride, tail_stride, headers_stride = weights.quants_stride, weights.tail_stride, weights.headers_stride

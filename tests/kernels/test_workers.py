@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spqt_ti.backend import available_threads, host_view, start, ti
 from spqt_ti.kernels.vectors import array_of
-from spqt_ti.kernels.workers import share_start, wait_for_all
+from spqt_ti.kernels.workers import make_wait_for_all, share_start
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,6 +40,8 @@ def test_shares_cover_everything_evenly(total, workers) -> None:
 
 
 def make_relay(workers: int):
+    wait_for_all = make_wait_for_all()
+
     @ti.kernel
     def relay(phases: ti.i32, arrivals: array_of(ti.i32), seen: array_of(ti.i32), late: array_of(ti.i32)):
         ti.loop_config(block_dim=1, parallelize=workers)

@@ -1,4 +1,4 @@
-"""LLVM functions for what Taichi cannot express on x86-64: prefetch and fused multiply-add.
+"""LLVM functions for what Taichi cannot express on x86-64: prefetch, fused multiply-add, giving way while waiting.
 
 `x86_64.bc` is assembled from `x86_64.ll` beside it. They are used where the CPU has FMA, unless SPQT_NATIVE=0;
 elsewhere (arm64, older x86) kernels take their plain path, which computes the same sums with separate rounding of
@@ -7,6 +7,7 @@ each product.
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 from spqt_ti.backend import ti
@@ -22,9 +23,9 @@ def _cpu_has_fma() -> bool:
 def available() -> bool:
     """True where the bitcode runs well: Linux on x86-64 with FMA (without it llvm.fma is a library call)."""
     wanted = os.environ.get("SPQT_NATIVE", "1") != "0"
-    return wanted and platform.machine() in ("x86_64", "AMD64") and _cpu_has_fma()
+    return wanted and sys.platform == "linux" and platform.machine() == "x86_64" and _cpu_has_fma()
 
 
 def load():
-    """The functions of the bitcode: `prefetch64`, `prefetch128`, `fma8`, `fma16`; None where they are not available."""
+    """The functions of the bitcode (`prefetch64`, `prefetch128`, `fma8`, `fma16`, `relax`); None where not available."""
     return ti.lang.source_builder.SourceBuilder.from_file(str(BITCODE)) if available() else None

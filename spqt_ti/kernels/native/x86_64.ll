@@ -1,8 +1,10 @@
-; Two things that Taichi cannot say on x86-64: prefetch, and fused multiply-add. Every function is inlined into its caller.
+; What Taichi cannot say on x86-64 Linux: prefetch, fused multiply-add, giving way while waiting. Every function is inlined
+; into its caller.
 ; Assembled by: llvm-as-15 --opaque-pointers=0 x86_64.ll -o x86_64.bc   (LLVM 15 is what Taichi 1.7.4 links)
 target datalayout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-f80:128-n8:16:32:64-S128"
 target triple = "x86_64-pc-linux-gnu"
 
+declare void @llvm.x86.sse2.pause()
 declare void @llvm.prefetch.p0i8(i8*, i32, i32, i32)
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
@@ -43,5 +45,21 @@ define void @fma8(<8 x float>* %sum, <8 x float>* %a, <8 x float>* %b) alwaysinl
   %y = load <8 x float>, <8 x float>* %b
   %r = call <8 x float> @llvm.fma.v8f32(<8 x float> %x, <8 x float> %y, <8 x float> %s)
   store <8 x float> %r, <8 x float>* %sum
+  ret void
+}
+
+; Wait a moment; every 1024th time let another thread have the core (Linux's sched_yield). *turns counts the calls.
+define void @relax(i32* %turns) alwaysinline {
+  call void @llvm.x86.sse2.pause()
+  %n = load i32, i32* %turns
+  %next = add i32 %n, 1
+  store i32 %next, i32* %turns
+  %low = and i32 %next, 1023
+  %again = icmp ne i32 %low, 0
+  br i1 %again, label %done, label %yield
+yield:
+  %r = call i64 asm sideeffect "syscall", "={rax},{rax},~{rcx},~{r11},~{memory},~{dirflag},~{fpsr},~{flags}"(i64 24)
+  br label %done
+done:
   ret void
 }
