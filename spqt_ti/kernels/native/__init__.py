@@ -27,5 +27,5 @@ def available() -> bool:
 
 
 def load():
-    """The functions of the bitcode (`prefetch64`, `prefetch128`, `fma8`, `fma16`, `relax`); None where not available."""
+    """The bitcode: `prefetch64`, `prefetch128`, `fma8`, `fma16`, `relax`; None where it is not available."""
     return ti.lang.source_builder.SourceBuilder.from_file(str(BITCODE)) if available() else None
