@@ -83,6 +83,12 @@ def test_in_the_bin_of_the_sorted_input(inputs):
     assert (np.abs(found - expected) <= np.maximum(BIN * expected, SMALLEST)).all()
 
 
+def test_linear_inside_a_bin():
+    """From 1 the bin reaches to 1 + 1/256."""
+    inputs = np.linspace(1, 1 + 1 / 256, 1001, dtype=np.float32)[:-1]
+    np.testing.assert_allclose(quantiles(inputs), 1 + LEVELS / 256, rtol=1e-6)
+
+
 def test_a_share_of_the_inputs_lies_below():
     inputs = sample("normal")
     for level, threshold in zip(LEVELS[::10], quantiles(inputs)[::10], strict=True):
