@@ -1,0 +1,45 @@
+"""`spqt bench decode`: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny_containers
+
+from spqt_ti.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    return str(tiny_containers.container("gqa").path)
+
+
+def test_json_rows(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--sparsity", "0,0.5", "--threads", "1", "--tokens", "8", "--rounds", "2", "--json"]
+    assert main(["bench", "decode", model, *options]) == 0
+    dense, sparse = json.loads(capsys.readouterr().out)
+    assert {"model", "backend", "threads", "sparsity", "tokens_per_second", "rounds"} <= dense.keys()
+    assert (dense["sparsity"], dense["realised_sparsity"], dense["speedup"]) == (0, 0, 1)
+    assert (sparse["sparsity"], sparse["threads"], sparse["rounds"], sparse["tokens"]) == (0.5, 1, 2, 8)
+    assert 0.2 < sparse["realised_sparsity"] < 0.8
+    assert sparse["bytes_per_token"] < dense["bytes_per_token"]
+    assert sparse["tokens_per_second"] > 0
+
+
+def test_markdown(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["bench", "decode", model, "--sparsity", "0.3", "--tokens", "2", "--rounds", "1", "--threads", "1"]) == 0
+    )
+    header, rule, row = capsys.readouterr().out.splitlines()
+    assert header.count("|") == rule.count("|") == row.count("|")
+    assert "| tg2 |" in row
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--sparsity", "half"], ["--sparsity", "0,0"], ["--sparsity", "0,1.5"], ["--tokens", "0"], ["--rounds", "0"]],
+)
+def test_refused(model: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "decode", model, "--threads", "1", *options]) == 1
+    assert capsys.readouterr().err.startswith("spqt: error: ")
