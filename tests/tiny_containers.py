@@ -10,9 +10,12 @@ from pathlib import Path
 
 import tiny_models
 
+from spqt_ti.backend import available_threads
 from spqt_ti.model.container import Container
 from spqt_ti.model.llama import Llama
 from spqt_ti.model.quantize import quantize
+
+THREADS = min(2, available_threads())
 
 
 @functools.cache
@@ -28,7 +31,7 @@ def container(case: str, layout: str = "zigzag", dtype: str = "f32") -> Containe
     return _container(case, layout, dtype)
 
 
-def llama(case: str, threads: int = 2, dtype: str = "f32") -> Llama:
+def llama(case: str, threads: int = THREADS, dtype: str = "f32") -> Llama:
     """The runner of a case, with room for 64 tokens. Shared: reset it and set its thresholds before use."""
     return _llama(case, threads, dtype)
 

@@ -6,6 +6,8 @@ allowed. Logits here are below 20.
 
 from __future__ import annotations
 
+from typing import Any
+
 import llama_float64
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import tiny_models
 
 from spqt_ti.errors import ContainerError, GenerationError
 from spqt_ti.model.llama import Llama
+from spqt_ti.model.plans import CHUNK
+from spqt_ti.model.quantize import quantize
 from spqt_ti.model.sites import SITES
 
 TOLERANCE = 1e-5  # of the largest logit
@@ -25,7 +29,7 @@ def case(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def fresh(case: str, threads: int = 2) -> Llama:
+def fresh(case: str, threads: int = tiny_containers.THREADS) -> Llama:
     """The case's runner, dense and empty."""
     model = tiny_containers.llama(case, threads)
     model.reset()
@@ -73,13 +77,28 @@ def test_prefill_in_pieces(cuts: tuple[int, ...]) -> None:
     assert_close(np.concatenate(pieces), reference("gqa"))
 
 
-def test_prompt_longer_than_a_chunk() -> None:
-    """More than 256 tokens: several launches, and positions past the first chunk's."""
-    container = tiny_containers.container("mha")
-    tokens = list(np.random.default_rng(0).integers(0, 300, 256))
-    longer = Llama(container, threads=2, context=256)
-    got = longer.prefill([*tokens[:250], 1, 2, 3], logits="all")
-    assert_close(got, reference("mha", [*tokens[:250], 1, 2, 3]))
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama, dict[str, np.ndarray]]:
+    """A runner with room for more than a chunk, and its weights; the context is rounded up to whole blocks of 16."""
+    config = tiny_models.tiny_config(max_position_embeddings=300, num_hidden_layers=1)
+    folder = tmp_path_factory.mktemp("long")
+    source = tiny_models.write_huggingface(folder / "source", config, tiny_models.random_weights(config))
+    container = quantize(source, folder / "quantized", progress=False)
+    return Llama(container, threads=tiny_containers.THREADS, context=CHUNK + 31), dict(container.weights())
+
+
+@pytest.mark.parametrize("extra", [1, 2, 29])
+def test_prompt_longer_than_a_chunk(long_model: tuple[Llama, dict[str, np.ndarray]], extra: int) -> None:
+    """Two launches, the second of one token or more; then decoding up to the last position of the context."""
+    model, weights = long_model
+    tokens = np.random.default_rng(0).integers(0, 300, model.context).tolist()
+    expected = llama_float64.forward(model.config, weights, tokens)
+    model.reset()
+    assert_close(model.prefill(tokens[: CHUNK + extra], logits="all"), expected[: CHUNK + extra])
+    assert_close(decode_all(model, tokens[CHUNK + extra :]), expected[CHUNK + extra :])
+    assert model.position == model.context == CHUNK + 32
+    model.reset()
+    assert_close(model.prefill(tokens), expected[-1:])
 
 
 def test_last_and_no_logits() -> None:
@@ -129,13 +148,16 @@ class Gaps:
     visited in the order of the forward pass, each with the inputs that the thresholds before it leave.
     """
 
-    def __init__(self, layers: int, sites: tuple[str, ...] = SITES, level: float = 0.5) -> None:
-        self.thresholds = np.zeros((layers, len(SITES)), np.float32)
-        self.active = np.full((layers, len(SITES)), -1)
-        self.sites, self.level = sites, level
+    def __init__(
+        self, inputs: np.ndarray, tokens: int, layers: tuple[int, ...] = (0, 1), sites: tuple[str, ...] = SITES,
+        level: float = 0.5,
+    ) -> None:  # fmt: skip
+        self.thresholds = np.zeros((2, len(SITES)), np.float32)
+        self.active = np.tile(inputs, (tokens, 2, 1))  # [tokens, layers, sites]
+        self.layers, self.sites, self.level = layers, sites, level
 
     def __call__(self, layer: int, site: str, x: np.ndarray) -> np.ndarray:
-        if site not in self.sites:
+        if layer not in self.layers or site not in self.sites:
             return x
         ordered = np.sort(np.abs(x), axis=None)
         near = slice(int(self.level * ordered.size * 0.9), int(self.level * ordered.size * 1.1) + 2)
@@ -144,33 +166,32 @@ class Gaps:
         assert ordered[widest + 1] - ordered[widest] > 1e-5 * ordered[widest], "no gap wide enough for f32"
         self.thresholds[layer, SITES.index(site)] = threshold
         kept = np.abs(x) > threshold
-        self.active[layer, SITES.index(site)] = kept[-1].sum()
+        self.active[:, layer, SITES.index(site)] = kept.sum(axis=1)
         return np.where(kept, x, 0)
 
 
-@pytest.mark.parametrize("level", [0.25, 0.5, 0.8])
-def test_sparse_decode_is_dense_on_masked_inputs(case: str, level: float) -> None:
-    tokens = TOKENS[:4]
-    gaps = Gaps(tiny_containers.container(case).config.num_hidden_layers, level=level)
-    expected = reference(case, tokens, gaps)
+def check_sparse(case: str, tokens: list[int], **where: Any) -> None:
+    """Logits and, for every token, layer and site, the number of active inputs."""
     model = fresh(case)
+    gaps = Gaps(model.inputs(), len(tokens), **where)
+    expected = reference(case, tokens, gaps)
     model.thresholds[:] = gaps.thresholds
-    assert_close(decode_all(model, tokens), expected)
-    np.testing.assert_array_equal(model.active, gaps.active)
+    for position, token in enumerate(tokens):
+        assert_close(model.decode(token), expected[position])
+        np.testing.assert_array_equal(model.active, gaps.active[position])
     model.reset()
     assert_close(model.prefill(tokens, "all", masked=True), expected)
 
 
+@pytest.mark.parametrize("level", [0.25, 0.5, 0.8])
+def test_sparse_decode_is_dense_on_masked_inputs(case: str, level: float) -> None:
+    check_sparse(case, TOKENS[:4], level=level)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("site", SITES)
-def test_one_sparse_site(site: str) -> None:
-    gaps = Gaps(2, (site,))
-    expected = reference("gqa", TOKENS[:8], gaps)
-    model = fresh("gqa")
-    model.thresholds[:] = gaps.thresholds
-    assert_close(decode_all(model, TOKENS[:8]), expected)
-    inputs = model.inputs()
-    for s, name in enumerate(SITES):
-        np.testing.assert_array_equal(model.active[:, s], gaps.active[:, s] if name == site else inputs[s])
+def test_one_sparse_site(site: str, layer: int) -> None:
+    check_sparse("gqa", TOKENS[:8], sites=(site,), layers=(layer,))
 
 
 def test_nothing_active(case: str) -> None:
@@ -182,14 +203,27 @@ def test_nothing_active(case: str) -> None:
     assert not model.active.any()
 
 
-def test_a_threshold_that_only_zeros_fail_is_dense() -> None:
-    """Up to rounding: an input that is exactly zero leaves the list, which shifts the workers' shares."""
-    model = fresh("gqa")
+def test_everything_active_is_dense_bit_for_bit(case: str) -> None:
+    """A threshold that no input fails: the collected list is the dense one, and so is every sum."""
+    model = fresh(case)
     dense = decode_all(model)
     model.reset()
+    # Not the first site: a quant of zero in a token's embedding is an input of zero, which is inactive.
     model.thresholds[:] = 1e-30
-    assert_close(decode_all(model), dense.astype(np.float64))
-    assert (model.active > 0.95 * model.inputs()).all()
+    model.thresholds[0, SITES.index("qkv")] = 0
+    np.testing.assert_array_equal(decode_all(model), dense)
+    np.testing.assert_array_equal(model.active, np.tile(model.inputs(), (model.config.num_hidden_layers, 1)))
+
+
+def test_inputs_of_zero_are_inactive() -> None:
+    """Leaving them out changes only how the workers share the rest: rounding."""
+    model, weights = fresh("gqa"), tiny_containers.container("gqa").dequantize("model.embed_tokens")
+    token = int(np.argmax((weights == 0).sum(axis=1)))
+    dense = decode_all(model, [token])
+    model.reset()
+    model.thresholds[:] = 1e-30
+    assert_close(decode_all(model, [token]), dense.astype(np.float64))
+    assert model.active[0, SITES.index("qkv")] == np.count_nonzero(weights[token]) < model.inputs()[0]
 
 
 def test_observer_sees_every_site() -> None:
