@@ -79,10 +79,17 @@ def test_prefill_in_pieces(cuts: tuple[int, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def long_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama, dict[str, np.ndarray]]:
-    """A runner with room for more than a chunk, and its weights; the context is rounded up to whole blocks of 16."""
-    config = tiny_models.tiny_config(max_position_embeddings=300, num_hidden_layers=1)
+    """A runner with room for more than a chunk, and its weights.
+
+    The context is rounded up to whole blocks of 16, the vocabulary to whole tiles of 64. Of its rows the first 150 are
+    one vector and the others twice that: many logits are equal, and for some tokens all are negative.
+    """
+    config = tiny_models.tiny_config(max_position_embeddings=300, num_hidden_layers=1, vocab_size=300)
+    weights = tiny_models.random_weights(config)
+    weights["lm_head.weight"][:150] = weights["lm_head.weight"][0]
+    weights["lm_head.weight"][150:] = 2 * weights["lm_head.weight"][0]
     folder = tmp_path_factory.mktemp("long")
-    source = tiny_models.write_huggingface(folder / "source", config, tiny_models.random_weights(config))
+    source = tiny_models.write_huggingface(folder / "source", config, weights)
     container = quantize(source, folder / "quantized", progress=False)
     return Llama(container, threads=tiny_containers.THREADS, context=CHUNK + 31), dict(container.weights())
 
@@ -117,6 +124,19 @@ def test_best_token_is_the_argmax() -> None:
     for token in TOKENS:
         logits = model.decode(token)
         assert model.best_token() == int(np.argmax(logits))
+
+
+def test_best_token_is_the_lowest_among_equals(long_model: tuple[Llama, dict[str, np.ndarray]]) -> None:
+    """Also when every logit is negative: the rows that fill up the last tile have logits of 0."""
+    model, signs = long_model[0], set()
+    model.reset()
+    for token in TOKENS:
+        logits = model.decode(token)
+        assert logits.shape == (300,)
+        assert len(np.unique(logits)) == 2
+        assert model.best_token() == (0 if logits[0] < 0 else 150)
+        signs.add(np.sign(logits[0]))
+    assert signs == {-1, 1}
 
 
 def test_one_worker_agrees_with_two() -> None:
@@ -246,7 +266,7 @@ def test_weight_bytes_are_proportional_to_active_inputs() -> None:
     model = fresh("gqa")
     full = np.tile(model.inputs(), (model.config.num_hidden_layers, 1))
     none, half, every = (model.weight_bytes(full * share) for share in (0, 0.5, 1))
-    assert none == model.weights.head_bytes
+    assert none == 320 * model.config.hidden_size * 34 / 32  # the head
     assert half - none == pytest.approx((every - none) / 2)
 
 
