@@ -65,14 +65,18 @@ def describe_container(container: Container) -> dict[str, Any]:
     """Facts about a quantised model, ready for JSON.
 
     `bytes_per_weight` is that of the blocks' matrices; `dense_bytes_per_token` is what one decoded token reads of
-    matrices and head when no input is skipped.
+    matrices and head (zigzag, as kernels hold them) when no input is skipped.
     """
     matrices = [
         {**matrix.to_dict(), "bytes": container.read(f"{name}.{container.scheme}").nbytes}
         for name, matrix in container.matrices.items()
     ]
     matrix_bytes = sum(matrix["bytes"] for matrix in matrices)
-    head = "model.embed_tokens" if container.config.tie_word_embeddings else "lm_head"
+    import numpy as np
+
+    from spqt_ti.model.sites import bytes_per_token, inputs_per_site
+
+    every_input = np.tile(inputs_per_site(container.config), (container.config.num_hidden_layers, 1))
     return {
         **_describe_model(container.path, container.config),
         "kind": "quantised",
@@ -83,7 +87,7 @@ def describe_container(container: Container) -> dict[str, Any]:
         "fingerprint": container.fingerprint,
         "chat_template": container.chat_template is not None,
         "bytes_per_weight": matrix_bytes / sum(matrix["rows"] * matrix["cols"] for matrix in matrices),
-        "dense_bytes_per_token": matrix_bytes + container.read(f"{head}.q8_0").nbytes,
+        "dense_bytes_per_token": bytes_per_token(container.config, every_input),
         "matrices": matrices,
     }
 

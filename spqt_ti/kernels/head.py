@@ -10,15 +10,11 @@ files carry.
 import numpy as np
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.geometry import TILE_ROWS, tiles_for
 from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import f32x16, value
 
 f16x16 = ti.types.vector(16, ti.f16)
-TILE_ROWS = 64
-
-
-def tiles_for(rows: int) -> int:
-    return -(-rows // TILE_ROWS)
 
 
 def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,64 +5,12 @@ in two arrays, so that both are aligned. `word i` of the quants holds rows 4i..4
 nibbles, high nibbles), which is what one lane of a vector, or one thread of a simdgroup, works on.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import layout
+from spqt_ti.kernels.geometry import ZigzagShape
 from spqt_ti.kernels.vectors import f32x8, u32x8
-
-
-@dataclass(frozen=True)
-class ZigzagShape:
-    """Geometry of a matrix [rows, cols] in the zigzag layout, as kernels see it.
-
-    `full_bands` bands of 256 rows; what is left is a tail band where it has at most 64 rows, and otherwise one more
-    full band, completed with zeros at load: a superblock costs instructions rather than bytes, and the full one's code
-    is the fastest.
-    """
-
-    rows: int
-    cols: int
-
-    @property
-    def tail_bands(self) -> int:
-        """1 if the last band has at most one pair of sub-blocks, else 0."""
-        return int(layout.band_sub_blocks(self.rows)[-1] <= 2)
-
-    @property
-    def bands(self) -> int:
-        return len(layout.band_sub_blocks(self.rows))
-
-    @property
-    def full_bands(self) -> int:
-        return self.bands - self.tail_bands
-
-    @property
-    def padded_rows(self) -> int:
-        """Rows that the kernels write: whole bands of 256."""
-        return self.bands * 256
-
-    @property
-    def quant_vectors(self) -> int:
-        """Vectors of 16 words: two per superblock of a full band."""
-        return self.full_bands * self.cols * 2
-
-    @property
-    def tail_vectors(self) -> int:
-        """Vectors of 8 words: one per superblock of the tail band."""
-        return self.tail_bands * self.cols
-
-    @property
-    def headers(self) -> int:
-        """Vectors of 4 words: one per superblock."""
-        return self.bands * self.cols
-
-    @property
-    def bytes_per_column(self) -> int:
-        """Bytes of weights that one active input costs."""
-        return self.full_bands * 144 + self.tail_bands * (16 + 32)
 
 
 def split(data: np.ndarray, shape: ZigzagShape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from spqt_ti.model.config import LlamaConfig
 from spqt_ti.model.container import Container
 from spqt_ti.model.decode import DecodeStep
 from spqt_ti.model.prefill import CHUNK, Observer, Prefill
-from spqt_ti.model.sites import SITES
+from spqt_ti.model.sites import bytes_per_token, inputs_per_site
 from spqt_ti.model.weights import Weights
 
 DEFAULT_CONTEXT = 2048
@@ -75,7 +75,7 @@ class Llama:
 
     def inputs(self) -> np.ndarray:
         """Inputs that a token has at each site, i32 [4]."""
-        return np.array([self.weights.places[site].shape.cols for site in SITES], np.int32)
+        return inputs_per_site(self.config)
 
     def warm_up_prefill(self) -> None:
         """Compile the prefill kernels, which otherwise happens inside the first `prefill`."""
@@ -118,9 +118,7 @@ class Llama:
 
     def weight_bytes(self, active: np.ndarray) -> float:
         """Bytes of weights that a token reads with these numbers of active inputs [layers, 4], head included."""
-        per_site = active.sum(axis=0)
-        blocks = sum(self.weights.bytes_of(site, float(n)) for site, n in zip(SITES, per_site, strict=True))
-        return blocks + self.weights.head_bytes
+        return bytes_per_token(self.config, active)
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not len(tokens):

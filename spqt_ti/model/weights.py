@@ -13,13 +13,14 @@ import numpy as np
 
 from spqt_ti.backend import host_view, ti
 from spqt_ti.errors import BackendError
-from spqt_ti.kernels.head import f16x16, tile, tiles_for
+from spqt_ti.kernels.geometry import ZigzagShape, tiles_for
+from spqt_ti.kernels.head import f16x16, tile
 from spqt_ti.kernels.rope import rope_table
 from spqt_ti.kernels.vectors import f32x16, u32x4, u32x8, u32x16
-from spqt_ti.kernels.zigzag import ZigzagShape, split
+from spqt_ti.kernels.zigzag import split
 from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
 from spqt_ti.model.container import Container
-from spqt_ti.model.sites import MODULES, SITES
+from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
 
 _NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
 # Columns of Weights.site_table; bias: first vector among a layer's constants, -1 for none.
@@ -35,18 +36,6 @@ class MatrixPlace:
     quants: int
     tail: int
     headers: int
-
-
-def matrix_shapes(config: LlamaConfig) -> dict[str, ZigzagShape]:
-    """Site -> shape of the (stacked) matrix that reads it."""
-    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    attention = config.num_attention_heads * config.head_dim
-    return {
-        "qkv": ZigzagShape(heads, config.hidden_size),
-        "o": ZigzagShape(config.hidden_size, attention),
-        "gate_up": ZigzagShape(2 * config.intermediate_size, config.hidden_size),
-        "down": ZigzagShape(config.hidden_size, config.intermediate_size),
-    }
 
 
 class Weights:
@@ -149,15 +138,6 @@ class Weights:
                 ]
             )
         return np.array(rows, np.int32)
-
-    def bytes_of(self, site: str, columns: float) -> float:
-        """Bytes of one block's weights that `columns` active inputs at `site` read."""
-        return columns * self.places[site].shape.bytes_per_column
-
-    @property
-    def head_bytes(self) -> int:
-        """Bytes of the head, read whole for every token."""
-        return self.vocabulary_tiles * self.config.hidden_size * (64 + 4)
 
 
 def _vectors(pieces: list[np.ndarray]) -> int:
