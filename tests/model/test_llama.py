@@ -24,7 +24,7 @@ TOLERANCE = 1e-5  # of the largest logit
 TOKENS = [0, 17, 203, 5, 5, 299, 42, 150, 3, 88, 261, 7, 19, 33, 250, 121, 64, 90, 2, 11]
 
 
-@pytest.fixture(params=tiny_models.CASES)
+@pytest.fixture(params=tiny_containers.MODELS)
 def case(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny_containers
-import tiny_models
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[oracle]'")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[oracle]'")
@@ -36,9 +35,9 @@ def oracle_logits(case: str, dtype: str) -> np.ndarray:
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [
-        *((case, "f32") for case in tiny_models.CASES),
+        *((case, "f32") for case in tiny_containers.MODELS),
         ("gqa", "bf16"),  # from two shards
-        ("tied", "f16"),
+        ("mha+tied", "f16"),
     ],
 )
 def test_logits(case: str, dtype: str) -> None:
