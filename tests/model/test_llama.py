@@ -214,6 +214,23 @@ def test_one_sparse_site(site: str, layer: int) -> None:
     check_sparse("gqa", TOKENS[:8], sites=(site,), layers=(layer,))
 
 
+@pytest.mark.parametrize("site", SITES)
+def test_masked_prefill_zeroes_what_is_not_above_the_threshold(site: str) -> None:
+    """The threshold is itself one of the magnitudes: that input is inactive, as the collector has it."""
+    model, place = fresh("gqa"), (1, SITES.index(site))
+
+    def inputs(masked: bool) -> np.ndarray:
+        seen: dict[tuple[int, str], np.ndarray] = {}
+        model.reset()
+        model.prefill(TOKENS, "none", masked, lambda layer, name, x: seen.__setitem__((layer, name), x.copy()))
+        return seen[1, site]
+
+    dense = inputs(masked=False)
+    threshold = np.sort(np.abs(dense), axis=None)[dense.size // 2]
+    model.thresholds[place] = threshold
+    np.testing.assert_array_equal(inputs(masked=True), np.where(np.abs(dense) > threshold, dense, 0))
+
+
 def test_nothing_active(case: str) -> None:
     """With every input skipped a block adds only its biases; embedding and head stay dense."""
     model = fresh(case)
