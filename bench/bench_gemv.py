@@ -17,7 +17,7 @@ from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
 from spqt_ti.kernels import row_gemv, zigzag
 from spqt_ti.kernels.collect import collect
-from spqt_ti.kernels.gemv import make_gemv
+from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.workers import make_wait_for_all
 
@@ -171,7 +171,7 @@ class Zigzag:
         self.headers = upload(headers, u32x4, self.copies)
         self.x = upload(normal_x(self.cols, vectors_for(self.cols)), f32x16)
         self.active = ti.ndarray(ti.i32, (self.cols + 16,))
-        self.partial = ti.ndarray(f32x16, (workers * self.geometry.padded_rows // 16,))
+        self.scratch = ti.ndarray(f32x16, (workers * (self.geometry.padded_rows // 16 + SCRATCH_VECTORS),))
         self.arrivals = ti.ndarray(ti.i32, (1,))
 
     def activate(self, density: float) -> None:
@@ -187,7 +187,8 @@ class Zigzag:
         kernel = make_zigzag_launch(start("cpu").threads)
         kernel(
             self.quants, self.tail, self.headers, address(self.quants), address(self.headers), geometry.cols,
-            geometry.full_bands, geometry.tail_bands, self.x, self.active, self.count, self.partial, self.copies,
+            geometry.full_bands, geometry.tail_bands, geometry.panel_bands, self.x, self.active, self.count,
+            self.scratch, self.copies,
             self.arrivals,
         )  # fmt: skip
         ti.sync()
@@ -224,8 +225,9 @@ def make_zigzag_launch(workers: int):
     @ti.kernel
     def launch(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
-        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, x: array_of(f32x16),
-        active: array_of(ti.i32), count: ti.i32, partial: array_of(f32x16), copies: ti.i32, arrivals: array_of(ti.i32),
+        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
+        x: array_of(f32x16), active: array_of(ti.i32), count: ti.i32, a: array_of(f32x16), copies: ti.i32,
+        arrivals: array_of(ti.i32),
     ):  # fmt: skip
         bands = full_bands + tail_bands
         ti.loop_config(block_dim=1, parallelize=workers)
@@ -233,8 +235,8 @@ def make_zigzag_launch(workers: int):
             for copy in range(copies):
                 gemv(
                     quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
-                    quants_address, headers_address, cols, full_bands, tail_bands, x, 0, active, 0, count, partial, 0,
-                    worker,
+                    quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0, active, 0, count,
+                    a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
                 )  # fmt: skip
                 wait_for_all(arrivals, 0, (copy + 1) * workers)
 

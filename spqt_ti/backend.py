@@ -113,9 +113,10 @@ def host_view(array: ti.Ndarray) -> np.ndarray:
 def _compiled_kernels() -> Path | None:
     """Folder for compiled kernels, None if it cannot be written.
 
-    Taichi's cache does not see what is inside the native bitcode, so each version of it has a folder of its own.
+    Taichi's cache does not see what is inside the native bitcode, so each version of that has a folder of its own.
     """
-    bitcode = (Path(__file__).parent / "kernels" / "native" / "x86_64.bc").read_bytes()
+    files = sorted((Path(__file__).parent / "kernels" / "native").glob("*.bc"))
+    bitcode = b"".join(file.read_bytes() for file in files)
     version = ".".join(map(str, ti.__version__))
     folder = cache_dir() / "kernels" / f"taichi-{version}-{sha256(bitcode).hexdigest()[:12]}"
     try:

@@ -11,11 +11,12 @@ from spqt_ti.formats import q4_k
 @dataclass(frozen=True)
 class Matrix:
     """Stored bytes of a matrix [rows, cols] in a layout; `weights` f64; `parts` f64: d scale q + dmin min, never less
-    than |weights|, to which rounding errors are proportional."""
+    than |weights|, to which rounding errors are proportional; `units` f64: d scale."""
 
     data: np.ndarray
     weights: np.ndarray
     parts: np.ndarray
+    units: np.ndarray
 
     def tolerance(self, x: np.ndarray) -> np.ndarray:
         """Allowed error per row: 1e-6 of the sum of |terms|.
@@ -25,6 +26,16 @@ class Matrix:
         input lost, used twice or rounded is seen: it is 1 / cols of the sum, so above 1e-4.
         """
         return 1e-6 * (self.parts @ np.abs(x.astype(np.float64)))
+
+    def step_tolerance(self, x: np.ndarray) -> np.ndarray:
+        """Allowed error per row where x d scale is rounded to 16 bits (see kernels/block_sums.py): six standard
+        deviations of the sum of cols errors, each of up to half a step times a quant of up to 15.
+
+        A step is at most 1 / 32767 of the row's largest x d scale. One input lost is seen: it is worth thousands of
+        steps.
+        """
+        largest = (self.units * np.abs(x.astype(np.float64))).max(axis=1)
+        return 6 / np.sqrt(12) * 15 * np.sqrt(np.count_nonzero(x)) * largest / 32767
 
 
 def random_fields(count: int, rng: np.random.Generator) -> q4_k.Fields:
@@ -40,8 +51,10 @@ def make_matrix(rows: int, cols: int, layout: str, fields: q4_k.Fields) -> Matri
     """The matrix that stores these superblocks (`superblock_count` of them). What pads it is not zero."""
     data = _stored(rows, cols, layout, fields)
     added = _stored(rows, cols, layout, replace(fields, dmin=-fields.dmin))
-    weights, parts = (layouts.dequantize_matrix(d, rows, cols, layout).astype(np.float64) for d in (data, added))
-    return Matrix(data, weights, parts)
+    ones = _stored(rows, cols, layout, replace(fields, dmin=0 * fields.dmin, quants=fields.quants // 16 + 1))
+    return Matrix(
+        data, *(layouts.dequantize_matrix(d, rows, cols, layout).astype(np.float64) for d in (data, added, ones))
+    )
 
 
 def random_matrix(rows: int, cols: int, layout: str, seed: int = 0) -> Matrix:

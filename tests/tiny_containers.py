@@ -48,9 +48,9 @@ def container(model: str, layout: str = "zigzag", dtype: str = "f32") -> Contain
     return _container(model, layout, dtype)
 
 
-def llama(model: str, threads: int = THREADS, dtype: str = "f32") -> Llama:
+def llama(model: str, threads: int = THREADS, dtype: str = "f32", exact: bool = True) -> Llama:
     """The runner of one of MODELS, with room for 64 tokens. Shared: reset it and set its thresholds before use."""
-    return _llama(model, threads, dtype)
+    return _llama(model, threads, dtype, exact)
 
 
 # The cache tells f(x) from f(x, default): all arguments are given here.
@@ -69,5 +69,5 @@ def _container(model: str, layout: str, dtype: str) -> Container:
 
 
 @functools.cache
-def _llama(model: str, threads: int, dtype: str) -> Llama:
-    return Llama(container(model, dtype=dtype), threads=threads, context=64)
+def _llama(model: str, threads: int, dtype: str, exact: bool) -> Llama:
+    return Llama(container(model, dtype=dtype), threads=threads, context=64, exact=exact)

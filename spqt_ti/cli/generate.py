@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
     machine.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
     machine.add_argument("--context", type=int, metavar="N", help="tokens that prompt and answer may take together")
     machine.add_argument("--backend", default="cpu", help="where to compute (default: %(default)s)")
+    machine.add_argument("--exact", action="store_true", help="f32 where the CPU would otherwise multiply in 16 bits")
     parser.add_argument("--json", action="store_true", help="print JSON at the end instead of text as it comes")
     parser.set_defaults(run=run)
 
@@ -89,6 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         context=arguments.context,
         calibration_text=arguments.calibration_text,
+        exact=arguments.exact,
     )
     options = {
         name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "seed", "top_k", "top_p", "chat")

@@ -1,8 +1,10 @@
 """Zigzag GEMV: y = W[:, active] x[active], for one token.
 
-The active columns are split evenly over the workers. A worker goes through its share once per band, with the band's
-256 sums in registers, and writes them once; whoever needs y adds the workers' partial sums in worker order, so a
-result never depends on timing.
+The active columns are split evenly over the workers. A worker goes through the panels of up to eight bands (see
+ZigzagShape), and in a panel through its share in blocks of columns: what a block has in the panel is fetched column by
+column, in the order of memory, while the block before is computed band by band, with a band's 256 sums in registers.
+It writes its sums once; whoever needs y adds the workers' partial sums in worker order, so a result never depends on
+timing.
 """
 
 import functools
@@ -11,118 +13,159 @@ import numpy as np
 
 from spqt_ti.backend import address, host_view, ti
 from spqt_ti.kernels import native
+from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, SUM_VECTORS, make_add_block, make_scales_and_minima, per_row
+from spqt_ti.kernels.geometry import ZigzagShape
 from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, value, vectors_for
 from spqt_ti.kernels.workers import share_start
-from spqt_ti.kernels.zigzag import NIBBLE_UNIT, ZigzagShape, minima_of, nibbles_in_place, scales_of, split
+from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place, split
 
-# Active columns between the one that is computed and the one whose quants are fetched. Random 128-byte pieces defeat
-# the hardware prefetcher; without this, skipping is slower than reading everything once weights exceed the cache.
-PREFETCH_DISTANCE = 24
+MOST_PANEL_BANDS = 8
+SCRATCH_VECTORS = MOST_PANEL_BANDS * SUM_VECTORS + BLOCK_COLUMNS + 1  # of a worker: a panel's sums, a block's scales
+
+# What is asked for next, as a list of variables: address and step to the next superblock of the column, superblocks
+# left in it, place in the active list, first band and height of the panel; then what does not change.
+(AT, STEP, LEFT, PLACE, PANEL, HEIGHT, QUANTS, HEADERS, FIRST, LAST, COLS, FULL_BANDS, PANEL_BANDS) = range(13)
 
 
-def make_gemv(workers: int):
-    """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
-    every matrix.
+def preferred_panel_bands() -> int:
+    """Bands side by side: without prefetching, the hardware has to see one band's columns in order."""
+    return MOST_PANEL_BANDS if native.load() is not None else 1
 
-    Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the addresses
-    of quants and headers, and the matrix's geometry (see ZigzagShape); x with its first vector; the active list with
-    its first entry and its length; the partial sums with their first vector; the worker. Worker w writes the whole
-    bands of partial sums (16 vectors each) that start at vector `partial_base + w * bands * 16`.
+
+def make_ask():
+    """Build the ti.func that fetches the next superblock, in the order of memory, into L2.
+
+    Without it, skipping is slower than reading everything once weights exceed the cache: the hardware's prefetcher
+    finds no pattern in the pieces. After the last panel it repeats itself, which costs nothing.
     """
     helpers = native.load()
     prefetches = helpers is not None
-    multiply_add16, multiply_add8 = make_multiply_add()
 
     @ti.func
-    def prefetch(quants_address, quants_base, headers_address, headers_base, superblock):
-        """Ask for a superblock, counted from the first one of the band."""
+    def ask(active: ti.template(), ahead: ti.template()):
         if ti.static(prefetches):
-            quants_at = quants_address + (ti.cast((quants_base >> 1) + superblock, ti.i64) << 7)
-            header_at = headers_address + (ti.cast(headers_base + superblock, ti.i64) << 4)
-            helpers.prefetch128(quants_at)
-            helpers.prefetch64(header_at)
+            if ahead[LEFT] == 0:
+                if ahead[PANEL] < ahead[FULL_BANDS]:
+                    superblock = ti.cast(ahead[PANEL] * ahead[COLS] + active[ahead[PLACE]] * ahead[HEIGHT], ti.i64)
+                    header = ahead[HEADERS] + (superblock << 4)
+                    helpers.prefetch64(header)
+                    header += ti.cast((ahead[HEIGHT] - 1) << 4, ti.i64)
+                    helpers.prefetch64(header)
+                    ahead[AT] = ahead[QUANTS] + (superblock << 7)
+                    ahead[LEFT] = ahead[HEIGHT]
+                    ahead[PLACE] += 1
+                    if ahead[PLACE] == ahead[LAST]:
+                        ahead[PLACE] = ahead[FIRST]
+                        ahead[PANEL] += ahead[PANEL_BANDS]
+                        ahead[HEIGHT] = ti.min(ahead[PANEL_BANDS], ahead[FULL_BANDS] - ahead[PANEL])
+                else:
+                    ahead[STEP] = ti.cast(0, ti.i64)
+                    ahead[LEFT] = 1 << 30
+            helpers.prefetch128(ahead[AT])
+            ahead[AT] += ahead[STEP]
+            ahead[LEFT] -= 1
+
+    return ask
+
+
+def make_gemv(workers: int, exact: bool = False):
+    """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
+    every matrix. `exact`: in f32 on every CPU (see block_sums).
+
+    Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the addresses
+    of the arrays quants and headers, and the matrix's geometry (see ZigzagShape); x with its first vector; the active
+    list with its first entry and its length; scratch `a`, with the first vector of the partial sums and of the
+    worker's SCRATCH_VECTORS in it; the worker. Worker w writes the whole bands of partial sums (16 vectors each) that
+    start at vector `partial_base + w * bands * 16`.
+    """
+    _, multiply_add8 = make_multiply_add()
+    ask = make_ask()
+    add_block, units = make_add_block(ask, exact)
+    scales_and_minima = make_scales_and_minima()
 
     @ti.func
-    def full_band(
-        quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address, headers_address,
-        x: ti.template(), x_base, active: ti.template(), first, last, partial: ti.template(), out, next_band,
-    ):  # fmt: skip
-        # sums[8 v + 2 byte + high], lane i: row 128 v + 64 (i / 8) + 32 high + 4 (i % 8) + byte
-        sums = [f32x16(0.0) for _ in ti.static(range(16))]
-        offsets = f32x8(0.0)
-        for j in range(first, last):
-            ahead = j + PREFETCH_DISTANCE
-            if ahead < last:
-                prefetch(quants_address, quants_base, headers_address, headers_base, active[ahead])
-            elif next_band > 0:  # past the end of the list comes its beginning, in the next band
-                ahead = ti.min(ahead - (last - first), last - 1)
-                prefetch(quants_address, quants_base, headers_address, headers_base, next_band + active[ahead])
-            column = active[j]
-            xj = value(x, x_base * 16 + column)
-            header = headers[headers_base + column]
-            scales = xj * scales_of(header)
-            offsets += xj * minima_of(header)
-            for v in ti.static(range(2)):
-                words = quants[quants_base + 2 * column + v]
-                for high in ti.static(range(2)):
-                    scale = f32x16(*[scales[4 * v + high + 2 * (i // 8)] for i in ti.static(range(16))])
-                    for byte in ti.static(range(4)):
-                        multiply_add16(sums[8 * v + 2 * byte + high], nibbles_in_place(words, byte, high), scale)
+    def write_rows(a: ti.template(), sums_at, out):
+        """A band's sums, in the order of lanes, to y in the order of rows."""
+        offsets = a[sums_at + 16]
+        minima = f32x8(*[offsets[8 + i] for i in ti.static(range(8))])
         for v in ti.static(range(2)):
             for high in ti.static(range(2)):
-                offset = f32x16(*[offsets[4 * v + high + 2 * (i // 8)] for i in ti.static(range(16))])
-                y = [sums[8 * v + 2 * b + high] * NIBBLE_UNIT[2 * b + high] - offset for b in ti.static(range(4))]
+                offset = per_row(minima, v, high)
+                sums = sums_at + 8 * v + high
+                y = [a[sums + 2 * b] * units[8 * v + high + 2 * b] - offset for b in ti.static(range(4))]
                 for m in ti.static(range(4)):  # 16 rows in order: lanes 4m..4m+3 of the four sums
                     place = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
-                    partial[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+                    a[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+
+    @ti.func
+    def full_bands_of(
+        quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address, headers_address,
+        cols, full_bands, panel_bands, x: ti.template(), x_base, active: ti.template(), first, last,
+        a: ti.template(), out, spare,
+    ):  # fmt: skip
+        ahead = [
+            ti.cast(0, ti.i64), ti.cast(128, ti.i64), 0, first, 0, ti.min(panel_bands, full_bands),
+            quants_address + (ti.cast(quants_base, ti.i64) << 6),
+            headers_address + (ti.cast(headers_base, ti.i64) << 4), first, last, cols, full_bands, panel_bands,
+        ]  # fmt: skip
+        for _ in range(ti.min(BLOCK_COLUMNS, last - first) * ahead[HEIGHT]):
+            ask(active, ahead)
+        for panel in range((full_bands + panel_bands - 1) // panel_bands):
+            start = panel * panel_bands
+            height = ti.min(panel_bands, full_bands - start)
+            for i in range(height * SUM_VECTORS):
+                a[spare + i] = f32x16(0.0)
+            for block in range((last - first + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
+                low = first + block * BLOCK_COLUMNS
+                for band in range(height):
+                    add_block(
+                        quants, quants_base + start * cols * 2, headers, headers_base + start * cols, height, band,
+                        x, x_base, active, low, ti.min(low + BLOCK_COLUMNS, last),
+                        a, spare + band * SUM_VECTORS, spare + MOST_PANEL_BANDS * SUM_VECTORS, ahead,
+                    )  # fmt: skip
+            for band in range(height):
+                write_rows(a, spare + band * SUM_VECTORS, out + (start + band) * 16)
 
     @ti.func
     def tail_band(
         tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        x: ti.template(), x_base, active: ti.template(), first, last, partial: ti.template(), out,
+        x: ti.template(), x_base, active: ti.template(), first, last, a: ti.template(), out,
     ):  # fmt: skip
         # sums[2 byte + high], lane i: row 32 high + 4 i + byte
         sums = [f32x8(0.0) for _ in ti.static(range(8))]
-        offsets = f32x8(0.0)
+        offsets = f32x16(0.0)
         for j in range(first, last):
             column = active[j]
-            xj = value(x, x_base * 16 + column)
-            header = headers[headers_base + column]
-            scales = xj * scales_of(header)
-            offsets += xj * minima_of(header)
+            both = scales_and_minima(headers[headers_base + column], value(x, x_base * 16 + column))
+            offsets += both
             words = tail[tail_base + column]
             for high in ti.static(range(2)):
-                scale = f32x8(scales[high])
+                scale = f32x8(both[high])
                 for byte in ti.static(range(4)):
                     multiply_add8(sums[2 * byte + high], nibbles_in_place(words, byte, high), scale)
         for high in ti.static(range(2)):
-            y = [sums[2 * b + high] * NIBBLE_UNIT[2 * b + high] - offsets[high] for b in ti.static(range(4))]
+            y = [sums[2 * b + high] * NIBBLE_UNIT[2 * b + high] - offsets[8 + high] for b in ti.static(range(4))]
             for m in ti.static(range(2)):
-                partial[out + 2 * high + m] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+                a[out + 2 * high + m] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
     @ti.func
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        quants_address, headers_address, cols, full_bands, tail_bands, x: ti.template(), x_base,
-        active: ti.template(), active_base, count, partial: ti.template(), partial_base, worker,
+        quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base,
+        active: ti.template(), active_base, count, a: ti.template(), partial_base, scratch, worker,
     ):  # fmt: skip
         first = active_base + share_start(count, worker, workers)
         last = active_base + share_start(count, worker + 1, workers)
         out = partial_base + worker * (full_bands + tail_bands) * 16
-        if full_bands > 0:
-            for j in range(first, ti.min(first + PREFETCH_DISTANCE, last)):
-                prefetch(quants_address, quants_base, headers_address, headers_base, active[j])
-        for band in range(full_bands):
-            full_band(
-                quants, quants_base + band * cols * 2, headers, headers_base + band * cols,
-                quants_address, headers_address,
-                x, x_base, active, first, last, partial, out + band * 16, ti.select(band + 1 < full_bands, cols, 0),
-            )  # fmt: skip
+        full_bands_of(
+            quants, quants_base, headers, headers_base, quants_address, headers_address, cols, full_bands, panel_bands,
+            x, x_base, active, first, last, a, out, scratch,
+        )  # fmt: skip
         if tail_bands > 0:
             tail_band(
                 tail, tail_base, headers, headers_base + full_bands * cols,
-                x, x_base, active, first, last, partial, out + full_bands * 16,
+                x, x_base, active, first, last, a, out + full_bands * 16,
             )  # fmt: skip
 
     return gemv
@@ -132,10 +175,10 @@ class ZigzagGemv:
     """One matrix on the device with its GEMV as a kernel of its own, for tests and benchmarks.
 
     `data`: the stored zigzag bytes (u8, flat) of a matrix of `shape`. The token kernel uses the same func
-    (`make_gemv`).
+    (`make_gemv`, where `exact` is explained).
     """
 
-    def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2) -> None:
+    def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
         self.shape, self.workers = shape, workers
         quants, tail, headers = split(data, shape)
         self._quants = _upload(quants, u32x16)
@@ -143,9 +186,9 @@ class ZigzagGemv:
         self._headers = _upload(headers, u32x4)
         self._x = ti.ndarray(f32x16, (vectors_for(shape.cols),))
         self._active = ti.ndarray(ti.i32, (shape.cols + 16,))
-        self._partial = ti.ndarray(f32x16, (workers * shape.padded_rows // 16,))
-        host_view(self._partial)[:] = 0
-        self._kernel = make_gemv_kernel(workers)
+        self._partial_vectors = workers * shape.padded_rows // 16
+        self._scratch = ti.ndarray(f32x16, (self._partial_vectors + workers * SCRATCH_VECTORS,))
+        self._kernel = make_gemv_kernel(workers, exact)
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """y (f32 [rows]) for x (f32 [cols]); `active` (i32, any order, no duplicates) defaults to every column.
@@ -161,7 +204,7 @@ class ZigzagGemv:
         view[: x.size] = x
         host_view(self._active)[: active.size] = active
         self.run(active.size)
-        parts = host_view(self._partial).reshape(self.workers, -1)
+        parts = host_view(self._scratch)[: self._partial_vectors].reshape(self.workers, -1)
         y = parts[0].copy()
         for part in parts[1:]:
             y += part
@@ -172,8 +215,8 @@ class ZigzagGemv:
         shape = self.shape
         self._kernel(
             self._quants, self._tail, self._headers, address(self._quants), address(self._headers),
-            shape.cols, shape.full_bands, shape.tail_bands,
-            self._x, self._active, count, self._partial,
+            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands,
+            self._x, self._active, count, self._scratch,
         )  # fmt: skip
         ti.sync()
 
@@ -185,22 +228,23 @@ def _upload(rows: np.ndarray, dtype) -> ti.Ndarray:
 
 
 @functools.cache
-def make_gemv_kernel(workers: int):
+def make_gemv_kernel(workers: int, exact: bool = False):
     """The GEMV as a kernel of its own: one iteration per worker."""
-    gemv = make_gemv(workers)
+    gemv = make_gemv(workers, exact)
 
     @ti.kernel
     def zigzag_gemv(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4),
         quants_address: ti.i64, headers_address: ti.i64,
-        cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, x: array_of(f32x16),
-        active: array_of(ti.i32), count: ti.i32, partial: array_of(f32x16),
+        cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32, x: array_of(f32x16),
+        active: array_of(ti.i32), count: ti.i32, a: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             gemv(
-                quants, 0, tail, 0, headers, 0, quants_address, headers_address, cols, full_bands, tail_bands, x, 0,
-                active, 0, count, partial, 0, worker,
+                quants, 0, tail, 0, headers, 0, quants_address, headers_address,
+                cols, full_bands, tail_bands, panel_bands, x, 0, active, 0, count,
+                a, 0, workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS, worker,
             )  # fmt: skip
 
     return zigzag_gemv

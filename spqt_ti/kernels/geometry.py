@@ -23,10 +23,15 @@ class ZigzagShape:
     `full_bands` bands of 256 rows; what is left is a tail band where it has at most 64 rows, and otherwise one more
     full band, completed with zeros at load: a superblock costs instructions rather than bytes, and the full one's code
     is the fastest.
+
+    Up to `panel_bands` full bands stand side by side, in a panel: what a column has in them is one piece of memory.
+    Random pieces of 128 bytes (one superblock) come from memory at a third of the speed at which it is read in order,
+    pieces of 1 KiB at 60 %.
     """
 
     rows: int
     cols: int
+    panel_bands: int = 8
 
     @property
     def tail_bands(self) -> int:
@@ -40,6 +45,12 @@ class ZigzagShape:
     @property
     def full_bands(self) -> int:
         return self.bands - self.tail_bands
+
+    @property
+    def panels(self) -> list[tuple[int, int]]:
+        """First band and number of bands of every panel of full bands."""
+        starts = range(0, self.full_bands, self.panel_bands)
+        return [(start, min(self.panel_bands, self.full_bands - start)) for start in starts]
 
     @property
     def padded_rows(self) -> int:

@@ -79,21 +79,22 @@ def make_matmul(workers: int):
 
     @ti.func
     def decode_full(
-        quants: ti.template(), quants_base, headers: ti.template(), headers_base, a: ti.template(), tile, start,
-        columns, half, high,
+        quants: ti.template(), quants_base, headers: ti.template(), headers_base, height, a: ti.template(), tile,
+        start, columns, half, high,
     ):  # fmt: skip
-        """64 rows of a full band: nibbles `high` of quants vector `half`; lane i of vector b: row 64 (i / 8) + 4 (i %
-        8) + b.
+        """64 rows of a full band in a panel of `height` bands: nibbles `high` of quants vector `half`; lane i of vector
+        b: row 64 (i / 8) + 4 (i % 8) + b.
         """
         low = 4 * half + high
         for j in range(columns):
-            header = headers[headers_base + start + j]
+            place = (start + j) * height
+            header = headers[headers_base + place]
             scales = scales_of(header)
             minima = minima_of(header)
             s0, s1, m0, m1 = scales[low], scales[low + 2], minima[low], minima[low + 2]
             scale = f32x16(*[(s0, s1)[i // 8] for i in ti.static(range(16))])
             minimum = f32x16(*[(m0, m1)[i // 8] for i in ti.static(range(16))])
-            words = quants[quants_base + 2 * (start + j) + half] >> (4 * high)
+            words = quants[quants_base + 2 * place + half] >> (4 * high)
             for b in ti.static(range(4)):
                 a[tile + 4 * j + b] = (scale * NIBBLE_UNIT[2 * b]) * nibbles_in_place(words, b, 0) - minimum
 
@@ -118,12 +119,15 @@ def make_matmul(workers: int):
     @ti.func
     def matmul(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        cols, full_bands, tail_bands, a: ti.template(), tile, x, x_stride, y: ti.template(), y_base, y_stride,
-        tokens, worker,
+        cols, full_bands, tail_bands, panel_bands, a: ti.template(), tile, x, x_stride, y: ti.template(), y_base,
+        y_stride, tokens, worker,
     ):  # fmt: skip
         strips = full_bands * 4 + tail_bands
         for strip in range(share_start(strips, worker, workers), share_start(strips, worker + 1, workers)):
             band = strip >> 2
+            panel = band - band % panel_bands
+            height = ti.min(panel_bands, full_bands - panel)
+            first = panel * cols + band - panel  # superblock of column 0
             half = (strip >> 1) & 1
             out = y_base + full_bands * 16
             step = 2
@@ -135,8 +139,8 @@ def make_matmul(workers: int):
                 columns = ti.min(TILE_COLUMNS, cols - start)
                 if band < full_bands:
                     decode_full(
-                        quants, quants_base + band * cols * 2, headers, headers_base + band * cols,
-                        a, tile, start, columns, half, strip & 1,
+                        quants, quants_base + first * 2, headers, headers_base + first, height, a, tile, start,
+                        columns, half, strip & 1,
                     )  # fmt: skip
                 else:
                     decode_tail(tail, tail_base, headers, headers_base + full_bands * cols, a, tile, start, columns)

@@ -14,6 +14,7 @@ u32x16 = ti.types.vector(16, ti.u32)
 u32x8 = ti.types.vector(8, ti.u32)
 u32x4 = ti.types.vector(4, ti.u32)
 i32x16 = ti.types.vector(16, ti.i32)
+i32x8 = ti.types.vector(8, ti.i32)
 
 
 def array_of(dtype):

@@ -14,9 +14,9 @@ from spqt_ti.kernels.vectors import f32x8, u32x8
 
 
 def split(data: np.ndarray, shape: ZigzagShape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stored bytes (u8 [nbytes]) as words.
+    """Stored bytes (u8 [nbytes]) as words, superblocks in the order panel, column, band of the panel.
 
-    Returns quants u32 [quant_vectors, 16], tail u32 [tail_vectors, 8] and headers u32 [headers, 4].
+    Returns quants u32 [quant_vectors, 16], tail u32 [tail_vectors, 8] and headers u32 [headers, 4] (the tail's last).
 
     Raises ValueError if the number of bytes is not that of the shape.
     """
@@ -24,19 +24,20 @@ def split(data: np.ndarray, shape: ZigzagShape) -> tuple[np.ndarray, np.ndarray,
     if data.size != expected:
         raise ValueError(f"zigzag [{shape.rows}, {shape.cols}] takes {expected} bytes, not {data.size}")
     cut = (shape.bands - 1) * shape.cols * 144
-    whole, last = data[:cut].reshape(-1, 144), data[cut:].reshape(shape.cols, -1)
-    headers = np.concatenate([whole[:, :16], last[:, :16]])
-    if shape.tail_bands:
-        tail, quants = last[:, 16:48], whole[:, 16:]
-    else:
-        completed = np.zeros((shape.cols, 128), np.uint8)
-        completed[:, : last.shape[1] - 16] = last[:, 16:]
-        tail, quants = np.zeros((0, 32), np.uint8), np.concatenate([whole[:, 16:], completed])
+    whole, last = data[:cut].reshape(shape.bands - 1, shape.cols, 144), data[cut:].reshape(1, shape.cols, -1)
+    tail = last[0, :, 16:48] if shape.tail_bands else np.zeros((0, 32), np.uint8)
+    if not shape.tail_bands:
+        completed = np.zeros((1, shape.cols, 144), np.uint8)
+        completed[:, :, : last.shape[2]] = last
+        whole = np.concatenate([whole, completed])
+    panels = [whole[start : start + height].transpose(1, 0, 2).reshape(-1, 144) for start, height in shape.panels]
+    headers = [panel[:, :16] for panel in panels] + [last[0, :, :16]] * shape.tail_bands
+    quants = [panel[:, 16:] for panel in panels] or [np.zeros((0, 128), np.uint8)]
+    return _words(np.concatenate(quants), 16), _words(tail, 8), _words(np.concatenate(headers), 4)
 
-    def words(a: np.ndarray, lanes: int) -> np.ndarray:
-        return np.ascontiguousarray(a).view("<u4").reshape(-1, lanes)
 
-    return words(quants, 16), words(tail, 8), words(headers, 4)
+def _words(a: np.ndarray, lanes: int) -> np.ndarray:
+    return np.ascontiguousarray(a).view("<u4").reshape(-1, lanes)
 
 
 def _signed(words: list[int]) -> list[int]:

@@ -20,10 +20,12 @@ class DecodeStep:
     """Runs tokens one at a time through `weights`, on a KV cache that prefill shares.
 
     `thresholds` (f32 [layers, 4], a view of device memory) says per layer and site below which magnitude an input is
-    skipped; 0 runs the site dense.
+    skipped; 0 runs the site dense. `exact`: multiply in f32 throughout.
     """
 
-    def __init__(self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int) -> None:
+    def __init__(
+        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int, exact: bool = False
+    ) -> None:
         config = weights.config
         self._weights, self._cache, self._workers = weights, cache, workers
         self._scratch_plan = scratch = Scratch.plan(weights, workers)
@@ -43,7 +45,7 @@ class DecodeStep:
         self._ints_view[self._integers.everything :][:most] = np.arange(most)
         self.active = self._ints_view[self._integers.counts :][:sites].reshape(-1, len(SITES))
         self._warm = False
-        self._kernel = make_decode_kernel(weights, cache_shape, scratch, self._integers, workers)
+        self._kernel = make_decode_kernel(weights, cache_shape, scratch, self._integers, workers, exact)
 
     def warm_up(self, position: int) -> None:
         """Run once, if nothing has run yet, at a position that is free: what it writes to the cache is overwritten by

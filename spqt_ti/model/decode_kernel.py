@@ -7,7 +7,7 @@ worker computes for itself instead of waiting for another.
 from spqt_ti.backend import ti
 from spqt_ti.kernels.attention import LOWEST, CacheShape, attend, write_key, write_value
 from spqt_ti.kernels.collect import collect
-from spqt_ti.kernels.gemv import make_gemv
+from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.head import f16x16, make_head
 from spqt_ti.kernels.norm import scaled_copy, square_sum
 from spqt_ti.kernels.rope import rotate
@@ -19,8 +19,10 @@ from spqt_ti.model.weights import SITE_FIELDS, Weights
 COLS, FULL_BANDS, TAIL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
 
 
-def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int):
-    """The decode step of a model of these shapes, for a fixed number of workers."""
+def make_decode_kernel(
+    weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool
+):
+    """The decode step of a model of these shapes, for a fixed number of workers; `exact`: in f32 throughout."""
     config = weights.config
     layers, hidden, width = config.num_hidden_layers, config.hidden_size // 16, config.intermediate_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -33,7 +35,7 @@ def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scrat
     tiles, head_tile, vocabulary = weights.vocabulary_tiles, weights.head_tile, config.vocab_size
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
-    gemv = make_gemv(workers)
+    gemv = make_gemv(workers, exact)
 
     @ti.func
     def summed(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, vector):
@@ -67,8 +69,8 @@ def make_decode_kernel(weights: Weights, cache_shape: CacheShape, scratch: Scrat
         gemv(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
             headers, layer * headers_stride + integers[at + HEADERS], quants_address, headers_address,
-            cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], a, x,
-            integers, active, count, a, scratch.partial, worker,
+            cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], weights.panel_bands, a, x,
+            integers, active, count, a, scratch.partial, scratch.gemv + worker * SCRATCH_VECTORS, worker,
         )  # fmt: skip
 
     @ti.func

@@ -29,13 +29,18 @@ class Llama:
     """A model on the device with one sequence in its KV cache.
 
     `context`: positions that the cache holds (default: the model's own, at most 2048), rounded up to a multiple of
-    16. `threads`: worker threads (default: all CPUs of the process).
+    16. `threads`: worker threads (default: all CPUs of the process). `exact`: decode in f32 throughout.
 
     Raises ContainerError for a layout that it does not run, BackendError when the device cannot hold the model.
     """
 
     def __init__(
-        self, container: Container, backend_name: str = "cpu", threads: int | None = None, context: int | None = None
+        self,
+        container: Container,
+        backend_name: str = "cpu",
+        threads: int | None = None,
+        context: int | None = None,
+        exact: bool = False,
     ) -> None:
         if container.layout != "zigzag":
             raise ContainerError(
@@ -55,7 +60,7 @@ class Llama:
         shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.context)
         cache = ti.ndarray(f32x16, (shape.vectors,))
         host_view(cache)[:] = 0
-        self._decode = DecodeStep(self.weights, cache, shape, self.threads)
+        self._decode = DecodeStep(self.weights, cache, shape, self.threads, exact)
         self._prefill = Prefill(self.weights, cache, shape, self._decode.threshold_array, self.threads)
         self.position = 0
 

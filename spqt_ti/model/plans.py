@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spqt_ti.kernels.gemv import SCRATCH_VECTORS
 from spqt_ti.kernels.matmul import TILE_VECTORS
 from spqt_ti.model.sites import SITES
 from spqt_ti.model.weights import SITE_FIELDS, Weights
@@ -27,6 +28,7 @@ class Scratch:
     inputs: int  # [workers][input_stride], a worker's own copy of the current GEMV input
     input_stride: int
     partial: int  # [workers][padded rows / 16]
+    gemv: int  # [workers][SCRATCH_VECTORS]
     heads: int  # [workers][attention width / 16]
     softmax: int  # [workers][heads], lanes 0 and 1: maximum and sum
     scores: int  # [workers][context / 16]
@@ -46,6 +48,7 @@ class Scratch:
             "squares": workers,
             "inputs": workers * input_stride,
             "partial": workers * max(shape.padded_rows for shape in shapes.values()) // 16,
+            "gemv": workers * SCRATCH_VECTORS,
             "heads": workers * shapes["o"].cols // 16,
             "softmax": workers * config.num_attention_heads,
             "scores": workers * weights.context // 16,

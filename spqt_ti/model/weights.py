@@ -6,13 +6,14 @@ layer, so a kernel finds a matrix by `layer * stride + offset`. Norms, biases an
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from spqt_ti.backend import host_view, ti
 from spqt_ti.errors import BackendError
+from spqt_ti.kernels.gemv import preferred_panel_bands
 from spqt_ti.kernels.geometry import ZigzagShape, tiles_for
 from spqt_ti.kernels.head import f16x16, tile
 from spqt_ti.kernels.rope import rope_table
@@ -49,7 +50,9 @@ class Weights:
         self.config, self.context = config, context
         self.places: dict[str, MatrixPlace] = {}
         quants = tail = headers = 0
-        for site, shape in matrix_shapes(config).items():
+        self.panel_bands = preferred_panel_bands()
+        for site, stored in matrix_shapes(config).items():
+            shape = replace(stored, panel_bands=self.panel_bands)
             self.places[site] = MatrixPlace(shape, quants, tail, headers)
             quants += shape.quant_vectors
             tail += shape.tail_vectors

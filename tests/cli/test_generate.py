@@ -71,16 +71,17 @@ def test_text_goes_to_stdout_and_numbers_to_stderr(fake, capsys):
         "threads": None,
         "context": None,
         "calibration_text": None,
+        "exact": False,
     }
     assert fake.asked == {"prompt": "The capital of France is", **DEFAULTS}
 
 
 def test_options_reach_the_model(fake):
     options = "--sparsity 0.4 --chat --threads 2 --max-new-tokens 9 --temperature 0.7 --top-k 40 --top-p 0.9 --seed 3"
-    machine = "--context 128 --backend cpu --calibration-text sample.txt"
+    machine = "--context 128 --backend cpu --calibration-text sample.txt --exact"
     assert cli.main(["generate", "tiny", "hello", *options.split(), *machine.split()]) == 0
     loaded = {"backend": "cpu", "sparsity": 0.4, "threads": 2, "context": 128, "calibration_text": "sample.txt"}
-    assert fake.loaded == {"name": "tiny", **loaded}
+    assert fake.loaded == {"name": "tiny", "exact": True, **loaded}
     expected = {"max_new_tokens": 9, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "seed": 3, "chat": True}
     assert fake.asked == {"prompt": "hello", **expected}
 

@@ -32,13 +32,13 @@ def make_zigzag_kernel(workers: int):
     @ti.kernel
     def zigzag_matmul(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), cols: ti.i32, full_bands: ti.i32,
-        tail_bands: ti.i32, tiles: array_of(f32x16), x_at: ti.i32, x_stride: ti.i32, y_at: ti.i32, y_stride: ti.i32,
-        tokens: ti.i32,
+        tail_bands: ti.i32, panel_bands: ti.i32, tiles: array_of(f32x16), x_at: ti.i32, x_stride: ti.i32, y_at: ti.i32,
+        y_stride: ti.i32, tokens: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             matmul(
-                quants, 0, tail, 0, headers, 0, cols, full_bands, tail_bands, tiles, worker * TILE_VECTORS,
+                quants, 0, tail, 0, headers, 0, cols, full_bands, tail_bands, panel_bands, tiles, worker * TILE_VECTORS,
                 x_at, x_stride, tiles, y_at, y_stride, tokens, worker,
             )  # fmt: skip
 
@@ -87,7 +87,7 @@ def multiply(data: np.ndarray, rows: int, x: np.ndarray, workers: int = WORKERS)
     y_at = x_at + -(-len(x) // 4) * 4 * x_stride
     make_zigzag_kernel(workers)(
         upload(quants, u32x16), upload(tail, u32x8), upload(headers, u32x4), shape.cols, shape.full_bands,
-        shape.tail_bands, a, x_at, x_stride, y_at, stride, len(x),
+        shape.tail_bands, shape.panel_bands, a, x_at, x_stride, y_at, stride, len(x),
     )  # fmt: skip
     return download(a)[-y_vectors * 16 :].reshape(-1, stride * 16)[: len(x), :rows]
 

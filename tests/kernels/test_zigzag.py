@@ -60,12 +60,21 @@ def test_bytes_per_column(rows) -> None:
     assert stored == read if rows % 256 == 0 or rows % 256 <= 64 or rows % 256 > 192 else stored < read
 
 
+@pytest.mark.parametrize("panel_bands", [1, 2, 8])
 @pytest.mark.parametrize("rows", ROWS)
-def test_split_keeps_every_byte(rows) -> None:
+def test_split_keeps_every_byte(rows, panel_bands) -> None:
     cols = 5
-    data, shape = random_matrix(rows, cols, "zigzag").data, ZigzagShape(rows, cols)
+    data, shape = random_matrix(rows, cols, "zigzag").data, ZigzagShape(rows, cols, panel_bands)
     quants, tail, headers = split(data, shape)
     blocks = layout.superblocks(data, rows, cols, "zigzag")
+    # A column's superblocks of a panel side by side, then the next column's.
+    order = [
+        band * cols + column
+        for start in range(0, shape.full_bands, panel_bands)
+        for column in range(cols)
+        for band in range(start, min(start + panel_bands, shape.full_bands))
+    ]
+    blocks = np.concatenate([blocks[order], blocks[shape.full_bands * cols :]])
     np.testing.assert_array_equal(headers, blocks[:, :16].copy().view("<u4"))
     full = shape.full_bands * cols
     np.testing.assert_array_equal(quants.reshape(full, 32), blocks[:full, 16:].copy().view("<u4"))

@@ -29,7 +29,7 @@ def loaded(tmp_path_factory) -> Model:
     config = tiny_config(eos_token_ids=())  # a random model would stop anywhere
     source = write_huggingface(folder / "source", config, random_weights(config))
     container = quantize(source, folder / "quantized", progress=False)
-    return Model(container, Llama(container, threads=1, context=CONTEXT))
+    return Model(container, Llama(container, threads=1, context=CONTEXT, exact=True))
 
 
 @pytest.fixture

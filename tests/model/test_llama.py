@@ -63,6 +63,14 @@ def test_decode(case: str) -> None:
     assert_close(decode_all(fresh(case)), reference(case))
 
 
+def test_decode_in_16_bits() -> None:
+    """As it runs by default, where the CPU can: an error of 5e-5 per product (measured here: 1e-4)."""
+    model = tiny_containers.llama("gqa", exact=False)
+    model.reset()
+    expected = reference("gqa")
+    np.testing.assert_allclose(decode_all(model), expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("cut", [1, 2, 16, 17])
 def test_decode_continues_a_prefill(cut: int) -> None:
     model = fresh("gqa")
@@ -91,7 +99,7 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama, dict[st
     folder = tmp_path_factory.mktemp("long")
     source = tiny_models.write_huggingface(folder / "source", config, weights)
     container = quantize(source, folder / "quantized", progress=False)
-    return Llama(container, threads=tiny_containers.THREADS, context=CHUNK + 31), dict(container.weights())
+    return Llama(container, threads=tiny_containers.THREADS, context=CHUNK + 31, exact=True), dict(container.weights())
 
 
 @pytest.mark.parametrize("extra", [1, 2, 29])

@@ -1,10 +1,11 @@
-"""LLVM functions for what Taichi cannot express on x86-64: prefetch, fused multiply-add, giving way while waiting.
+"""LLVM functions for what Taichi cannot express on x86-64: prefetch, fused multiply-add, giving way while waiting, and,
+where the CPU has AVX-512 VNNI, sums of 16-bit products.
 
-`x86_64.bc` is assembled from `x86_64.ll` beside it. They are used where the CPU has FMA, unless SPQT_NATIVE=0;
-elsewhere (arm64, older x86) kernels take their plain path, which computes the same sums with separate rounding of
-each product.
+Each `.bc` is assembled from the `.ll` beside it. They are used where the CPU has the instructions, unless
+SPQT_NATIVE=0; elsewhere (arm64, older x86) kernels take their plain path. SPQT_NATIVE=fma leaves out VNNI alone.
 """
 
+import functools
 import os
 import platform
 import sys
@@ -12,20 +13,34 @@ from pathlib import Path
 
 from spqt_ti.backend import ti
 
-BITCODE = Path(__file__).with_name("x86_64.bc")
+_FOLDER = Path(__file__).parent
+_NEEDS = {"x86_64": {"fma", "f16c"}, "x86_64_vnni": {"fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"}}
+_WANTED = {"0": (), "fma": ("x86_64",), "1": ("x86_64", "x86_64_vnni")}
 
 
-def _cpu_has_fma() -> bool:
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and " fma " in cpuinfo.read_text()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def available() -> bool:
-    """True where the bitcode runs well: Linux on x86-64 with FMA (without it llvm.fma is a library call)."""
-    wanted = os.environ.get("SPQT_NATIVE", "1") != "0"
-    return wanted and sys.platform == "linux" and platform.machine() == "x86_64" and _cpu_has_fma()
+def available(name: str) -> bool:
+    """True where the functions of `name`.bc run: Linux on an x86-64 CPU with the instructions."""
+    wanted = _WANTED.get(os.environ.get("SPQT_NATIVE", "1"), _WANTED["1"])
+    here = sys.platform == "linux" and platform.machine() == "x86_64"
+    return name in wanted and here and _NEEDS[name] <= _cpu_flags()
+
+
+def _load(name: str):
+    return ti.lang.source_builder.SourceBuilder.from_file(str(_FOLDER / f"{name}.bc")) if available(name) else None
 
 
 def load():
-    """The bitcode: `prefetch64`, `prefetch128`, `fma8`, `fma16`, `relax`; None where it is not available."""
-    return ti.lang.source_builder.SourceBuilder.from_file(str(BITCODE)) if available() else None
+    """`prefetch64`, `prefetch128`, `fma8`, `fma16`, `scales_and_minima`, `relax`; None where they are not available."""
+    return _load("x86_64")
+
+
+def load_vnni():
+    """`dot2`, `add2`, `pair16`, `widen`, `keep16`; None where they are not available."""
+    return _load("x86_64_vnni")

@@ -63,3 +63,30 @@ yield:
 done:
   ret void
 }
+
+; *out = what a Q4_K superblock's header says of its eight sub-blocks, for an input *x: lanes 0-7 x d scale, lanes 8-15
+; x dmin min. The 6-bit fields are put together as bytes: 4 lanes of shifts and masks instead of 32.
+define void @scales_and_minima(<4 x i32>* %header, float* %x, <16 x float>* %out) alwaysinline {
+  %h = load <4 x i32>, <4 x i32>* %header
+  %xs = load float, float* %x
+  %low = shufflevector <4 x i32> %h, <4 x i32> poison, <4 x i32> <i32 1, i32 3, i32 2, i32 3>
+  %lows = lshr <4 x i32> %low, <i32 0, i32 0, i32 0, i32 4>
+  %lowm = and <4 x i32> %lows, <i32 1061109567, i32 252645135, i32 1061109567, i32 252645135>
+  %top = shufflevector <4 x i32> %h, <4 x i32> poison, <4 x i32> <i32 1, i32 1, i32 2, i32 2>
+  %tops = lshr <4 x i32> %top, <i32 0, i32 2, i32 0, i32 2>
+  %topm = and <4 x i32> %tops, <i32 0, i32 808464432, i32 0, i32 808464432>
+  %fields = or <4 x i32> %lowm, %topm
+  %bytes = bitcast <4 x i32> %fields to <16 x i8>
+  %wide = zext <16 x i8> %bytes to <16 x i32>
+  %steps = sitofp <16 x i32> %wide to <16 x float>
+  %halves = bitcast <4 x i32> %h to <8 x half>
+  %units = shufflevector <8 x half> %halves, <8 x half> poison, <4 x i32> <i32 0, i32 1, i32 0, i32 1>
+  %unit = fpext <4 x half> %units to <4 x float>
+  %x0 = insertelement <4 x float> poison, float %xs, i64 0
+  %x4 = shufflevector <4 x float> %x0, <4 x float> poison, <4 x i32> zeroinitializer
+  %xunit = fmul <4 x float> %unit, %x4
+  %factor = shufflevector <4 x float> %xunit, <4 x float> poison, <16 x i32> <i32 0, i32 0, i32 0, i32 0, i32 0, i32 0, i32 0, i32 0, i32 1, i32 1, i32 1, i32 1, i32 1, i32 1, i32 1, i32 1>
+  %r = fmul <16 x float> %steps, %factor
+  store <16 x float> %r, <16 x float>* %out
+  ret void
+}
