@@ -93,6 +93,67 @@ def decode_once(model: Model, prompt: Sequence[int], tokens: int) -> tuple[float
     return tokens / (time.perf_counter() - begin), active / tokens
 
 
+@dataclass(frozen=True)
+class ProfileRow:
+    """Where the time of a token goes at one sparsity: seconds per token of each phase; they add up to `seconds`.
+
+    `overhead`: share of the token that is neither GEMV nor head.
+    """
+
+    model: str
+    threads: int
+    sparsity: float
+    position: int
+    seconds: float
+    phases: dict[str, float]
+    overhead: float
+
+
+def profile_decode(
+    name: str, sparsities: Sequence[float], threads: int | None = None, tokens: int = 128, context: int = 0
+) -> list[ProfileRow]:
+    """Profile `tokens` greedy tokens after a prompt of `context` tokens (0: a short one).
+
+    A phase is worker 0's mean time; what passes outside the kernel is "launch and Python". Raises GenerationError for
+    a context that the model does not have, BackendError where kernels cannot read a clock.
+    """
+    model = load(name, threads=threads)
+    policies = {s: model.calibrate().policy(s) if s else None for s in sparsities}
+    prompt = model.tokenizer.encode(PROMPT)
+    if context:
+        prompt = (prompt * (context // len(prompt) + 1))[:context]
+    llama, rows = model.llama, []
+    for s in sparsities:
+        model.apply(policies[s])
+        llama.reset()
+        token = int(np.argmax(llama.prefill(prompt)[0]))
+        llama.profile(token)  # compiles
+        phases: dict[str, float] = {}
+        begin = time.perf_counter()
+        for _ in range(tokens):
+            for phase, seconds in llama.profile(llama.best_token()).items():
+                phases[phase] = phases.get(phase, 0.0) + seconds / tokens
+        total = (time.perf_counter() - begin) / tokens
+        phases["launch and Python"] = total - sum(phases.values())
+        needed = sum(seconds for phase, seconds in phases.items() if phase.startswith(("gemv", "head")))
+        rows.append(ProfileRow(str(name), llama.threads, s, len(prompt), total, phases, 1 - needed / total))
+    return rows
+
+
+def profile_markdown(rows: Sequence[ProfileRow]) -> str:
+    """The rows side by side as a Markdown table, microseconds per token."""
+    lines = [
+        "| phase, us per token | " + " | ".join(f"{r.sparsity:.0%} sparse" for r in rows) + " |",
+        "|---|" + "---|" * len(rows),
+    ]
+    for phase in rows[0].phases:
+        cells = (f"{r.phases[phase] * 1e6:.1f} ({r.phases[phase] / r.seconds:.1%})" for r in rows)
+        lines.append(f"| {phase} | " + " | ".join(cells) + " |")
+    lines.append("| **token** | " + " | ".join(f"{r.seconds * 1e6:.1f}" for r in rows) + " |")
+    lines.append("| neither GEMV nor head | " + " | ".join(f"{r.overhead:.1%}" for r in rows) + " |")
+    return "\n".join(lines)
+
+
 def markdown(rows: Sequence[DecodeRow]) -> str:
     """The rows as a Markdown table."""
     lines = [

@@ -31,6 +31,10 @@ def add_parser(commands: Any) -> None:
     decode.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
     decode.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens per run (default: %(default)s)")
     decode.add_argument("--rounds", type=int, default=5, metavar="N", help="runs per level (default: %(default)s)")
+    decode.add_argument("--profile", action="store_true", help="instead: where the time of a token goes, by phase")
+    decode.add_argument(
+        "--prompt-tokens", type=int, default=0, metavar="N", help="with --profile: tokens before (default: a few)"
+    )
     decode.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     decode.set_defaults(run=run_decode)
 
@@ -41,7 +45,16 @@ def run_decode(arguments: argparse.Namespace) -> None:
     if arguments.tokens < 1 or arguments.rounds < 1:
         raise GenerationError("--tokens and --rounds must be 1 or more")
     with held_back():
-        from spqt_ti.benchmark.decode import markdown, measure_decode
+        from spqt_ti.benchmark.decode import markdown, measure_decode, profile_decode, profile_markdown
+    if arguments.profile:
+        profiles = profile_decode(
+            arguments.model, sparsities, arguments.threads, arguments.tokens, arguments.prompt_tokens
+        )
+        if arguments.json:
+            print_json([dataclasses.asdict(profile) for profile in profiles])
+        else:
+            print(profile_markdown(profiles))
+        return
     rows = measure_decode(arguments.model, sparsities, arguments.threads, arguments.tokens, arguments.rounds)
     if arguments.json:
         print_json([dataclasses.asdict(row) for row in rows])

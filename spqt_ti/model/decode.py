@@ -5,12 +5,16 @@ No allocation and no Python between blocks.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 
 from spqt_ti.backend import address, host_view, ti
 from spqt_ti.kernels.attention import CacheShape
+from spqt_ti.kernels.stopwatch import seconds_per_tick
 from spqt_ti.kernels.vectors import f32x16
-from spqt_ti.model.decode_kernel import make_decode_kernel
+from spqt_ti.model.decode_kernel import PHASES, make_decode_kernel
 from spqt_ti.model.plans import SITE_TABLE, IntegerPlan, Scratch
 from spqt_ti.model.sites import SITES
 from spqt_ti.model.weights import Weights
@@ -45,7 +49,11 @@ class DecodeStep:
         self._ints_view[self._integers.everything :][:most] = np.arange(most)
         self.active = self._ints_view[self._integers.counts :][:sites].reshape(-1, len(SITES))
         self._warm = False
-        self._kernel = make_decode_kernel(weights, cache_shape, scratch, self._integers, workers, exact)
+        self._ticks = ti.ndarray(ti.i64, (len(PHASES),))
+        self._make_kernel = functools.partial(
+            make_decode_kernel, weights, cache_shape, scratch, self._integers, workers, exact
+        )
+        self._kernel = self._make_kernel()
 
     def warm_up(self, position: int) -> None:
         """Run once, if nothing has run yet, at a position that is free: what it writes to the cache is overwritten by
@@ -56,11 +64,29 @@ class DecodeStep:
 
     def run(self, token: int, position: int) -> None:
         """Decode `token` at `position`; `logits`, `best_token` and `active` then describe it."""
-        w, self._warm = self._weights, True
+        self._warm = True
+        self._launch(self._kernel, token, position)
+
+    def profile(self, token: int, position: int) -> dict[str, float]:
+        """As `run`, with the seconds that each of PHASES took worker 0.
+
+        Raises BackendError where the kernel cannot read a clock.
+        """
+        host_view(self._ticks)[:] = 0
+        self._launch(self._profiling_kernel, token, position)
+        seconds = host_view(self._ticks) * seconds_per_tick()
+        return dict(zip(PHASES, seconds.tolist(), strict=True))
+
+    @functools.cached_property
+    def _profiling_kernel(self) -> Any:
+        return self._make_kernel(profile=True)
+
+    def _launch(self, kernel: Any, token: int, position: int) -> None:
+        w = self._weights
         self._ints_view[0] = 0
-        self._kernel(
+        kernel(
             w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
-            self.threshold_array, address(w.quants), address(w.headers), token, position,
+            self.threshold_array, address(w.quants), address(w.headers), token, position, self._ticks,
         )  # fmt: skip
         ti.sync()
 

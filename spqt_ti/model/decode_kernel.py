@@ -11,18 +11,29 @@ from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.head import f16x16, make_head
 from spqt_ti.kernels.norm import scaled_copy, square_sum
 from spqt_ti.kernels.rope import rotate
+from spqt_ti.kernels.stopwatch import make_stopwatch
 from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.workers import make_wait_for_all, share_start
 from spqt_ti.model.plans import SITE_TABLE, IntegerPlan, Scratch
 from spqt_ti.model.weights import SITE_FIELDS, Weights
 
+# What the profile tells apart; the GEMVs in the order of SITES.
+PHASES = (
+    "embedding", "norm", "collect", "gemv qkv", "gemv o", "gemv gate_up", "gemv down", "rope and cache", "attention",
+    "residual", "swiglu", "wait for workers", "head",
+)  # fmt: skip
+EMBEDDING, NORM, COLLECT, GEMV, _, _, _, ROPE, ATTENTION, RESIDUAL, SWIGLU, WAIT, HEAD = range(len(PHASES))
+
 COLS, FULL_BANDS, TAIL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
 
 
 def make_decode_kernel(
-    weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool
-):
-    """The decode step of a model of these shapes, for a fixed number of workers; `exact`: in f32 throughout."""
+    weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool,
+    profile: bool = False,
+):  # fmt: skip
+    """The decode step of a model of these shapes, for a fixed number of workers; `exact`: in f32 throughout; `profile`:
+    worker 0 adds the clock ticks of each of PHASES to its last argument.
+    """
     config = weights.config
     layers, hidden, width = config.num_hidden_layers, config.hidden_size // 16, config.intermediate_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -36,6 +47,7 @@ def make_decode_kernel(
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
     gemv = make_gemv(workers, exact)
+    read_clock, mark = make_stopwatch(profile)
 
     @ti.func
     def summed(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, vector):
@@ -54,6 +66,7 @@ def make_decode_kernel(
         quants: ti.template(), tail: ti.template(), headers: ti.template(), quants_address, headers_address,
         a: ti.template(),
         integers: ti.template(), thresholds: ti.template(), layer, site, x, worker,
+        ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
         at = SITE_TABLE + site * 8
@@ -66,12 +79,14 @@ def make_decode_kernel(
             count = collect(a, x, cols >> 4, threshold, integers, active)
         if worker == 0:
             integers[ints.counts + layer * 4 + site] = count
+        mark(ticks, last_mark, COLLECT, worker)
         gemv(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
             headers, layer * headers_stride + integers[at + HEADERS], quants_address, headers_address,
             cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], weights.panel_bands, a, x,
             integers, active, count, a, scratch.partial, scratch.gemv + worker * SCRATCH_VECTORS, worker,
         )  # fmt: skip
+        mark(ticks, last_mark, GEMV + site, worker)
 
     @ti.func
     def normalised(a: ti.template(), constants: ti.template(), weight, x):
@@ -184,57 +199,61 @@ def make_decode_kernel(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), words: array_of(u32x16),
         scales: array_of(f16x16), constants: array_of(f32x16), cache: array_of(f32x16), a: array_of(f32x16),
         integers: array_of(ti.i32), thresholds: array_of(ti.f32), quants_address: ti.i64, headers_address: ti.i64,
-        token: ti.i32, position: ti.i32,
+        token: ti.i32, position: ti.i32, ticks: array_of(ti.i64),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             arrived = 0
+            last_mark = read_clock()
             x = scratch.inputs + worker * scratch.input_stride
             first = share_start(hidden, worker, workers)
             last = share_start(hidden, worker + 1, workers)
             for i in range(first, last):
                 a[scratch.hidden + i] = embed(words, scales, token, i)
             a[scratch.squares + worker][0] = square_sum(a, scratch.hidden + first, scratch.hidden + last)
+            mark(ticks, last_mark, EMBEDDING, worker)
             arrived += workers
             wait_for_all(integers, 0, arrived)
+            mark(ticks, last_mark, WAIT, worker)
             for layer in range(layers):
                 for site in range(4):
                     source = x
                     if site == 1:
                         join_heads(a, x)
+                        mark(ticks, last_mark, ATTENTION, worker)
                     elif site == 3:
                         source = scratch.activation
                     else:
                         norm = ti.select(site == 0, attention_norm, ffn_norm)
                         normalised(a, constants, layer * constants_stride + norm, x)
+                        mark(ticks, last_mark, NORM, worker)
                     multiply(
-                        quants,
-                        tail,
-                        headers,
-                        quants_address,
-                        headers_address,
-                        a,
-                        integers,
-                        thresholds,
-                        layer,
-                        site,
-                        source,
-                        worker,
-                    )
+                        quants, tail, headers, quants_address, headers_address, a, integers, thresholds, layer, site,
+                        source, worker, ticks, last_mark,
+                    )  # fmt: skip
                     arrived += workers
                     wait_for_all(integers, 0, arrived)
+                    mark(ticks, last_mark, WAIT, worker)
                     if site == 0:
                         place_heads(a, constants, integers, cache, layer, position, worker)
+                        mark(ticks, last_mark, ROPE, worker)
                         arrived += workers
                         wait_for_all(integers, 0, arrived)
+                        mark(ticks, last_mark, WAIT, worker)
                         attend_share(a, cache, layer, position, worker)
+                        mark(ticks, last_mark, ATTENTION, worker)
                     elif site == 2:
                         gate(a, constants, integers, layer, worker)
+                        mark(ticks, last_mark, SWIGLU, worker)
                     else:
                         add_residual(a, constants, integers, layer, site, worker)
+                        mark(ticks, last_mark, RESIDUAL, worker)
                     arrived += workers
                     wait_for_all(integers, 0, arrived)
+                    mark(ticks, last_mark, WAIT, worker)
             normalised(a, constants, final_norm, x)
+            mark(ticks, last_mark, NORM, worker)
             score_vocabulary(words, scales, a, x, worker)
+            mark(ticks, last_mark, HEAD, worker)
 
     return decode_token

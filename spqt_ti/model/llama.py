@@ -117,6 +117,16 @@ class Llama:
         self.position += 1
         return self._decode.logits()
 
+    def profile(self, token: int) -> dict[str, float]:
+        """As `decode`; returns the seconds that each phase took (see decode_kernel.PHASES).
+
+        Raises BackendError where the kernel cannot read a clock.
+        """
+        self._check([token])
+        seconds = self._decode.profile(token, self.position)
+        self.position += 1
+        return seconds
+
     def best_token(self) -> int:
         """Token with the highest logit after `decode`, found by the kernel; the lowest id among equals."""
         return self._decode.best_token()

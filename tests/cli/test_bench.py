@@ -8,6 +8,7 @@ import pytest
 import tiny_containers
 
 from spqt_ti.cli.main import main
+from spqt_ti.kernels import native
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,21 @@ def test_markdown(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     header, rule, row = capsys.readouterr().out.splitlines()
     assert header.count("|") == rule.count("|") == row.count("|")
     assert "| tg2 |" in row
+
+
+@pytest.mark.skipif(not native.available("x86_64"), reason="the kernel reads no clock without the native helpers")
+def test_profile_adds_up(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--sparsity", "0,0.5", "--threads", "1", "--tokens", "4", "--profile", "--prompt-tokens", "20"]
+    assert main(["bench", "decode", model, *options, "--json"]) == 0
+    for row in json.loads(capsys.readouterr().out):
+        assert row["position"] == 20
+        assert sum(row["phases"].values()) == pytest.approx(row["seconds"])
+        assert {phase for phase, seconds in row["phases"].items() if seconds > 0} >= {"gemv qkv", "gemv down", "head"}
+        assert 0 < row["overhead"] < 1
+    assert main(["bench", "decode", model, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| phase, us per token | 0% sparse | 50% sparse |"
+    assert lines[-1].startswith("| neither GEMV nor head |")
 
 
 @pytest.mark.parametrize(

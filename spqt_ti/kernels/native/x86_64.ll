@@ -5,6 +5,7 @@ target datalayout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-f80:128-n8:16
 target triple = "x86_64-pc-linux-gnu"
 
 declare void @llvm.x86.sse2.pause()
+declare i64 @llvm.readcyclecounter()
 declare void @llvm.prefetch.p0i8(i8*, i32, i32, i32)
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
@@ -88,5 +89,12 @@ define void @scales_and_minima(<4 x i32>* %header, float* %x, <16 x float>* %out
   %factor = shufflevector <4 x float> %xunit, <4 x float> poison, <16 x i32> <i32 0, i32 0, i32 0, i32 0, i32 0, i32 0, i32 0, i32 0, i32 1, i32 1, i32 1, i32 1, i32 1, i32 1, i32 1, i32 1>
   %r = fmul <16 x float> %steps, %factor
   store <16 x float> %r, <16 x float>* %out
+  ret void
+}
+
+; *now = the CPU's time stamp counter.
+define void @read_clock(i64* %now) alwaysinline {
+  %t = call i64 @llvm.readcyclecounter()
+  store i64 %t, i64* %now
   ret void
 }
