@@ -60,9 +60,24 @@ def make_add_block(ask, exact: bool):
     its first vector; the active list; low, high; scratch with the first vector of the band's sums and of
     BLOCK_COLUMNS + 1 more; the state of `ask`, which is called once per column to fetch what comes later.
 
-    Returns it and the factors by which the 16 sums still have to be multiplied.
+    Returns it and the ti.func `write_rows(a, sums_at, out)` that turns a band's sums into the rows a[out..out+15].
     """
-    return _make_add_block_i16(ask) if uses_integers(exact) else _make_add_block_f32(ask)
+    add_block, units = _make_add_block_i16(ask) if uses_integers(exact) else _make_add_block_f32(ask)
+
+    @ti.func
+    def write_rows(a: ti.template(), sums_at, out):
+        offsets = a[sums_at + 16]
+        minima = f32x8(*[offsets[8 + i] for i in ti.static(range(8))])
+        for v in ti.static(range(2)):
+            for high in ti.static(range(2)):
+                offset = per_row(minima, v, high)
+                sums = sums_at + 8 * v + high
+                y = [a[sums + 2 * b] * units[8 * v + high + 2 * b] - offset for b in ti.static(range(4))]
+                for m in ti.static(range(4)):  # 16 rows in order: lanes 4m..4m+3 of the four sums
+                    place = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
+                    a[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+
+    return add_block, write_rows
 
 
 def _make_add_block_f32(ask):

@@ -13,7 +13,7 @@ import numpy as np
 
 from spqt_ti.backend import address, host_view, ti
 from spqt_ti.kernels import native
-from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, SUM_VECTORS, make_add_block, make_scales_and_minima, per_row
+from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, SUM_VECTORS, make_add_block, make_scales_and_minima
 from spqt_ti.kernels.geometry import ZigzagShape
 from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, value, vectors_for
@@ -69,6 +69,38 @@ def make_ask():
     return ask
 
 
+def make_tail_band():
+    """Build the ti.func that computes the tail band (at most 64 rows) for the active columns first..last-1 and writes
+    its four vectors of rows at a[out].
+    """
+    _, multiply_add8 = make_multiply_add()
+    scales_and_minima = make_scales_and_minima()
+
+    @ti.func
+    def tail_band(
+        tail: ti.template(), tail_base, headers: ti.template(), headers_base,
+        x: ti.template(), x_base, active: ti.template(), first, last, a: ti.template(), out,
+    ):  # fmt: skip
+        # sums[2 byte + high], lane i: row 32 high + 4 i + byte
+        sums = [f32x8(0.0) for _ in ti.static(range(8))]
+        offsets = f32x16(0.0)
+        for j in range(first, last):
+            column = active[j]
+            both = scales_and_minima(headers[headers_base + column], value(x, x_base * 16 + column))
+            offsets += both
+            words = tail[tail_base + column]
+            for high in ti.static(range(2)):
+                scale = f32x8(both[high])
+                for byte in ti.static(range(4)):
+                    multiply_add8(sums[2 * byte + high], nibbles_in_place(words, byte, high), scale)
+        for high in ti.static(range(2)):
+            y = [sums[2 * b + high] * NIBBLE_UNIT[2 * b + high] - offsets[8 + high] for b in ti.static(range(4))]
+            for m in ti.static(range(2)):
+                a[out + 2 * high + m] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+
+    return tail_band
+
+
 def make_gemv(workers: int, exact: bool = False):
     """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
     every matrix. `exact`: in f32 on every CPU (see block_sums).
@@ -79,24 +111,9 @@ def make_gemv(workers: int, exact: bool = False):
     worker's SCRATCH_VECTORS in it; the worker. Worker w writes the whole bands of partial sums (16 vectors each) that
     start at vector `partial_base + w * bands * 16`.
     """
-    _, multiply_add8 = make_multiply_add()
     ask = make_ask()
-    add_block, units = make_add_block(ask, exact)
-    scales_and_minima = make_scales_and_minima()
-
-    @ti.func
-    def write_rows(a: ti.template(), sums_at, out):
-        """A band's sums, in the order of lanes, to y in the order of rows."""
-        offsets = a[sums_at + 16]
-        minima = f32x8(*[offsets[8 + i] for i in ti.static(range(8))])
-        for v in ti.static(range(2)):
-            for high in ti.static(range(2)):
-                offset = per_row(minima, v, high)
-                sums = sums_at + 8 * v + high
-                y = [a[sums + 2 * b] * units[8 * v + high + 2 * b] - offset for b in ti.static(range(4))]
-                for m in ti.static(range(4)):  # 16 rows in order: lanes 4m..4m+3 of the four sums
-                    place = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
-                    a[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+    add_block, write_rows = make_add_block(ask, exact)
+    tail_band = make_tail_band()
 
     @ti.func
     def full_bands_of(
@@ -128,28 +145,6 @@ def make_gemv(workers: int, exact: bool = False):
                 write_rows(a, spare + band * SUM_VECTORS, out + (start + band) * 16)
 
     @ti.func
-    def tail_band(
-        tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        x: ti.template(), x_base, active: ti.template(), first, last, a: ti.template(), out,
-    ):  # fmt: skip
-        # sums[2 byte + high], lane i: row 32 high + 4 i + byte
-        sums = [f32x8(0.0) for _ in ti.static(range(8))]
-        offsets = f32x16(0.0)
-        for j in range(first, last):
-            column = active[j]
-            both = scales_and_minima(headers[headers_base + column], value(x, x_base * 16 + column))
-            offsets += both
-            words = tail[tail_base + column]
-            for high in ti.static(range(2)):
-                scale = f32x8(both[high])
-                for byte in ti.static(range(4)):
-                    multiply_add8(sums[2 * byte + high], nibbles_in_place(words, byte, high), scale)
-        for high in ti.static(range(2)):
-            y = [sums[2 * b + high] * NIBBLE_UNIT[2 * b + high] - offsets[8 + high] for b in ti.static(range(4))]
-            for m in ti.static(range(2)):
-                a[out + 2 * high + m] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
-
-    @ti.func
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
         quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base,
@@ -171,23 +166,43 @@ def make_gemv(workers: int, exact: bool = False):
     return gemv
 
 
-class ZigzagGemv:
-    """One matrix on the device with its GEMV as a kernel of its own, for tests and benchmarks.
+class ZigzagMatrix:
+    """One matrix on the device with what its GEMVs need: inputs, partial sums, scratch.
 
-    `data`: the stored zigzag bytes (u8, flat) of a matrix of `shape`. The token kernel uses the same func
-    (`make_gemv`, where `exact` is explained).
+    `data`: the stored zigzag bytes (u8, flat) of a matrix of `shape`; `exact`: see `make_gemv`.
     """
 
     def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
-        self.shape, self.workers = shape, workers
+        self.shape, self.workers, self.exact = shape, workers, exact
         quants, tail, headers = split(data, shape)
         self._quants = _upload(quants, u32x16)
         self._tail = _upload(tail, u32x8)
         self._headers = _upload(headers, u32x4)
         self._x = ti.ndarray(f32x16, (vectors_for(shape.cols),))
-        self._active = ti.ndarray(ti.i32, (shape.cols + 16,))
         self._partial_vectors = workers * shape.padded_rows // 16
         self._scratch = ti.ndarray(f32x16, (self._partial_vectors + workers * SCRATCH_VECTORS,))
+
+    def load_x(self, x: np.ndarray) -> None:
+        """Put x (f32 [cols]) on the device. Raises ValueError for another size."""
+        if x.shape != (self.shape.cols,):
+            raise ValueError(f"x {list(x.shape)} does not fit {self.shape.cols} columns")
+        host_view(self._x).reshape(-1)[: x.size] = x
+
+    def y(self) -> np.ndarray:
+        """f32 [rows]: the workers' partial sums in worker order."""
+        parts = host_view(self._scratch)[: self._partial_vectors].reshape(self.workers, -1)
+        y = parts[0].copy()
+        for part in parts[1:]:
+            y += part
+        return y[: self.shape.rows]
+
+
+class ZigzagGemv(ZigzagMatrix):
+    """A matrix with its GEMV as a kernel of its own, for tests and benchmarks. The token kernel uses the same func."""
+
+    def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
+        super().__init__(data, shape, workers, exact)
+        self._active = ti.ndarray(ti.i32, (shape.cols + 16,))
         self._kernel = make_gemv_kernel(workers, exact)
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
@@ -196,19 +211,14 @@ class ZigzagGemv:
         Raises ValueError for sizes or columns that are not those of the matrix.
         """
         active = np.arange(self.shape.cols, dtype=np.int32) if active is None else active
-        if x.shape != (self.shape.cols,) or active.size > self.shape.cols:
-            raise ValueError(f"x {list(x.shape)}, active {list(active.shape)} do not fit {self.shape.cols} columns")
+        if active.size > self.shape.cols:
+            raise ValueError(f"{active.size} active columns, the matrix has {self.shape.cols}")
         if active.size and not 0 <= active.min() <= active.max() < self.shape.cols:
             raise ValueError(f"active columns must be between 0 and {self.shape.cols - 1}")
-        view = host_view(self._x).reshape(-1)
-        view[: x.size] = x
+        self.load_x(x)
         host_view(self._active)[: active.size] = active
         self.run(active.size)
-        parts = host_view(self._scratch)[: self._partial_vectors].reshape(self.workers, -1)
-        y = parts[0].copy()
-        for part in parts[1:]:
-            y += part
-        return y[: self.shape.rows]
+        return self.y()
 
     def run(self, count: int) -> None:
         """Launch on the x and active list that are already on the device and wait for the end."""
