@@ -1,4 +1,4 @@
-"""`spqt bench decode`: decode speed at several sparsities, as a table."""
+"""`spqt bench decode|gemv`: speed, as tables."""
 
 from __future__ import annotations
 
@@ -35,8 +35,32 @@ def add_parser(commands: Any) -> None:
     decode.add_argument(
         "--prompt-tokens", type=int, default=0, metavar="N", help="with --profile: tokens before (default: a few)"
     )
+    decode.add_argument("--plot", metavar="FILE.png", help="draw speed over sparsity as well (needs matplotlib)")
     decode.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     decode.set_defaults(run=run_decode)
+    _add_gemv(kinds)
+
+
+def _add_gemv(kinds: Any) -> None:
+    gemv = kinds.add_parser(
+        "gemv",
+        help="the five GEMV kernels on shapes of your choice",
+        description="Time the GEMVs row (row layout, dense), b1 (row layout, naively sparse), zigzag (dense), b2 "
+        "(zigzag, skipping on the fly) and full (index collected, active columns split evenly) in interleaved rounds, "
+        "on weights that come from memory.",
+    )
+    gemv.add_argument(
+        "--shapes", default="4096x4096,14336x4096,4096x14336", metavar="SHAPES",
+        help="list of ROWSxCOLS, paper, and models such as llama-3-8b (default: %(default)s)",
+    )  # fmt: skip
+    gemv.add_argument("--densities", default="0.75,0.6,0.5,0.35", metavar="D,D,...", help="default: %(default)s")
+    gemv.add_argument("--kernels", default="row,b1,zigzag,b2,full", metavar="K,K,...", help="default: %(default)s")
+    gemv.add_argument("--warm", action="store_true", help="weights stay in the cache instead")
+    gemv.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
+    gemv.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
+    gemv.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
+    gemv.add_argument("--plot", metavar="FILE.png", help="draw speed-up over density as well (needs matplotlib)")
+    gemv.set_defaults(run=run_gemv)
 
 
 def run_decode(arguments: argparse.Namespace) -> None:
@@ -46,6 +70,9 @@ def run_decode(arguments: argparse.Namespace) -> None:
         raise GenerationError("--tokens and --rounds must be 1 or more")
     with held_back():
         from spqt_ti.benchmark.decode import markdown, measure_decode, profile_decode, profile_markdown
+        from spqt_ti.benchmark.plot import check_matplotlib, plot_decode
+    if arguments.plot:
+        check_matplotlib()
     if arguments.profile:
         profiles = profile_decode(
             arguments.model, sparsities, arguments.threads, arguments.tokens, arguments.prompt_tokens
@@ -60,13 +87,45 @@ def run_decode(arguments: argparse.Namespace) -> None:
         print_json([dataclasses.asdict(row) for row in rows])
     else:
         print(markdown(rows))
+    if arguments.plot:
+        plot_decode(rows, arguments.plot)
+
+
+def run_gemv(arguments: argparse.Namespace) -> None:
+    """Measure and print."""
+    densities = _numbers("--densities", arguments.densities)
+    if not all(0 < density <= 1 for density in densities) or arguments.rounds < 1:
+        raise GenerationError("--densities must be above 0 and at most 1, --rounds 1 or more")
+    with held_back():
+        from spqt_ti.backend import start
+        from spqt_ti.benchmark.gemv import KERNELS, markdown, measure_gemv
+        from spqt_ti.benchmark.plot import check_matplotlib, plot_gemv
+        from spqt_ti.benchmark.shapes import parse_shapes
+    kernels = arguments.kernels.split(",")
+    if not set(kernels) <= set(KERNELS):
+        raise GenerationError(f"--kernels takes some of {', '.join(KERNELS)}, not {arguments.kernels!r}")
+    shapes = parse_shapes(arguments.shapes)
+    if arguments.plot:
+        check_matplotlib()
+    threads = arguments.threads or start("cpu", arguments.threads).threads
+    rows = measure_gemv(shapes, densities, threads, arguments.rounds, kernels, arguments.warm)
+    if arguments.json:
+        print_json([dataclasses.asdict(row) for row in rows])
+    else:
+        print(markdown(rows))
+    if arguments.plot:
+        plot_gemv(rows, arguments.plot)
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise GenerationError(f"{option} takes numbers separated by commas, not {text!r}") from error
 
 
 def _levels(text: str) -> list[float]:
-    try:
-        levels = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise GenerationError(f"--sparsity takes numbers separated by commas, not {text!r}") from error
+    levels = _numbers("--sparsity", text)
     if len(set(levels)) != len(levels):
         raise GenerationError(f"--sparsity names a level twice: {text}")
     return levels

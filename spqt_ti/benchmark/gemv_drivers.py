@@ -1,0 +1,254 @@
+"""Copies of a matrix, and launches that take a GEMV once through all of them; or many times through one that stays in
+the cache.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from spqt_ti.backend import address, host_view, start, ti
+from spqt_ti.formats import layout as layouts
+from spqt_ti.formats import q4_k
+from spqt_ti.kernels import row_gemv, zigzag
+from spqt_ti.kernels.collect import collect
+from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
+from spqt_ti.kernels.skipping_gemv import make_skipping_gemv
+from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, vectors_for
+from spqt_ti.kernels.workers import make_wait_for_all
+
+COLD_BYTES = 128 << 20  # all copies of a matrix together: four times the last-level cache of the README's machine
+WARM_BYTES = 256 << 20  # that a launch reads of a matrix that stays in the cache
+COLLECTIONS = 1000  # in a launch
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def interleaved(runs: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, list[float]]:
+    """Seconds of `rounds` calls of each of `runs`, taken in turn after one call of each that does not count."""
+    times: dict[Key, list[float]] = {key: [] for key in runs}
+    for round_ in range(rounds + 1):
+        for key, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            if round_:
+                times[key].append(time.perf_counter() - begin)
+    return times
+
+
+def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndarray, int, int]:
+    """Bytes of a matrix of a few hundred true superblocks over and over; copies of it, and turns of a launch."""
+    blocks = q4_k.quantize(np.random.default_rng(0).standard_normal((251, 256), dtype=np.float32))
+    if layout == "row":
+        matrix = blocks[np.arange(rows * -(-cols // 256)) % len(blocks)].reshape(-1)
+    else:
+        *full, last = layouts.band_sub_blocks(rows)
+        whole = blocks[np.arange(len(full) * cols) % len(blocks)].reshape(-1)
+        cut = blocks[np.arange(cols) % len(blocks), : layouts.band_bytes(last)].reshape(-1)
+        matrix = np.concatenate([whole, cut])
+    size = matrix.size
+    copies = 1 if warm else max(2, -(-COLD_BYTES // size))
+    return matrix, copies, max(2, WARM_BYTES // size) if warm else copies
+
+
+def upload(rows: np.ndarray, dtype, copies: int = 1) -> ti.Ndarray:
+    """`copies` of an array [n, lanes] after one another, as an ndarray of vectors."""
+    array = ti.ndarray(dtype, (max(1, copies * len(rows)),))
+    if rows.size:
+        host_view(array).reshape(copies, *rows.shape)[:] = rows
+    return array
+
+
+def normal_x(cols: int, vectors: int) -> np.ndarray:
+    """Inputs f32 [vectors, 16]: cols normal ones, then zeros."""
+    x = np.zeros(vectors * 16, np.float32)
+    x[:cols] = np.random.default_rng(1).standard_normal(cols)
+    return x.reshape(-1, 16)
+
+
+def threshold_for(cols: int, density: float) -> float:
+    """Threshold above which a share `density` of `normal_x` lies."""
+    return float(np.quantile(np.abs(normal_x(cols, vectors_for(cols)).reshape(-1)[:cols]), 1 - density))
+
+
+class Rows:
+    """Copies of a row-layout matrix: kernels "row" and "b1"."""
+
+    def __init__(self, rows: int, cols: int, threads: int, warm: bool = False) -> None:
+        start("cpu")
+        self.rows, self.cols, self.threads = rows, cols, threads
+        data, self.copies, self.turns = stored_bytes(rows, cols, "row", warm)
+        self.nbytes, self.blocks = data.size, -(-cols // 256)
+        quants, headers = row_gemv.split(data, rows, cols)
+        self.weights = upload(quants, u32x16, self.copies), upload(headers, u32x4, self.copies)
+        self.vectors = (
+            upload(normal_x(cols, self.blocks * row_gemv.X_VECTORS), f32x16),
+            ti.ndarray(f32x16, (threads * self.blocks * row_gemv.X_VECTORS,)),
+            ti.ndarray(f32x8, (threads * self.blocks,)),
+            ti.ndarray(ti.i32, (threads * self.blocks,)),
+            ti.ndarray(ti.f32, (rows,)),
+        )
+        self.arrivals = ti.ndarray(ti.i32, (1,))
+
+    def read_bytes(self, kernel: str, density: float) -> float:
+        """Bytes of weights of one product: all, whatever the density."""
+        return self.nbytes
+
+    def run(self, kernel: str, density: float) -> None:
+        """One launch."""
+        host_view(self.arrivals)[0] = 0
+        launch = make_row_launch(self.threads, kernel == "b1")
+        threshold = threshold_for(self.cols, density) if kernel == "b1" else 0.0
+        launch(
+            *self.weights, self.rows, self.blocks, threshold, *self.vectors, self.copies, self.turns, self.arrivals
+        )  # fmt: skip
+        ti.sync()
+
+
+class Zigzag:
+    """Copies of a zigzag matrix: kernels "zigzag", "b2" and "full"."""
+
+    def __init__(self, rows: int, cols: int, threads: int, warm: bool = False, panel_bands: int | None = None) -> None:
+        start("cpu")
+        self.threads = threads
+        self.shape = zigzag.ZigzagShape(rows, cols, panel_bands or preferred_panel_bands())
+        data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm)
+        quants, tail, headers = zigzag.split(data, self.shape)
+        self.weights = (
+            upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies), upload(headers, u32x4, self.copies),
+        )  # fmt: skip
+        self.x = upload(normal_x(cols, vectors_for(cols)), f32x16)
+        stride = vectors_for(cols) * 16 + 16
+        self.lists = ti.ndarray(ti.i32, ((threads + 1) * stride,))
+        host_view(self.lists)[:cols] = np.arange(cols)  # the active list of dense products
+        self.stride = stride
+        self.scratch = ti.ndarray(f32x16, (threads * (self.shape.padded_rows // 16 + SCRATCH_VECTORS),))
+        self.arrivals = ti.ndarray(ti.i32, (1,))
+
+    def read_bytes(self, kernel: str, density: float) -> float:
+        """Bytes of weights of one product."""
+        return round(density * self.shape.cols) * self.shape.bytes_per_column
+
+    def run(self, kernel: str, density: float) -> None:
+        """One launch; the full kernel collects its index in every product."""
+        host_view(self.arrivals)[0] = 0
+        threshold = -1.0 if kernel == "zigzag" else threshold_for(self.shape.cols, density)
+        quants, _, headers = self.weights
+        launch = make_skipping_launch(self.threads) if kernel == "b2" else make_zigzag_launch(self.threads)
+        launch(
+            *self.weights, address(quants), address(headers), self.shape.cols, self.shape.full_bands,
+            self.shape.tail_bands, self.shape.panel_bands, self.x, threshold, self.lists, self.stride, self.scratch,
+            self.copies, self.turns, self.arrivals,
+        )  # fmt: skip
+        ti.sync()
+
+
+@functools.cache
+def make_row_launch(workers: int, skips: bool):
+    """The row-layout product over `turns` matrices, `copies` different ones."""
+    gemv = row_gemv.make_row_gemv(workers, skips)
+    wait_for_all = make_wait_for_all()
+
+    @ti.kernel
+    def launch(
+        quants: array_of(u32x16), headers: array_of(u32x4), rows: ti.i32, blocks: ti.i32, threshold: ti.f32,
+        x: array_of(f32x16), ordered: array_of(f32x16), sums: array_of(f32x8), flags: array_of(ti.i32),
+        y: array_of(ti.f32), copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
+    ):  # fmt: skip
+        ti.loop_config(block_dim=1, parallelize=workers)
+        for worker in range(workers):
+            for turn in range(turns):
+                first = turn % copies * rows * blocks
+                gemv(quants, headers, first, rows, blocks, x, threshold, ordered, sums, flags, y, worker)
+                wait_for_all(arrivals, 0, (turn + 1) * workers)
+
+    return launch
+
+
+@functools.cache
+def make_zigzag_launch(workers: int):
+    """The zigzag product over `turns` matrices: dense for a negative threshold, else with the index collected in each,
+    by every worker for itself as in a token.
+    """
+    gemv = make_gemv(workers)
+    wait_for_all = make_wait_for_all()
+
+    @ti.kernel
+    def launch(
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
+        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
+        x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32), stride: ti.i32, a: array_of(f32x16),
+        copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
+    ):  # fmt: skip
+        bands = full_bands + tail_bands
+        ti.loop_config(block_dim=1, parallelize=workers)
+        for worker in range(workers):
+            for turn in range(turns):
+                copy = turn % copies
+                active = 0
+                count = cols
+                if threshold >= 0.0:
+                    active = (worker + 1) * stride
+                    count = collect(x, 0, (cols + 15) // 16, threshold, lists, active)
+                gemv(
+                    quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
+                    quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0,
+                    lists, active, count, a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
+                )  # fmt: skip
+                wait_for_all(arrivals, 0, (turn + 1) * workers)
+
+    return launch
+
+
+@functools.cache
+def make_skipping_launch(workers: int):
+    """B2 over `turns` matrices."""
+    gemv = make_skipping_gemv(workers)
+    wait_for_all = make_wait_for_all()
+
+    @ti.kernel
+    def launch(
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
+        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
+        x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32), stride: ti.i32, a: array_of(f32x16),
+        copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
+    ):  # fmt: skip
+        bands = full_bands + tail_bands
+        ti.loop_config(block_dim=1, parallelize=workers)
+        for worker in range(workers):
+            for turn in range(turns):
+                copy = turn % copies
+                gemv(
+                    quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
+                    quants_address, cols, full_bands, tail_bands, panel_bands, x, 0, threshold,
+                    lists, (worker + 1) * stride, a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
+                )  # fmt: skip
+                wait_for_all(arrivals, 0, (turn + 1) * workers)
+
+    return launch
+
+
+def collect_seconds(cols: int, rounds: int = 5) -> float:
+    """Time to collect the index of `cols` inputs in cache at density 0.5 (branch-free: density does not matter)."""
+    start("cpu")
+    x, active = upload(normal_x(cols, vectors_for(cols)), f32x16), ti.ndarray(ti.i32, (vectors_for(cols) * 16 + 1,))
+    launch = make_collections()
+    times = interleaved({0: lambda: launch(x, vectors_for(cols), 0.6745, active)}, rounds)[0]
+    return float(np.median(times)) / COLLECTIONS
+
+
+@functools.cache
+def make_collections():
+    """COLLECTIONS index collections of the same inputs by one worker."""
+
+    @ti.kernel
+    def launch(x: array_of(f32x16), vectors: ti.i32, threshold: ti.f32, active: array_of(ti.i32)) -> ti.i32:
+        total = 0
+        ti.loop_config(serialize=True)
+        for _ in range(COLLECTIONS):
+            total += collect(x, 0, vectors, threshold, active, 0)
+        return total
+
+    return launch

@@ -1,0 +1,50 @@
+"""Plots of measurements, with matplotlib where it is installed (extra `plot`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from spqt_ti.benchmark.decode import DecodeRow
+from spqt_ti.benchmark.gemv import GemvRow
+from spqt_ti.errors import GenerationError
+
+
+def check_matplotlib() -> None:
+    """Raise GenerationError, before anything is measured, where plots cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise GenerationError("--plot needs matplotlib: pip install 'spqt-ti[plot]'")
+
+
+def plot_gemv(rows: Sequence[GemvRow], path: str) -> None:
+    """Speed-up of the full kernel over the dense zigzag one by density, a line per shape, beside 1 / density."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.kernel == "full" and row.speedup_over_dense is not None:
+            points = lines.setdefault(f"{row.rows}x{row.cols}", [])
+            points.append((row.density, row.speedup_over_dense))
+    densities = sorted({density for points in lines.values() for density, _ in points})
+    lines["1 / density"] = [(density, 1 / density) for density in densities]
+    _draw(lines.items(), "density", "speed-up over dense", path)
+
+
+def plot_decode(rows: Sequence[DecodeRow], path: str) -> None:
+    """Tokens per second by sparsity."""
+    points = sorted((row.realised_sparsity, row.tokens_per_second) for row in rows)
+    _draw([(f"{rows[0].model}, {rows[0].threads} threads", points)], "realised sparsity", "tokens per second", path)
+
+
+def _draw(lines: Iterable[tuple[str, Sequence[tuple[float, float]]]], x: str, y: str, path: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes: Any = figure.add_subplot(xlabel=x, ylabel=y)
+    for label, points in lines:
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label, linestyle=":" if "/" in label else "-")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise GenerationError(f"{path}: cannot write the plot: {error}") from error

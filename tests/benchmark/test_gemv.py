@@ -1,0 +1,84 @@
+"""`spqt bench gemv`: every kernel is run and reported; what the launches compute is what their kernels do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spqt_ti.backend import host_view
+from spqt_ti.benchmark import gemv, gemv_drivers
+from spqt_ti.cli.main import main
+from spqt_ti.formats import layout
+from spqt_ti.kernels.gemv import ZigzagGemv
+
+SHAPE = (2400, 40)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches of a few copies instead of 128 MiB."""
+    monkeypatch.setattr(gemv_drivers, "COLD_BYTES", 200_000)
+    monkeypatch.setattr(gemv_drivers, "WARM_BYTES", 200_000)
+    monkeypatch.setattr(gemv, "read_bandwidth", lambda threads: 1e10)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_every_kernel(warm: bool) -> None:
+    rows = gemv.measure_gemv([SHAPE], [1.0, 0.5], threads=1, rounds=2, warm=warm)
+    assert [(row.kernel, row.density) for row in rows] == [
+        ("row", 1.0), ("b1", 0.5), ("zigzag", 1.0), ("b2", 0.5), ("full", 0.5),
+    ]  # fmt: skip
+    named = {row.kernel: row for row in rows}
+    assert named["row"].speedup_over_row == named["zigzag"].speedup_over_dense == 1
+    assert named["full"].collect_microseconds > 0 == named["zigzag"].collect_microseconds
+    for row in rows:
+        assert row.microseconds > 0
+        assert row.read_fraction == pytest.approx(row.gigabytes_per_second / 10)
+    assert len(gemv.markdown(rows).splitlines()) == 7
+
+
+@pytest.mark.parametrize(("kernel", "density"), [("zigzag", 1.0), ("b2", 0.5), ("full", 0.5)])
+def test_launches_compute_the_product(kernel: str, density: float) -> None:
+    """All copies are the same matrix, so what the last turn leaves is that of one product."""
+    driver = gemv_drivers.Zigzag(*SHAPE, threads=1)
+    assert driver.copies == driver.turns > 2
+    driver.run(kernel, density)
+    got = host_view(driver.scratch).reshape(-1)[: SHAPE[0]]
+    x = host_view(driver.x).reshape(-1)[: SHAPE[1]]
+    active = np.flatnonzero(np.abs(x) > gemv_drivers.threshold_for(SHAPE[1], density)) if density < 1 else None
+    data = gemv_drivers.stored_bytes(*SHAPE, "zigzag", warm=False)[0]
+    assert data.size == layout.nbytes(*SHAPE, "zigzag")
+    expected = ZigzagGemv(data, driver.shape, 1)(x, None if active is None else active.astype(np.int32))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+
+
+def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--shapes", "300x40", "--densities", "0.5", "--threads", "1", "--rounds", "1"]
+    assert main(["bench", "gemv", *options, "--kernels", "zigzag,full", "--json"]) == 0
+    dense, full = json.loads(capsys.readouterr().out)
+    assert (dense["kernel"], full["kernel"], full["rows"], full["cols"], full["density"]) == (
+        "zigzag", "full", 300, 40, 0.5,
+    )  # fmt: skip
+    assert full["speedup_over_row"] is None
+    pytest.importorskip("matplotlib")
+    assert main(["bench", "gemv", *options, "--plot", str(tmp_path / "plot.png")]) == 0
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["bench", "gemv", *options, "--plot", str(tmp_path / "nowhere" / "plot.png")]) == 1
+    assert "cannot write the plot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [["--shapes", "5"], ["--densities", "2"], ["--densities", "x"], ["--kernels", "b3"], ["--rounds", "0"]]
+)
+def test_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "gemv", *options]) == 1
+    assert capsys.readouterr().err.startswith("spqt: error: --")
+
+
+def test_plot_without_matplotlib(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["bench", "gemv", "--shapes", "300x40", "--plot", "x.png"]) == 1
+    assert "pip install 'spqt-ti[plot]'" in capsys.readouterr().err
