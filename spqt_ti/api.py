@@ -17,6 +17,7 @@ from spqt_ti.model.generate import Stats, generate_tokens
 from spqt_ti.model.llama import Llama
 from spqt_ti.model.quantize import quantize
 from spqt_ti.model.sampler import Sampling
+from spqt_ti.model.sites import SITES
 from spqt_ti.model.tokenizer import Tokenizer
 from spqt_ti.sparsity import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
@@ -64,12 +65,15 @@ class Model:
         return self._policy
 
     def apply(self, policy: SparsityPolicy | None) -> None:
-        """Decode with `policy` from now on (None: densely). Raises PolicyError if it was made for another model."""
+        """Decode with `policy` from now on (None: densely); matrices for which skipping does not pay at its level run
+        dense (see model/dispatch.py). Raises PolicyError if it was made for another model.
+        """
         if policy is None:
             self.llama.thresholds[:] = 0
         else:
             policy.check(self.container.fingerprint, self.llama.config.num_hidden_layers)
-            self.llama.thresholds[:] = policy.thresholds
+            pays = [self.llama.choices[site].runs_sparse(policy.sparsity) for site in SITES]
+            self.llama.thresholds[:] = np.where(pays, policy.thresholds, 0)
         self._policy = policy
 
     def calibrate(self, text: str | None = None) -> uniform.Calibration:

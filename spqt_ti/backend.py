@@ -21,6 +21,7 @@ import taichi as ti
 from spqt_ti.cache import cache_dir
 from spqt_ti.errors import BackendError
 from spqt_ti.formats.fpenv import gradual_underflow
+from spqt_ti.threads import available_threads
 
 __all__ = ["BACKENDS", "Runtime", "address", "available_threads", "host_view", "start", "ti"]
 
@@ -36,13 +37,6 @@ class Runtime:
 
 
 _runtime: Runtime | None = None
-
-
-def available_threads() -> int:
-    """Number of CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def start(backend: str = "cpu", threads: int | None = None) -> Runtime:

@@ -25,5 +25,9 @@ class PolicyError(SpqtError):
     """A sparsity policy is malformed or belongs to another model."""
 
 
+class TuningError(SpqtError):
+    """What `spqt tune` kept is malformed or cannot be written, or its command line makes no sense."""
+
+
 class GenerationError(SpqtError):
     """A request cannot be served: empty prompt, more tokens than the context holds, unknown token id."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
+from spqt_ti.errors import GenerationError
 
 if TYPE_CHECKING:
     from spqt_ti.model.checkpoint import Checkpoint
@@ -40,6 +42,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="also check the SHA-256 of every file of a quantised model"
     )
+    parser.add_argument(
+        "--sparsity", type=float, default=0.5, metavar="S",
+        help="level for which to say which matrices run sparse (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, metavar="N", help="with how many threads (default: one per CPU)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -50,9 +57,16 @@ def run(arguments: argparse.Namespace) -> None:
         from spqt_ti.model import registry
         from spqt_ti.model.checkpoint import open_checkpoint
         from spqt_ti.model.container import MANIFEST, Container
+        from spqt_ti.threads import available_threads
+    if not 0 <= arguments.sparsity < 1:
+        raise GenerationError(f"--sparsity must be between 0 and 0.99, not {arguments.sparsity}")
     directory = Path(arguments.model).expanduser()
     if (directory / MANIFEST).is_file():
-        report = describe_container(Container.open(directory, verify=arguments.verify))
+        container = Container.open(directory, verify=arguments.verify)
+        report = describe_container(container)
+        if container.layout == "zigzag":
+            threads = arguments.threads or available_threads()
+            report["decode"] = describe_choices(container.config, arguments.sparsity, threads)
     else:
         report = describe_source(open_checkpoint(registry.resolve(arguments.model)))
     if arguments.json:
@@ -89,6 +103,23 @@ def describe_container(container: Container) -> dict[str, Any]:
         "bytes_per_weight": matrix_bytes / sum(matrix["rows"] * matrix["cols"] for matrix in matrices),
         "dense_bytes_per_token": bytes_per_token(container.config, every_input),
         "matrices": matrices,
+    }
+
+
+def describe_choices(config: LlamaConfig, sparsity: float, threads: int) -> dict[str, Any]:
+    """Which matrices run sparse at this level with so many threads, and why, ready for JSON."""
+    from spqt_ti.model.dispatch import choose
+    from spqt_ti.model.sites import matrix_shapes
+    from spqt_ti.tuning import Tuning, tuning_path
+
+    choices = choose(matrix_shapes(config), Tuning.load(tuning_path()), threads)
+    return {
+        "sparsity": sparsity,
+        "threads": threads,
+        "matrices": [
+            {**dataclasses.asdict(c), "sparse": c.runs_sparse(sparsity), "reason": c.reason(sparsity)}
+            for c in choices.values()
+        ],
     }
 
 
@@ -139,6 +170,12 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"{name:24}{value}")
     if "matrices" in report:
         _print_matrices(report["matrices"])
+    if "decode" in report:
+        decode = report["decode"]
+        print(f"decoding at {decode['sparsity']:.0%} sparsity with {decode['threads']} threads:")
+        for matrix in decode["matrices"]:
+            kind = "sparse" if matrix["sparse"] else "dense"
+            print(f"  {matrix['site']:22}{kind:16}{matrix['reason']}")
 
 
 def _print_matrices(matrices: list[dict[str, Any]]) -> None:

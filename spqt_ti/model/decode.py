@@ -44,7 +44,8 @@ class DecodeStep:
         self._ints = ti.ndarray(ti.i32, (self._integers.size,))
         self._ints_view = host_view(self._ints)
         self._ints_view[:] = 0
-        self._ints_view[SITE_TABLE:][:32] = weights.site_table().reshape(-1)
+        table = weights.site_table().reshape(-1)
+        self._ints_view[SITE_TABLE:][: table.size] = table
         most = scratch.input_stride * 16
         self._ints_view[self._integers.everything :][:most] = np.arange(most)
         self.active = self._ints_view[self._integers.counts :][:sites].reshape(-1, len(SITES))

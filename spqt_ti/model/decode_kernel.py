@@ -24,7 +24,8 @@ PHASES = (
 )  # fmt: skip
 EMBEDDING, NORM, COLLECT, GEMV, _, _, _, ROPE, ATTENTION, RESIDUAL, SWIGLU, WAIT, HEAD = range(len(PHASES))
 
-COLS, FULL_BANDS, TAIL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
+COLS, FULL_BANDS, TAIL_BANDS, PANEL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
+SITE_STRIDE = len(SITE_FIELDS)
 
 
 def make_decode_kernel(
@@ -52,8 +53,8 @@ def make_decode_kernel(
     @ti.func
     def summed(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, vector):
         """Vector `vector` of a site's output: the workers' partial sums in worker order, plus the bias."""
-        stride = integers[SITE_TABLE + site * 8 + BANDS] * 16
-        bias = integers[SITE_TABLE + site * 8 + BIAS]
+        stride = integers[SITE_TABLE + site * SITE_STRIDE + BANDS] * 16
+        bias = integers[SITE_TABLE + site * SITE_STRIDE + BIAS]
         total = a[scratch.partial + vector]
         for w in range(1, workers):
             total += a[scratch.partial + w * stride + vector]
@@ -69,7 +70,7 @@ def make_decode_kernel(
         ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
-        at = SITE_TABLE + site * 8
+        at = SITE_TABLE + site * SITE_STRIDE
         cols = integers[at + COLS]
         threshold = thresholds[layer * 4 + site]
         active = ints.everything
@@ -83,7 +84,7 @@ def make_decode_kernel(
         gemv(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
             headers, layer * headers_stride + integers[at + HEADERS], quants_address, headers_address,
-            cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], weights.panel_bands, a, x,
+            cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], integers[at + PANEL_BANDS], a, x,
             integers, active, count, a, scratch.partial, scratch.gemv + worker * SCRATCH_VECTORS, worker,
         )  # fmt: skip
         mark(ticks, last_mark, GEMV + site, worker)

@@ -18,9 +18,11 @@ from spqt_ti.kernels.vectors import f32x16
 from spqt_ti.model.config import LlamaConfig
 from spqt_ti.model.container import Container
 from spqt_ti.model.decode import DecodeStep
+from spqt_ti.model.dispatch import choose
 from spqt_ti.model.prefill import CHUNK, Observer, Prefill
-from spqt_ti.model.sites import bytes_per_token, inputs_per_site
+from spqt_ti.model.sites import bytes_per_token, inputs_per_site, matrix_shapes
 from spqt_ti.model.weights import Weights
+from spqt_ti.tuning import Tuning, tuning_path
 
 DEFAULT_CONTEXT = 2048
 
@@ -56,7 +58,8 @@ class Llama:
             raise GenerationError(f"context must be between 1 and {config.max_position_embeddings}, not {context}")
         wanted = context or min(config.max_position_embeddings, DEFAULT_CONTEXT)
         self.context = -(-wanted // 16) * 16
-        self.weights = Weights(container, self.context)
+        self.choices = choose(matrix_shapes(config), Tuning.load(tuning_path()), self.threads)
+        self.weights = Weights(container, self.context, {site: c.panel_bands for site, c in self.choices.items()})
         shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.context)
         cache = ti.ndarray(f32x16, (shape.vectors,))
         host_view(cache)[:] = 0

@@ -33,8 +33,9 @@ class Prefill:
         self._scratch = ti.ndarray(f32x16, (self._plan.vectors,))
         self._view = host_view(self._scratch)
         self._view[:] = 0
-        self._integers = ti.ndarray(ti.i32, (SITE_TABLE + 32,))
-        host_view(self._integers)[SITE_TABLE:] = weights.site_table().reshape(-1)
+        table = weights.site_table().reshape(-1)
+        self._integers = ti.ndarray(ti.i32, (SITE_TABLE + table.size,))
+        host_view(self._integers)[SITE_TABLE:] = table
         self._tokens = ti.ndarray(ti.i32, (CHUNK,))
         self._warm = False
         self._embed, self._block, self._logits = make_prefill_kernels(weights, cache_shape, self._plan, workers)

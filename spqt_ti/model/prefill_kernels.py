@@ -15,7 +15,8 @@ from spqt_ti.kernels.workers import make_wait_for_all, share_start
 from spqt_ti.model.plans import SITE_TABLE, ChunkPlan
 from spqt_ti.model.weights import SITE_FIELDS, Weights
 
-COLS, FULL_BANDS, TAIL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
+COLS, FULL_BANDS, TAIL_BANDS, PANEL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
+SITE_STRIDE = len(SITE_FIELDS)
 
 
 def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkPlan, workers: int):
@@ -43,19 +44,19 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
         layer, site, source, count, worker,
     ):  # fmt: skip
         """output = W input of a site for every token."""
-        at = SITE_TABLE + site * 8
+        at = SITE_TABLE + site * SITE_STRIDE
         cols = integers[at + COLS]
         matmul(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
             headers, layer * headers_stride + integers[at + HEADERS], cols, integers[at + FULL_BANDS],
-            integers[at + TAIL_BANDS], weights.panel_bands, a, plan.tiles + worker * TILE_VECTORS, source, cols >> 4, a,
+            integers[at + TAIL_BANDS], integers[at + PANEL_BANDS], a, plan.tiles + worker * TILE_VECTORS, source, cols >> 4, a,
             output, stride, count, worker,
         )  # fmt: skip
 
     @ti.func
     def biased(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, token, vector):
         """Vector `vector` of a site's output for a token, with the bias."""
-        bias = integers[SITE_TABLE + site * 8 + BIAS]
+        bias = integers[SITE_TABLE + site * SITE_STRIDE + BIAS]
         total = a[output + token * stride + vector]
         if bias >= 0:
             total += constants[layer * constants_stride + bias + vector]

@@ -5,7 +5,7 @@ layer, so a kernel finds a matrix by `layer * stride + offset`. Norms, biases an
 `constants`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
 
 _NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
 # Columns of Weights.site_table; bias: first vector among a layer's constants, -1 for none.
-SITE_FIELDS = ("cols", "full_bands", "tail_bands", "bands", "quants", "tail", "headers", "bias")
+SITE_FIELDS = ("cols", "full_bands", "tail_bands", "panel_bands", "bands", "quants", "tail", "headers", "bias")
 _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
 
 
@@ -42,17 +42,18 @@ class MatrixPlace:
 class Weights:
     """Device arrays of a zigzag container, for a context of `context` positions (a multiple of 16).
 
+    `panel_bands`: per site the number of bands side by side (see ZigzagShape); None or no entry: what kernels prefer.
+
     Raises BackendError when an array would have more words than Taichi can index.
     """
 
-    def __init__(self, container: Container, context: int) -> None:
+    def __init__(self, container: Container, context: int, panel_bands: Mapping[str, int | None]) -> None:
         config = container.config
         self.config, self.context = config, context
         self.places: dict[str, MatrixPlace] = {}
         quants = tail = headers = 0
-        self.panel_bands = preferred_panel_bands()
         for site, stored in matrix_shapes(config).items():
-            shape = replace(stored, panel_bands=self.panel_bands)
+            shape = replace(stored, panel_bands=panel_bands.get(site) or preferred_panel_bands())
             self.places[site] = MatrixPlace(shape, quants, tail, headers)
             quants += shape.quant_vectors
             tail += shape.tail_vectors
@@ -122,7 +123,7 @@ class Weights:
                 yield f"{site}_bias", f"{module}.bias"
 
     def site_table(self) -> np.ndarray:
-        """i32 [4, 8]: what a kernel needs to know of each site's matrix, by the columns of SITE_FIELDS."""
+        """i32 [4, 9]: what a kernel needs to know of each site's matrix, by the columns of SITE_FIELDS."""
         rows = []
         for site in SITES:
             place = self.places[site]
@@ -133,6 +134,7 @@ class Weights:
                     shape.cols,
                     shape.full_bands,
                     shape.tail_bands,
+                    shape.panel_bands,
                     shape.bands,
                     place.quants,
                     place.tail,
