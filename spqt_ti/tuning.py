@@ -1,5 +1,5 @@
-"""What `spqt tune` has measured of this device, and what follows from it for a matrix: how many bands stand side by side,
-and up to which density of active inputs the sparse GEMV is the faster one.
+"""What `spqt tune` has measured of this device, and what follows from it for a matrix: how many bands stand side by
+side, and up to which density of active inputs the sparse GEMV is the faster one.
 
 The time of a sparse product, its index collection included, is alpha + beta * density. One JSON file per device in the
 user's cache folder; without it, or for shapes that are not in it, defaults hold.
@@ -29,7 +29,7 @@ NOISE = 0.02  # by which dense may be slower and is preferred all the same: it l
 
 @dataclass(frozen=True)
 class TunedShape:
-    """Measured microseconds of a matrix [rows, cols] with `threads` workers and its best number of bands side by side."""
+    """Measured microseconds of a matrix [rows, cols] with `threads` workers; its best number of bands side by side."""
 
     rows: int
     cols: int

@@ -49,8 +49,8 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
         matmul(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
             headers, layer * headers_stride + integers[at + HEADERS], cols, integers[at + FULL_BANDS],
-            integers[at + TAIL_BANDS], integers[at + PANEL_BANDS], a, plan.tiles + worker * TILE_VECTORS, source, cols >> 4, a,
-            output, stride, count, worker,
+            integers[at + TAIL_BANDS], integers[at + PANEL_BANDS], a, plan.tiles + worker * TILE_VECTORS, source,
+            cols >> 4, a, output, stride, count, worker,
         )  # fmt: skip
 
     @ti.func
