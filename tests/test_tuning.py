@@ -18,7 +18,7 @@ from spqt_ti.model import dispatch
 from spqt_ti.model.sites import matrix_shapes
 from spqt_ti.tuning import DEFAULT_MAX_DENSITY, TunedShape, Tuning
 
-SHAPE = TunedShape(300, 40, 2, 4, dense=100.0, alpha=8.0, beta=100.0)
+SHAPE = TunedShape(300, 40, 2, 4, dense=100.0, alpha=15.0, beta=100.0)
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def test_fit() -> None:
     tuned = TunedShape.fit(300, 40, 2, 4, 100.0, [(0.75, 83.0), (0.5, 58.0), (0.25, 33.0)])
     assert (tuned.alpha, tuned.beta) == (pytest.approx(8), pytest.approx(100))
     assert tuned.sparse_time(0.5) == pytest.approx(58)
-    assert tuned.max_density == pytest.approx(0.9)
+    assert tuned.max_density == pytest.approx(0.97)
 
 
 @pytest.mark.parametrize(
-    ("alpha", "beta", "expected"), [(8, 100, 0.9), (0, 50, 1), (99, 10, 0), (50, 0, 1), (99, 0, 0), (120, -10, 0)]
+    ("alpha", "beta", "expected"), [(15, 100, 0.9), (0, 50, 1), (106, 10, 0), (50, 0, 1), (106, 0, 0), (120, -10, 0)]
 )
 def test_max_density(alpha, beta, expected) -> None:
     assert TunedShape(300, 40, 2, 4, 100.0, alpha, beta).max_density == pytest.approx(expected)
