@@ -50,11 +50,17 @@ def measure_gemv(
     kernels: Sequence[str] = KERNELS,
     warm: bool = False,
 ) -> list[GemvRow]:
-    """Time `kernels` on each shape; the sparse ones at each density below 1. `warm`: weights stay in the cache."""
-    ceiling = read_bandwidth(threads)
-    return [
-        row for shape in shapes for row in _measure_shape(shape, densities, threads, rounds, kernels, warm, ceiling)
-    ]
+    """Time `kernels` on each shape; the sparse ones at each density below 1. `warm`: weights stay in the cache.
+
+    The read bandwidth is the better of two measurements, before and after: a machine that others share has slow moments.
+    """
+    before = read_bandwidth(threads)
+    measure = functools.partial(
+        _measure_shape, densities=densities, threads=threads, rounds=rounds, kernels=kernels, warm=warm
+    )
+    rows = [row for shape in shapes for row in measure(shape)]
+    ceiling = max(before, read_bandwidth(threads)) / 1e9
+    return [replace(row, read_fraction=row.gigabytes_per_second / ceiling) for row in rows]
 
 
 def _measure_shape(
