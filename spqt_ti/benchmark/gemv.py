@@ -52,7 +52,7 @@ def measure_gemv(
 ) -> list[GemvRow]:
     """Time `kernels` on each shape; the sparse ones at each density below 1. `warm`: weights stay in the cache.
 
-    The read bandwidth is the better of two measurements, before and after: a machine that others share has slow moments.
+    The read bandwidth is the better of two measurements, before and after: a shared machine has slow moments.
     """
     before = read_bandwidth(threads)
     measure = functools.partial(
