@@ -69,11 +69,12 @@ class Model:
         dense (see model/dispatch.py). Raises PolicyError if it was made for another model.
         """
         if policy is None:
-            self.llama.thresholds[:] = 0
+            self.llama.gates.clear()
         else:
             policy.check(self.container.fingerprint, self.llama.config.num_hidden_layers)
             pays = [self.llama.choices[site].runs_sparse(policy.sparsity) for site in SITES]
-            self.llama.thresholds[:] = np.where(pays, policy.thresholds, 0)
+            policy.apply(self.llama.gates)
+            self.llama.thresholds[:, np.logical_not(pays)] = 0
         self._policy = policy
 
     def calibrate(self, text: str | None = None) -> uniform.Calibration:

@@ -15,6 +15,7 @@ from spqt_ti.kernels.attention import CacheShape
 from spqt_ti.kernels.stopwatch import seconds_per_tick
 from spqt_ti.kernels.vectors import f32x16
 from spqt_ti.model.decode_kernel import PHASES, make_decode_kernel
+from spqt_ti.model.gates import Gates
 from spqt_ti.model.plans import SITE_TABLE, IntegerPlan, Scratch
 from spqt_ti.model.sites import SITES
 from spqt_ti.model.weights import Weights
@@ -23,23 +24,20 @@ from spqt_ti.model.weights import Weights
 class DecodeStep:
     """Runs tokens one at a time through `weights`, on a KV cache that prefill shares.
 
-    `thresholds` (f32 [layers, 4], a view of device memory) says per layer and site below which magnitude an input is
-    skipped; 0 runs the site dense. `exact`: multiply in f32 throughout.
+    `gates` says per layer and site which inputs are skipped. `exact`: multiply in f32 throughout.
     """
 
     def __init__(
-        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int, exact: bool = False
-    ) -> None:
+        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: Gates, workers: int,
+        exact: bool = False,
+    ) -> None:  # fmt: skip
         config = weights.config
-        self._weights, self._cache, self._workers = weights, cache, workers
+        self._weights, self._cache, self._gates, self._workers = weights, cache, gates, workers
         self._scratch_plan = scratch = Scratch.plan(weights, workers)
         self._scratch = ti.ndarray(f32x16, (scratch.vectors,))
         self._view = host_view(self._scratch)
         self._view[:] = 0
         sites = config.num_hidden_layers * len(SITES)
-        self.threshold_array = ti.ndarray(ti.f32, (sites,))
-        self.thresholds = host_view(self.threshold_array).reshape(-1, len(SITES))
-        self.thresholds[:] = 0
         self._integers = IntegerPlan.plan(weights, workers)
         self._ints = ti.ndarray(ti.i32, (self._integers.size,))
         self._ints_view = host_view(self._ints)
@@ -52,7 +50,7 @@ class DecodeStep:
         self._warm = False
         self._ticks = ti.ndarray(ti.i64, (len(PHASES),))
         self._make_kernel = functools.partial(
-            make_decode_kernel, weights, cache_shape, scratch, self._integers, workers, exact
+            make_decode_kernel, weights, cache_shape, scratch, self._integers, gates.plan, workers, exact
         )
         self._kernel = self._make_kernel()
 
@@ -87,7 +85,7 @@ class DecodeStep:
         self._ints_view[0] = 0
         kernel(
             w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
-            self.threshold_array, address(w.quants), address(w.headers), token, position, self._ticks,
+            self._gates.array, address(w.quants), address(w.headers), token, position, self._ticks,
         )  # fmt: skip
         ti.sync()
 

@@ -6,14 +6,15 @@ worker computes for itself instead of waiting for another.
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.attention import LOWEST, CacheShape, attend, write_key, write_value
-from spqt_ti.kernels.collect import collect
+from spqt_ti.kernels.collect import collect, collect_weighted
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.head import f16x16, make_head
 from spqt_ti.kernels.norm import scaled_copy, square_sum
 from spqt_ti.kernels.rope import rotate
 from spqt_ti.kernels.stopwatch import make_stopwatch
-from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16
+from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.workers import make_wait_for_all, share_start
+from spqt_ti.model.gates import GatePlan
 from spqt_ti.model.plans import SITE_TABLE, IntegerPlan, Scratch
 from spqt_ti.model.weights import SITE_FIELDS, Weights
 
@@ -29,8 +30,8 @@ SITE_STRIDE = len(SITE_FIELDS)
 
 
 def make_decode_kernel(
-    weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool,
-    profile: bool = False,
+    weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, gate_plan: GatePlan, workers: int,
+    exact: bool, profile: bool = False,
 ):  # fmt: skip
     """The decode step of a model of these shapes, for a fixed number of workers; `exact`: in f32 throughout; `profile`:
     worker 0 adds the clock ticks of each of PHASES to its last argument.
@@ -66,18 +67,22 @@ def make_decode_kernel(
     def multiply(
         quants: ti.template(), tail: ti.template(), headers: ti.template(), quants_address, headers_address,
         a: ti.template(),
-        integers: ti.template(), thresholds: ti.template(), layer, site, x, worker,
+        integers: ti.template(), gates: ti.template(), layer, site, x, worker,
         ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
         at = SITE_TABLE + site * SITE_STRIDE
         cols = integers[at + COLS]
-        threshold = thresholds[layer * 4 + site]
+        threshold = value(gates, layer * 4 + site)
         active = ints.everything
         count = cols
         if threshold > 0.0:
             active = ints.lists + worker * ints.list_stride
-            count = collect(a, x, cols >> 4, threshold, integers, active)
+            if value(gates, gate_plan.weighted + layer * 4 + site) > 0.0:
+                first = gate_plan.weights + (layer * 4 + site) * gate_plan.stride
+                count = collect_weighted(a, x, gates, first, cols >> 4, threshold, integers, active)
+            else:
+                count = collect(a, x, cols >> 4, threshold, integers, active)
         if worker == 0:
             integers[ints.counts + layer * 4 + site] = count
         mark(ticks, last_mark, COLLECT, worker)
@@ -199,7 +204,7 @@ def make_decode_kernel(
     def decode_token(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), words: array_of(u32x16),
         scales: array_of(f16x16), constants: array_of(f32x16), cache: array_of(f32x16), a: array_of(f32x16),
-        integers: array_of(ti.i32), thresholds: array_of(ti.f32), quants_address: ti.i64, headers_address: ti.i64,
+        integers: array_of(ti.i32), gates: array_of(f32x16), quants_address: ti.i64, headers_address: ti.i64,
         token: ti.i32, position: ti.i32, ticks: array_of(ti.i64),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
@@ -229,7 +234,7 @@ def make_decode_kernel(
                         normalised(a, constants, layer * constants_stride + norm, x)
                         mark(ticks, last_mark, NORM, worker)
                     multiply(
-                        quants, tail, headers, quants_address, headers_address, a, integers, thresholds, layer, site,
+                        quants, tail, headers, quants_address, headers_address, a, integers, gates, layer, site,
                         source, worker, ticks, last_mark,
                     )  # fmt: skip
                     arrived += workers

@@ -19,6 +19,7 @@ from spqt_ti.model.config import LlamaConfig
 from spqt_ti.model.container import Container
 from spqt_ti.model.decode import DecodeStep
 from spqt_ti.model.dispatch import choose
+from spqt_ti.model.gates import Gates
 from spqt_ti.model.prefill import CHUNK, Observer, Prefill
 from spqt_ti.model.sites import bytes_per_token, inputs_per_site, matrix_shapes
 from spqt_ti.model.weights import Weights
@@ -63,8 +64,9 @@ class Llama:
         shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.context)
         cache = ti.ndarray(f32x16, (shape.vectors,))
         host_view(cache)[:] = 0
-        self._decode = DecodeStep(self.weights, cache, shape, self.threads, exact)
-        self._prefill = Prefill(self.weights, cache, shape, self._decode.threshold_array, self.threads)
+        self.gates = Gates(config.num_hidden_layers, inputs_per_site(config))
+        self._decode = DecodeStep(self.weights, cache, shape, self.gates, self.threads, exact)
+        self._prefill = Prefill(self.weights, cache, shape, self.gates, self.threads)
         self.position = 0
 
     def reset(self) -> None:
@@ -74,7 +76,7 @@ class Llama:
     @property
     def thresholds(self) -> np.ndarray:
         """f32 [layers, 4] in the order of SITES; writing to it changes what decoding skips. 0 runs a site dense."""
-        return self._decode.thresholds
+        return self.gates.thresholds
 
     @property
     def active(self) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from spqt_ti.backend import host_view, ti
 from spqt_ti.kernels.attention import CacheShape
 from spqt_ti.kernels.vectors import f32x16
+from spqt_ti.model.gates import Gates
 from spqt_ti.model.plans import CHUNK, LOGIT_ROWS, SITE_TABLE, ChunkPlan
 from spqt_ti.model.prefill_kernels import make_prefill_kernels
 from spqt_ti.model.sites import SITES
@@ -26,9 +27,9 @@ class Prefill:
     """Runs chunks of tokens through `weights`, on the KV cache that the decode step shares."""
 
     def __init__(
-        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, thresholds: ti.Ndarray, workers: int
+        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: Gates, workers: int
     ) -> None:
-        self._weights, self._cache, self._thresholds = weights, cache, thresholds
+        self._weights, self._cache, self._gates = weights, cache, gates
         self._plan = ChunkPlan.plan(weights, workers)
         self._scratch = ti.ndarray(f32x16, (self._plan.vectors,))
         self._view = host_view(self._scratch)
@@ -38,7 +39,9 @@ class Prefill:
         host_view(self._integers)[SITE_TABLE:] = table
         self._tokens = ti.ndarray(ti.i32, (CHUNK,))
         self._warm = False
-        self._embed, self._block, self._logits = make_prefill_kernels(weights, cache_shape, self._plan, workers)
+        self._embed, self._block, self._logits = make_prefill_kernels(
+            weights, cache_shape, self._plan, gates.plan, workers
+        )
 
     def warm_up(self, position: int) -> None:
         """Run every kernel once, the first time this is called, at a position that is free.
@@ -60,7 +63,7 @@ class Prefill:
         for layer in range(w.config.num_hidden_layers):
             host_view(self._integers)[0] = 0
             self._block(
-                w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers, self._thresholds,
+                w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers, self._gates.array,
                 layer, start, count, int(masked),
             )  # fmt: skip
             if observer is not None:

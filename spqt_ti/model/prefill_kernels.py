@@ -10,8 +10,9 @@ from spqt_ti.kernels.head import f16x16, make_head
 from spqt_ti.kernels.matmul import TILE_VECTORS, make_matmul, make_vocabulary_matmul
 from spqt_ti.kernels.norm import scaled_copy, square_sum
 from spqt_ti.kernels.rope import rotate
-from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16
+from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.workers import make_wait_for_all, share_start
+from spqt_ti.model.gates import GatePlan
 from spqt_ti.model.plans import SITE_TABLE, ChunkPlan
 from spqt_ti.model.weights import SITE_FIELDS, Weights
 
@@ -19,7 +20,7 @@ COLS, FULL_BANDS, TAIL_BANDS, PANEL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = 
 SITE_STRIDE = len(SITE_FIELDS)
 
 
-def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkPlan, workers: int):
+def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkPlan, gate_plan: GatePlan, workers: int):
     """The kernels (embed tokens, run one block, compute logits) for a model of these shapes."""
     config = weights.config
     hidden, width = config.hidden_size // 16, config.intermediate_size // 16
@@ -63,11 +64,19 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
         return total
 
     @ti.func
-    def mask(a: ti.template(), first, vectors, threshold):
+    def mask(a: ti.template(), gates: ti.template(), layer, site, first, vectors):
         """Zero what the decode step would skip."""
-        for i in range(first, first + vectors):
-            v = a[i]
-            a[i] = f32x16(*[ti.select(ti.abs(v[k]) > threshold, v[k], 0.0) for k in ti.static(range(16))])
+        place = layer * 4 + site
+        threshold = value(gates, place)
+        weighted = value(gates, gate_plan.weighted + place) > 0.0
+        weights = gate_plan.weights + place * gate_plan.stride
+        if threshold > 0.0:
+            for i in range(vectors):
+                v = a[first + i]
+                score = ti.max(v, 0.0 - v)
+                if weighted:
+                    score = score * gates[weights + i]
+                a[first + i] = f32x16(*[ti.select(score[k] > threshold, v[k], 0.0) for k in ti.static(range(16))])
 
     @ti.func
     def normalise(a: ti.template(), constants: ti.template(), weight, token, target):
@@ -77,13 +86,13 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
 
     @ti.func
     def normalise_share(
-        a: ti.template(), constants: ti.template(), thresholds: ti.template(), layer, site, weight, target, count,
+        a: ti.template(), constants: ti.template(), gates: ti.template(), layer, site, weight, target, count,
         masked, worker,
     ):  # fmt: skip
         for token in range(share_start(count, worker, workers), share_start(count, worker + 1, workers)):
             normalise(a, constants, weight, token, target)
-            if masked == 1 and thresholds[layer * 4 + site] > 0.0:
-                mask(a, target + token * hidden, hidden, thresholds[layer * 4 + site])
+            if masked == 1:
+                mask(a, gates, layer, site, target + token * hidden, hidden)
 
     @ti.func
     def place_heads(
@@ -115,7 +124,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
 
     @ti.func
     def attend_tokens(
-        a: ti.template(), cache: ti.template(), thresholds: ti.template(), layer, start, count, masked, worker
+        a: ti.template(), cache: ti.template(), gates: ti.template(), layer, start, count, masked, worker
     ):
         """Attention of every head for every `workers`-th token: later tokens see more positions, so shares are
         interleaved.
@@ -132,8 +141,8 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
                 )  # fmt: skip
                 for d in range(head_vectors):
                     a[out + d] = a[out + d] / total
-            if masked == 1 and thresholds[layer * 4 + 1] > 0.0:
-                mask(a, inputs[1] + token * attention, attention, thresholds[layer * 4 + 1])
+            if masked == 1:
+                mask(a, gates, layer, 1, inputs[1] + token * attention, attention)
 
     @ti.func
     def add_residual(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, count, worker):
@@ -143,7 +152,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
 
     @ti.func
     def gate(
-        a: ti.template(), constants: ti.template(), integers: ti.template(), thresholds: ti.template(), layer, count,
+        a: ti.template(), constants: ti.template(), integers: ti.template(), gates: ti.template(), layer, count,
         masked, worker,
     ):  # fmt: skip
         """Input of down: silu(gate) * up."""
@@ -153,8 +162,8 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
                 g = biased(a, constants, integers, layer, 2, token, i)
                 up = biased(a, constants, integers, layer, 2, token, width + i)
                 a[at + i] = g / (1.0 + exp_lanes(0.0 - g)) * up
-            if masked == 1 and thresholds[layer * 4 + 3] > 0.0:
-                mask(a, at, width, thresholds[layer * 4 + 3])
+            if masked == 1:
+                mask(a, gates, layer, 3, at, width)
 
     @ti.kernel
     def embed_tokens(
@@ -169,7 +178,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     @ti.kernel
     def run_block(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), constants: array_of(f32x16),
-        cache: array_of(f32x16), a: array_of(f32x16), integers: array_of(ti.i32), thresholds: array_of(ti.f32),
+        cache: array_of(f32x16), a: array_of(f32x16), integers: array_of(ti.i32), gates: array_of(f32x16),
         layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
@@ -180,14 +189,14 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
                 source = inputs[0]
                 if site == 1:
                     source = inputs[1]
-                    attend_tokens(a, cache, thresholds, layer, start, count, masked, worker)
+                    attend_tokens(a, cache, gates, layer, start, count, masked, worker)
                 elif site == 3:
                     source = inputs[3]
-                    gate(a, constants, integers, thresholds, layer, count, masked, worker)
+                    gate(a, constants, integers, gates, layer, count, masked, worker)
                 else:
                     source = ti.select(site == 0, inputs[0], inputs[2])
                     norm = norms + ti.select(site == 0, attention_norm, ffn_norm)
-                    normalise_share(a, constants, thresholds, layer, site, norm, source, count, masked, worker)
+                    normalise_share(a, constants, gates, layer, site, norm, source, count, masked, worker)
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
                 multiply(quants, tail, headers, a, integers, layer, site, source, count, worker)

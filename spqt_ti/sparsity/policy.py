@@ -1,11 +1,14 @@
-"""What decoding needs to know of sparsity: a threshold per layer and site, and where it comes from.
+"""What decoding needs to know of sparsity: per layer and site a threshold and, for some methods, a weight of every
+input, and where it all comes from.
 
 A policy is a small JSON file that can be read, compared and shared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +16,20 @@ from typing import Any
 import numpy as np
 
 from spqt_ti.errors import PolicyError
+from spqt_ti.model.gates import Gates
 from spqt_ti.model.sites import SITES
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # format 1 had no weights
 
 
 @dataclass(frozen=True)
 class SparsityPolicy:
-    """Thresholds f32 [layers, 4] (sites in the order of SITES): an input is active where |x| > threshold; 0 runs the
-    site dense.
+    """Thresholds f32 [layers, 4] (sites in the order of SITES): an input is active where |x| > threshold, or |x| *
+    weight > threshold for a site with `weights`; a threshold of 0 runs the site dense.
 
-    `sparsity` is the level aimed at, `model` the fingerprint of the container it was made for, `calibration` what it
-    was made from.
+    `weights`: (layer, site) -> f32 [cols] of 0 or more. `sparsity` is the level aimed at, `model` the fingerprint of
+    the container it was made for, `calibration` what it was made from.
     """
 
     method: str
@@ -32,6 +37,7 @@ class SparsityPolicy:
     thresholds: np.ndarray
     model: str
     calibration: dict[str, Any] = field(default_factory=dict)
+    weights: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         t = self.thresholds
@@ -39,6 +45,11 @@ class SparsityPolicy:
             raise PolicyError(f"thresholds have shape {list(t.shape)}, expected [layers, {len(SITES)}]")
         if not (np.isfinite(t).all() and (t >= 0).all()):
             raise PolicyError("thresholds must be numbers of 0 or more")
+        for (layer, site), c in self.weights.items():
+            if not 0 <= layer < len(t) or site not in SITES:
+                raise PolicyError(f"weights for layer {layer}, site {site!r}, which the thresholds do not have")
+            if c.ndim != 1 or not (np.isfinite(c).all() and (c >= 0).all()):
+                raise PolicyError(f"weights of layer {layer}, {site}: expected a list of numbers of 0 or more")
 
     def check(self, model: str, layers: int) -> None:
         """Raise PolicyError unless the policy was made for the model with this fingerprint and number of layers."""
@@ -50,21 +61,36 @@ class SparsityPolicy:
         if len(self.thresholds) != layers:
             raise PolicyError(f"the policy has {len(self.thresholds)} layers, the model {layers}")
 
+    def apply(self, gates: Gates) -> None:
+        """Make these the gates of a model that `check` accepts; PolicyError if weights do not fit it."""
+        gates.clear()
+        gates.thresholds[:] = self.thresholds
+        for (layer, site), c in self.weights.items():
+            try:
+                gates.weigh(layer, site, c)
+            except ValueError as error:
+                gates.clear()
+                raise PolicyError(f"layer {layer}: {error}") from error
+
     def to_json(self) -> str:
-        """The policy as JSON text, one line per layer."""
+        """The policy as JSON text, one line per layer and one per site with weights."""
         head = {
             "format": FORMAT, "method": self.method, "sparsity": self.sparsity, "model": self.model,
             "calibration": self.calibration, "sites": list(SITES),
         }  # fmt: skip
         rows = ",\n".join("    " + json.dumps([float(v) for v in row]) for row in self.thresholds)
-        return json.dumps(head, indent=2)[:-2] + ',\n  "thresholds": [\n' + rows + "\n  ]\n}\n"
+        weights = ",\n".join(
+            f'    "{layer}.{site}": ' + json.dumps([float(v) for v in c]) for (layer, site), c in self.weights.items()
+        )
+        table = ',\n  "weights": {\n' + weights + "\n  }" if weights else ""
+        return json.dumps(head, indent=2)[:-2] + ',\n  "thresholds": [\n' + rows + "\n  ]" + table + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> SparsityPolicy:
         """Read what `to_json` wrote; PolicyError says what is wrong with anything else."""
         try:
             fields = json.loads(text)
-            if fields["format"] != FORMAT:
+            if fields["format"] not in READABLE:
                 raise PolicyError(f"policy format {fields['format']!r} is not supported, expected {FORMAT}")
             if fields["sites"] != list(SITES):
                 raise PolicyError(f"policy sites are {fields['sites']}, expected {list(SITES)}")
@@ -75,8 +101,9 @@ class SparsityPolicy:
                 thresholds,
                 str(fields["model"]),
                 dict(fields["calibration"]),
+                {_place(name): np.array(c, np.float32) for name, c in fields.get("weights", {}).items()},
             )
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
             raise PolicyError(f"not a sparsity policy: {error}") from error
 
     @classmethod
@@ -88,3 +115,26 @@ class SparsityPolicy:
             raise PolicyError(f"{path}: cannot read the policy: {error}") from error
         except PolicyError as error:
             raise PolicyError(f"{path}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write a policy file, to a temporary name first; PolicyError names a file that cannot be written."""
+        write_text(Path(path), self.to_json())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a file in place whole or not at all; PolicyError names it if that is impossible."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot be written: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _place(name: str) -> tuple[int, str]:
+    """`3.down` -> (3, "down")."""
+    layer, site = name.split(".")
+    return int(layer), site

@@ -86,3 +86,36 @@ def test_a_threshold_out_of_the_values(size, quantile, seed) -> None:
     x = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
     threshold = float(np.quantile(np.abs(x), quantile, method="lower"))
     assert check(x, threshold).size == size - 1 - np.searchsorted(np.sort(np.abs(x)), np.float32(threshold))
+
+
+def check_weighted(x: np.ndarray, weights: np.ndarray, threshold: float) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = np.flatnonzero(np.abs(x) * weights > np.float32(threshold))
+    np.testing.assert_array_equal(collect_active(x, threshold, weights), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(0, 70), st.floats(0, 4, width=32, allow_subnormal=False))
+def test_weighted(data, size, threshold) -> None:
+    normal = st.floats(-(2.0**60), 2.0**60, width=32).filter(lambda v: v == 0 or abs(v) > 1e-15)
+    x = data.draw(arrays(np.float32, size, elements=st.one_of(normal, small)))
+    weights = data.draw(arrays(np.float32, size, elements=st.sampled_from([0.0, 0.5, 1.0, 3.0, 1e9])))
+    check_weighted(x, weights, threshold)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 600), st.floats(0, 1), st.integers(-8, 8), st.integers(0, 2**32 - 1))
+def test_a_common_factor_of_weights_changes_nothing(size, quantile, power, seed) -> None:
+    generator = np.random.default_rng(seed)
+    x, weights = generator.standard_normal((2, size), dtype=np.float32)
+    scores = np.abs(x) * np.abs(weights)
+    threshold, factor = np.quantile(scores, quantile, method="lower"), np.float32(2.0**power)
+    np.testing.assert_array_equal(
+        collect_active(x, float(threshold), np.abs(weights)),
+        collect_active(x, float(threshold * factor), np.abs(weights) * factor),
+    )
+
+
+def test_weights_of_another_shape() -> None:
+    with pytest.raises(ValueError, match="weights"):
+        collect_active(np.zeros(3, np.float32), 1.0, np.ones(4, np.float32))

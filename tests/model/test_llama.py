@@ -33,7 +33,7 @@ def fresh(case: str, threads: int = tiny_containers.THREADS) -> Llama:
     """The case's runner, dense and empty."""
     model = tiny_containers.llama(case, threads)
     model.reset()
-    model.thresholds[:] = 0
+    model.gates.clear()
     return model
 
 
@@ -166,6 +166,32 @@ def test_more_than_one_token_goes_dense() -> None:
     model.reset()
     model.thresholds[:] = 0.5
     np.testing.assert_array_equal(model.prefill(TOKENS, logits="all"), dense)
+
+
+def test_weighted_inputs() -> None:
+    """Decode and masked prefill skip what |x| * weight says, at the sites that have weights and at the others."""
+    model, tokens = fresh("gqa"), TOKENS[:6]
+    generator, weights, active = np.random.default_rng(3), {}, np.zeros((len(tokens), 2, len(SITES)), int)
+    for layer, site in ((0, "qkv"), (0, "down"), (1, "o"), (1, "gate_up")):
+        weights[layer, site] = np.exp(generator.standard_normal(model.inputs()[SITES.index(site)])).astype(np.float32)
+        model.gates.weigh(layer, site, weights[layer, site])
+
+    def gap(layer: int, site: str, x: np.ndarray) -> np.ndarray:
+        scores, place = np.abs(x) * weights.get((layer, site), 1.0), (layer, SITES.index(site))
+        ordered = np.sort(scores, axis=None)
+        near = slice(ordered.size // 2 - 40, ordered.size // 2 + 40)
+        widest = near.start + int(np.argmax(np.diff(ordered[near])))
+        model.thresholds[place] = (ordered[widest] + ordered[widest + 1]) / 2
+        kept = scores > model.thresholds[place]
+        active[:, layer, place[1]] = kept.sum(axis=1)
+        return np.where(kept, x, 0)
+
+    expected = reference("gqa", tokens, gap)
+    assert_close(model.prefill(tokens, "all", masked=True), expected)
+    model.reset()
+    for position, token in enumerate(tokens):
+        assert_close(model.decode(token), expected[position])
+        np.testing.assert_array_equal(model.active, active[position])
 
 
 class Gaps:

@@ -49,6 +49,18 @@ def test_json_keeps_every_bit(values, sparsity, model):
     assert (read.method, read.sparsity, read.model, read.calibration) == ("uniform", sparsity, model, {"tokens": 3})
 
 
+@given(hnp.arrays(np.float32, st.integers(0, 40), elements=st.floats(0, 2.0**100, width=32)))
+def test_json_keeps_every_bit_of_the_weights(c):
+    policy = SparsityPolicy("wina", 0.4, THRESHOLDS, "abc123", {}, {(1, "down"): c, (0, "o"): c[::-1]})
+    read = SparsityPolicy.from_json(policy.to_json())
+    assert read.to_json() == policy.to_json()
+    assert read.weights[1, "down"].tobytes() == c.tobytes()
+
+
+def test_format_1_is_read():
+    assert SparsityPolicy.from_json(changed(format=1)).to_json() == POLICY.to_json()
+
+
 def test_a_file_comes_back(tmp_path):
     path = tmp_path / "policy.json"
     path.write_text(POLICY.to_json(), encoding="utf-8")
@@ -69,7 +81,7 @@ def test_one_line_per_layer():
 
 def test_the_file_names_its_sites():
     assert FIELDS["sites"] == ["qkv", "o", "gate_up", "down"]
-    assert FIELDS["format"] == 1
+    assert FIELDS["format"] == 2
 
 
 # Refused --------------------------------------------------------------------------------------------------------------
@@ -85,7 +97,7 @@ BAD = {
     "string": '"uniform"',
     "empty_object": "{}",
     **{f"without_{name}": without(name) for name in FIELDS},
-    "another_format": changed(format=2),
+    "another_format": changed(format=3),
     "format_as_text": changed(format="1"),
     "site_missing": changed(sites=list(SITES[:3])),
     "sites_in_another_order": changed(sites=list(SITES[::-1])),
@@ -105,6 +117,13 @@ BAD = {
     "threshold_negative": changed(thresholds=rows_with(-1e-9)),
     "threshold_null": changed(thresholds=rows_with(None)),
     "threshold_text": changed(thresholds=rows_with("big")),
+    "weights_list": changed(weights=[1]),
+    "weights_of_no_site": changed(weights={"0.norm": [1]}),
+    "weights_of_no_layer": changed(weights={"2.qkv": [1]}),
+    "weights_without_a_layer": changed(weights={"qkv": [1]}),
+    "weights_negative": changed(weights={"0.qkv": [-1]}),
+    "weights_nan": changed(weights={"0.qkv": [math.nan]}),
+    "weights_nested": changed(weights={"0.qkv": [[1]]}),
     "threshold_a_huge_integer": changed(thresholds=rows_with(10**400)),
 }
 

@@ -1,0 +1,64 @@
+"""What decides which inputs are skipped: a threshold per layer and site and, where a policy has them, weights of the
+inputs. An input is active where |x| > threshold, or |x| * weight > threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spqt_ti.backend import host_view, ti
+from spqt_ti.kernels.vectors import LANES, f32x16
+from spqt_ti.model.sites import SITES
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """Places in the gates' array (f32 x 16), which begins with the thresholds [layers][4]; one array, because every
+    argument of a kernel costs time at each launch.
+    """
+
+    weighted: int  # first value, not vector: 1 where a site has weights, [layers][4]
+    weights: int  # first vector: [layers][4][stride]
+    stride: int  # vectors of the widest site
+    vectors: int
+
+    @classmethod
+    def plan(cls, layers: int, widest: int) -> GatePlan:
+        """For `layers` blocks whose widest site has `widest` inputs."""
+        flags = -(-layers * len(SITES) // LANES)
+        stride = widest // LANES
+        return cls(flags * LANES, 2 * flags, stride, 2 * flags + layers * len(SITES) * stride)
+
+
+class Gates:
+    """Thresholds and weights on the device, shared by decode and prefill; at first every site is dense.
+
+    `inputs`: inputs that a token has at each site, i32 [4].
+    """
+
+    def __init__(self, layers: int, inputs: np.ndarray) -> None:
+        self.plan = plan = GatePlan.plan(layers, int(inputs.max()))
+        self.array = ti.ndarray(f32x16, (plan.vectors,))
+        values = host_view(self.array).reshape(-1)
+        values[:] = 0
+        sites = layers * len(SITES)
+        self._inputs = inputs
+        self.thresholds = values[:sites].reshape(layers, len(SITES))
+        self._weighted = values[plan.weighted :][:sites].reshape(layers, len(SITES))
+        self._weights = values[plan.weights * LANES :].reshape(layers, len(SITES), -1)
+
+    def weigh(self, layer: int, site: str, weights: np.ndarray | None) -> None:
+        """Weights f32 [cols] of a site's inputs from now on; None: none. ValueError for another shape."""
+        place = layer, SITES.index(site)
+        self._weighted[place] = weights is not None
+        if weights is not None:
+            if weights.shape != (self._inputs[place[1]],):
+                raise ValueError(f"weights of {site} have shape {weights.shape}, expected {(self._inputs[place[1]],)}")
+            self._weights[place][: weights.size] = weights
+
+    def clear(self) -> None:
+        """Every site dense and without weights."""
+        self.thresholds[:] = 0
+        self._weighted[:] = 0
