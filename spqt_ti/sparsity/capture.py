@@ -6,7 +6,7 @@ a bin is 0.2 to 0.4 % wide, memory is bounded (256 KB a site) and histograms of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -20,13 +20,18 @@ _SHIFT = 15  # of a magnitude's 31 bits
 
 
 class Magnitudes:
-    """Histograms of |x|, i64 [layers, 4, bins]."""
+    """Histograms of |x|, or of |x| * weight where `weights` ((layer, site) -> f32 [cols]) has the site; i64 [layers, 4,
+    bins].
+    """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, weights: Mapping[tuple[int, str], np.ndarray] | None = None) -> None:
+        self._weights = weights or {}
         self.counts = np.zeros((layers, len(SITES), _BINS), np.int64)
 
     def observe(self, layer: int, site: str, inputs: np.ndarray) -> None:
         """Count the inputs f32 [tokens, cols] of a site; an Observer of `Llama.prefill`."""
+        if (layer, site) in self._weights:
+            inputs = inputs * self._weights[layer, site]
         bits = np.ascontiguousarray(inputs, np.float32).view(np.uint32).reshape(-1) & np.uint32(0x7FFFFFFF)
         self.counts[layer, SITES.index(site)] += np.bincount(bits >> _SHIFT, minlength=_BINS)
 
@@ -53,14 +58,17 @@ def _quantiles(counts: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return _edge(place) + inside * (_edge(place + 1) - _edge(place))
 
 
-def capture(llama: Llama, tokens: Sequence[int], window: int) -> Magnitudes:
-    """Run `tokens` densely, in windows of `window` tokens (of the context, if that is shorter), and count every input.
+def capture(
+    llama: Llama, tokens: Sequence[int], window: int, weights: Mapping[tuple[int, str], np.ndarray] | None = None
+) -> Magnitudes:
+    """Run `tokens` densely, in windows of `window` tokens (of the context, if that is shorter), and count every input,
+    times its weight if it has one.
 
     Raises PolicyError without tokens.
     """
     if not len(tokens):
         raise PolicyError("the calibration text has no tokens")
-    magnitudes = Magnitudes(llama.config.num_hidden_layers)
+    magnitudes = Magnitudes(llama.config.num_hidden_layers, weights)
     window = min(window, llama.context)
     # tqdm takes None for "only on a terminal".
     for begin in tqdm(range(0, len(tokens), window), desc="calibrate", unit="window", leave=False, disable=None):

@@ -85,4 +85,9 @@ def sample_text() -> str:
 def calibrate(llama: Llama, model: str, text: str, tokens: Sequence[int]) -> Calibration:
     """Measure the quantiles of `tokens` (of `text`, whose hash is kept) on a model with fingerprint `model`."""
     quantiles = capture(llama, tokens, WINDOW).quantiles(LEVELS)
-    return Calibration(model, hashlib.sha256(text.encode()).hexdigest(), len(tokens), quantiles)
+    return Calibration(model, sha256(text), len(tokens), quantiles)
+
+
+def sha256(text: str) -> str:
+    """Hash that a calibration keeps of its text."""
+    return hashlib.sha256(text.encode()).hexdigest()

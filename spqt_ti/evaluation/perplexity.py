@@ -1,0 +1,129 @@
+"""Perplexity of a text, and how far sparse decoding moves the next token's distribution away from the dense one.
+
+The text is cut into windows of the context length and the second half of each is scored, as llama.cpp does. Sparse rows
+come from masked prefill: many tokens at once, each (those of the first half too) with the inputs that decoding would
+see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from spqt_ti.errors import GenerationError
+from spqt_ti.model.llama import Llama
+from spqt_ti.model.sites import matrix_shapes
+from spqt_ti.sparsity.policy import SparsityPolicy
+
+MIN_CONTEXT = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `perplexity_se`: standard error over tokens; `kl_mean`, `kl_p99`: KL(dense || sparse) in
+    nats; `top1`: share of tokens whose likeliest successor is the dense one's; `realised_sparsity`: share of the
+    blocks' weights that were skipped; `tokens`: scored ones.
+    """
+
+    sparsity: float
+    perplexity: float
+    perplexity_se: float
+    kl_mean: float
+    kl_p99: float
+    top1: float
+    realised_sparsity: float
+    tokens: int
+
+
+@dataclass
+class Scores:
+    """What one policy gave on every scored token (f64 [n]), window after window; compare policies pairwise on it."""
+
+    nll: list[np.ndarray] = field(default_factory=list)
+    kl: list[np.ndarray] = field(default_factory=list)
+    same: list[np.ndarray] = field(default_factory=list)
+    skipped: float = 0.0
+    possible: float = 0.0
+
+    def row(self, sparsity: float) -> Row:
+        """Summed up."""
+        nll, kl = np.concatenate(self.nll), np.concatenate(self.kl)
+        perplexity = float(np.exp(nll.mean()))
+        return Row(
+            sparsity,
+            perplexity,
+            perplexity * float(nll.std(ddof=1)) / len(nll) ** 0.5,
+            float(kl.mean()),
+            float(np.quantile(kl, 0.99)),
+            float(np.concatenate(self.same).mean()),
+            self.skipped / self.possible,
+            len(nll),
+        )
+
+
+def windows(tokens: Sequence[int], context: int, most: int | None = None) -> list[Sequence[int]]:
+    """Whole windows of `context` tokens, the first `most` of them. Raises GenerationError where there is none."""
+    if context < MIN_CONTEXT:
+        raise GenerationError(f"the context must be {MIN_CONTEXT} or more, not {context}")
+    found = [tokens[i : i + context] for i in range(0, len(tokens) - context + 1, context)][:most]
+    if not found:
+        raise GenerationError(f"the text has {len(tokens)} tokens, fewer than one window of {context}")
+    return found
+
+
+def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[SparsityPolicy | None]) -> list[Scores]:
+    """Scores of every policy (None: dense) on the windows `parts`; the model is dense afterwards.
+
+    All of a policy's thresholds count, also where decoding would run a matrix densely because that is faster.
+    """
+    scores = [Scores() for _ in policies]
+    for window in tqdm(parts, desc="evaluate", unit="window", leave=False, disable=None):
+        llama.gates.clear()
+        dense = _log_softmax(_logits(llama, window, Scores(), masked=False))
+        for policy, score in zip(policies, scores, strict=True):
+            llama.gates.clear()
+            if policy is not None:
+                policy.apply(llama.gates)
+            _score(score, window, dense, _log_softmax(_logits(llama, window, score, masked=True)))
+    llama.gates.clear()
+    llama.reset()
+    return scores
+
+
+def _logits(llama: Llama, window: Sequence[int], score: Scores, masked: bool) -> np.ndarray:
+    """Logits f32 [n, vocab] that predict the second half, as llama.cpp counts: the last token predicts nothing."""
+    half, shapes = len(window) // 2, matrix_shapes(llama.config)
+
+    def count(layer: int, site: str, inputs: np.ndarray) -> None:
+        del layer
+        score.skipped += shapes[site].rows * float(inputs.size - np.count_nonzero(inputs))
+        score.possible += shapes[site].rows * float(inputs.size)
+
+    llama.reset()
+    llama.prefill(window[:half], "none", masked, count)
+    return llama.prefill(window[half:-1], "all", masked, count)
+
+
+def _score(score: Scores, window: Sequence[int], dense: np.ndarray, sparse: np.ndarray) -> None:
+    wanted = np.asarray(window[len(window) // 2 + 1 :])
+    score.nll.append(-sparse[np.arange(len(wanted)), wanted].astype(np.float64))
+    divergence = [(np.exp(p) * (p - q)).sum(dtype=np.float64) for p, q in zip(dense, sparse, strict=True)]
+    score.kl.append(np.maximum(divergence, 0.0))
+    score.same.append(dense.argmax(-1) == sparse.argmax(-1))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """f32 [n, vocab], in place; sums in f64."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    for row in logits:
+        row -= np.float32(np.log(np.exp(row).sum(dtype=np.float64)))
+    return logits
+
+
+def mean_and_error(values: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Mean of a score's tokens and its standard error over windows (tokens of a window are not independent)."""
+    means = np.array([v.mean() for v in values])
+    return float(means.mean()), float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("nan")

@@ -1,0 +1,40 @@
+"""Texts to calibrate and to evaluate on: read with clear errors, and compared so that the two do not overlap."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spqt_ti.errors import PolicyError
+
+SHORTEST = 40  # characters: shorter paragraphs (headings, "Thank you.") occur in unrelated texts
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file. Raises PolicyError where it cannot be read, is binary or holds nothing but blanks."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    if "\0" in text:
+        raise PolicyError(f"{path}: holds NUL characters, so it is no text")
+    if not text.strip():
+        raise PolicyError(f"{path}: the text is empty")
+    return text
+
+
+def paragraph_hashes(text: str) -> list[str]:
+    """Sorted hashes of a text's paragraphs, blanks evened out: what two texts share, whole files or parts, shows."""
+    paragraphs = {" ".join(p.split()) for p in text.split("\n\n")}
+    return sorted({hashlib.sha256(p.encode()).hexdigest()[:12] for p in paragraphs if len(p) >= SHORTEST})
+
+
+def check_disjoint(text: str, calibration: Mapping[str, Any]) -> None:
+    """Raise PolicyError if `text` is what a policy was calibrated on, or shares a paragraph with it."""
+    same = calibration.get("text_sha256") == hashlib.sha256(text.encode()).hexdigest()
+    shared = set(calibration.get("paragraphs", ())) & set(paragraph_hashes(text))
+    if same or shared:
+        what = "is the text" if same else f"shares {len(shared)} paragraphs with the text"
+        raise PolicyError(f"the evaluation text {what} that the policy was calibrated on; take another one")
