@@ -11,7 +11,7 @@ from spqt_ti.cli.levels import levels
 from spqt_ti.cli.output import print_json
 from spqt_ti.cli.signals import held_back
 
-METHODS = ("uniform", "wina")  # spelled out here too, so that --help needs no NumPy
+METHODS = ("uniform", "teal", "wina")  # spelled out here too, so that --help needs no NumPy
 
 
 def add_parser(commands: Any) -> None:

@@ -9,7 +9,7 @@ from spqt_ti.errors import PolicyError
 from spqt_ti.model.container import Container
 from spqt_ti.model.llama import Llama
 from spqt_ti.model.tokenizer import Tokenizer
-from spqt_ti.sparsity import uniform, wina
+from spqt_ti.sparsity import teal, uniform, wina
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.texts import paragraph_hashes
 
@@ -26,7 +26,15 @@ def _wina(llama: Llama, container: Container, text: str, tokens: Sequence[int]) 
     return wina.calibrate(llama, container, text, tokens).policy
 
 
-METHODS: dict[str, Callable[[Llama, Container, str, Sequence[int]], PolicyMaker]] = {"uniform": _uniform, "wina": _wina}
+def _teal(llama: Llama, container: Container, text: str, tokens: Sequence[int]) -> PolicyMaker:
+    return teal.calibrate(llama, container, text, tokens).policy
+
+
+METHODS: dict[str, Callable[[Llama, Container, str, Sequence[int]], PolicyMaker]] = {
+    "uniform": _uniform,
+    "teal": _teal,
+    "wina": _wina,
+}
 
 
 def calibrate(
