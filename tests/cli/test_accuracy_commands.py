@@ -1,0 +1,103 @@
+"""calibrate and perplexity: files, tables, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_containers
+
+from spqt_ti.cli import calibrate as calibrate_command
+from spqt_ti.cli import main as cli
+from spqt_ti.sparsity.methods import METHODS
+from spqt_ti.sparsity.policy import SparsityPolicy
+
+CONTEXT = 64  # as the shared runner's, so that no kernel is compiled twice
+CALIBRATION = "\n\n".join(f"The quick brown fox number {i} jumps over the lazy dog, again." for i in range(20))
+EVALUATION = "\n\n".join(f"In the beginning was the word {i}, and the word was with the small model." for i in range(9))
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> tuple[Path, Path]:
+    paths = tmp_path / "calibration.txt", tmp_path / "evaluation.txt"
+    for path, text in zip(paths, (CALIBRATION, EVALUATION), strict=True):
+        path.write_text(text, encoding="utf-8")
+    return paths
+
+
+def model() -> Path:
+    return tiny_containers.container("gqa").path
+
+
+def run(capsys, *arguments: object, code: int = 0) -> str:
+    """stdout of a command that succeeds, stderr of one that does not."""
+    assert cli.main([str(argument) for argument in arguments]) == code
+    output = capsys.readouterr()
+    return output.err if code else output.out
+
+
+def calibrate(capsys, text: Path, output: Path, *more: object, code: int = 0) -> str:
+    return run(capsys, "calibrate", model(), "--text", text, "-o", output, *more, code=code)
+
+
+def test_choices_are_the_methods() -> None:
+    assert set(calibrate_command.METHODS) == set(METHODS)
+
+
+def test_calibrate_and_evaluate(texts, tmp_path, capsys) -> None:
+    calibration, evaluation = texts
+    files = []
+    for method in METHODS:
+        report = calibrate(
+            capsys, calibration, tmp_path / f"{method}.json", "--method", method, "--sparsity", "0.25,0.5", "--json"
+        )
+        files += json.loads(report)["files"]
+    assert [Path(f).name for f in files[:2]] == ["uniform-0.25.json", "uniform-0.5.json"]
+    assert {SparsityPolicy.load(f).method for f in files} == set(METHODS)
+    policies = [argument for file in files for argument in ("--policy", file)]
+    rows = json.loads(
+        run(capsys, "perplexity", model(), "--text", evaluation, "--context", CONTEXT, *policies, "--json")
+    )
+    assert list(rows[0]) == [
+        "sparsity", "perplexity", "perplexity_se", "kl_mean", "kl_p99", "top1", "realised_sparsity", "tokens",
+    ]  # fmt: skip
+    for low, high in zip(rows[::2], rows[1::2], strict=True):
+        assert 0 < low["kl_mean"] < high["kl_mean"]
+        assert low["realised_sparsity"] < high["realised_sparsity"]
+
+
+def test_same_text_same_file(texts, tmp_path, capsys) -> None:
+    for name in ("one.json", "two.json"):
+        calibrate(capsys, texts[0], tmp_path / name, "--method", "teal", "--sparsity", "0.4")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def test_overlap_is_refused(texts, tmp_path, capsys) -> None:
+    calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.4")
+    arguments = ("perplexity", model(), "--context", CONTEXT, "--policy", tmp_path / "p.json", "--text")
+    assert "is the text that the policy was calibrated on" in run(capsys, *arguments, texts[0], code=1)
+    texts[1].write_text(EVALUATION + "\n\n" + CALIBRATION.split("\n\n")[3], encoding="utf-8")
+    assert "shares 1 paragraphs" in run(capsys, *arguments, texts[1], code=1)
+
+
+def test_texts_too_short(texts, tmp_path, capsys) -> None:
+    texts[0].write_text("Too short.", encoding="utf-8")
+    assert "expected 256 or more" in calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.4", code=1)
+    assert not (tmp_path / "p.json").exists()
+    assert "fewer than one window" in run(
+        capsys, "perplexity", model(), "--context", CONTEXT, "--text", texts[0], code=1
+    )
+
+
+def test_no_place_for_the_policy(texts, tmp_path, capsys) -> None:
+    nowhere = tmp_path / "missing" / "p.json"
+    assert str(nowhere) in calibrate(capsys, texts[0], nowhere, "--sparsity", "0.4", code=1)
+
+
+@pytest.mark.parametrize("levels", ["a", "0.2,", "1.0", "-0.1", "nan"])
+def test_levels_that_are_none(levels, texts, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["calibrate", str(model()), "--text", str(texts[0]), "-o", "p.json", f"--sparsity={levels}"])
+    assert caught.value.code == 2
+    assert "--sparsity" in capsys.readouterr().err
