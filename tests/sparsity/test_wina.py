@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import tiny_containers
 
+from spqt_ti.errors import PolicyError
 from spqt_ti.model.sites import MODULES, SITES
 from spqt_ti.sparsity import wina
 
@@ -57,3 +59,25 @@ def test_on_orthogonal_columns_the_largest_scores_are_the_best_choice() -> None:
             key=lambda kept: float(np.square(matrix @ np.where(np.isin(np.arange(6), kept), 0, x)).sum()),
         )
         assert chosen == set(best)
+
+
+def test_weights_that_do_not_fit_leave_the_model_dense(calibration: wina.WinaCalibration) -> None:
+    model = tiny_containers.llama("gqa")
+    short = {(0, "down"): np.ones(3, np.float32)}
+    with pytest.raises(PolicyError, match=r"layer 0: weights of down have shape \(3,\)"):
+        dataclasses.replace(calibration.policy(0.5), weights=short).apply(model.gates)
+    assert not model.thresholds.any()
+
+
+def test_decoding_skips_what_the_scores_say(calibration: wina.WinaCalibration) -> None:
+    """The first site's inputs are the normalised embedding, which sparsity before it does not change."""
+    model, policy, seen = tiny_containers.llama("gqa"), calibration.policy(0.5), {}
+    model.gates.clear()
+    model.reset()
+    model.prefill([17], "none", observer=lambda layer, site, x: seen.setdefault((layer, site), x[0].copy()))
+    policy.apply(model.gates)
+    model.reset()
+    model.decode(17)
+    scores = np.abs(seen[0, "qkv"]) * policy.weights[0, "qkv"]
+    assert model.active[0, 0] == np.count_nonzero(scores > policy.thresholds[0, 0])
+    model.gates.clear()
