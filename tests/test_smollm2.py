@@ -15,6 +15,7 @@ from typing import Any
 import llama_float64
 import numpy as np
 import pytest
+from gap_thresholds import open_gates
 
 import spqt_ti
 from spqt_ti.backend import available_threads
@@ -99,6 +100,19 @@ def test_logits_in_16_bits(model: spqt_ti.Model, directory: Path) -> None:
     got, expected = fast.logits(tokens, mode="decode"), model.logits(tokens, mode="decode")
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-2)
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
+
+
+def test_masked_evaluation_is_decoding(model: spqt_ti.Model) -> None:
+    """About half of the inputs skipped, none of them within 3e-4 of its threshold: masked prefill, which evaluates, and
+    the decode step give the same logits, to f32 rounding (as in test_logits).
+    """
+    tokens = model.tokenizer.encode(RECORDED["prompt"])
+    assert open_gates(model.llama, tokens) > 3e-4
+    masked = model.llama.prefill(tokens, "all", masked=True)
+    decoded = model.logits(tokens, mode="decode")
+    assert 0.4 < 1 - model.llama.active.sum() / (model.llama.inputs() * len(model.llama.active)).sum() < 0.6
+    model.apply(None)
+    np.testing.assert_allclose(masked, decoded, rtol=0, atol=2e-3)
 
 
 def test_chat(model: spqt_ti.Model) -> None:

@@ -2,12 +2,12 @@
 
 The text is cut into windows of the context length and the second half of each is scored, as llama.cpp does. Sparse rows
 come from masked prefill: many tokens at once, each (those of the first half too) with the inputs that decoding would
-see.
+see. Other models than the runner's are scored by `compare`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,9 @@ from spqt_ti.model.sites import matrix_shapes
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 MIN_CONTEXT = 8
+
+# A window -> logits f32 [n, vocab] of its second half but for the last token, which predicts nothing.
+Scorer = Callable[[Sequence[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,25 @@ class Scores:
             float(kl.mean()),
             float(np.quantile(kl, 0.99)),
             float(np.concatenate(self.same).mean()),
-            self.skipped / self.possible,
+            self.skipped / self.possible if self.possible else 0.0,
             len(nll),
         )
 
 
-def windows(tokens: Sequence[int], context: int, most: int | None = None) -> list[Sequence[int]]:
-    """Whole windows of `context` tokens, the first `most` of them. Raises GenerationError where there is none."""
+def windows(
+    tokens: Sequence[int], context: int, most: int | None = None, bos: Sequence[int] = ()
+) -> list[Sequence[int]]:
+    """Whole windows of `context` tokens, the first `most` of them.
+
+    `bos`: what the tokenizer puts in front of a text (`Tokenizer.bos`); it replaces the first tokens of every window,
+    as in llama.cpp. Raises GenerationError where there is no window.
+    """
     if context < MIN_CONTEXT:
         raise GenerationError(f"the context must be {MIN_CONTEXT} or more, not {context}")
     found = [tokens[i : i + context] for i in range(0, len(tokens) - context + 1, context)][:most]
     if not found:
         raise GenerationError(f"the text has {len(tokens)} tokens, fewer than one window of {context}")
-    return found
+    return [[*bos, *window[len(bos) :]] for window in found]
 
 
 def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[SparsityPolicy | None]) -> list[Scores]:
@@ -105,6 +114,16 @@ def _logits(llama: Llama, window: Sequence[int], score: Scores, masked: bool) ->
     llama.reset()
     llama.prefill(window[:half], "none", masked, count)
     return llama.prefill(window[half:-1], "all", masked, count)
+
+
+def compare(parts: Sequence[Sequence[int]], reference: Scorer, others: Sequence[Scorer]) -> list[Scores]:
+    """Scores of `others` on the windows `parts`; their KL divergence and top 1 are from and with `reference`."""
+    scores = [Scores() for _ in others]
+    for window in tqdm(parts, desc="evaluate", unit="window", leave=False, disable=None):
+        dense = _log_softmax(reference(window))
+        for other, score in zip(others, scores, strict=True):
+            _score(score, window, dense, _log_softmax(other(window)))
+    return scores
 
 
 def _score(score: Scores, window: Sequence[int], dense: np.ndarray, sparse: np.ndarray) -> None:

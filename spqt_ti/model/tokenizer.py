@@ -37,7 +37,7 @@ class Tokenizer:
             raise CheckpointError(f"the tokenizer cannot be read ({error})") from error
         self._tokenizer.no_truncation()  # a saved training setting must not cut prompts
         self._tokenizer.no_padding()
-        self._vocab_size = config.vocab_size
+        self._vocab_size, self._bos = config.vocab_size, config.bos_token_id
         self._special = {t["id"]: t["special"] for t in fields.get("added_tokens") or []}
         self._byte_level, self._strips_space = _decoder_kind(fields.get("decoder"))
         self._bytes: dict[int, bytes] = {}
@@ -64,6 +64,11 @@ class Tokenizer:
                     f"token {self._name(token)!r} has id {token}, but the model knows only {self._vocab_size} tokens"
                 )
         return ids
+
+    @property
+    def bos(self) -> list[int]:
+        """What `encode` puts in front of every text: BOS, or nothing."""
+        return [token for token in self.encode("") if token == self._bos]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD. GenerationError for an unknown id."""

@@ -79,6 +79,7 @@ def test_the_model_is_dense_afterwards(policy: SparsityPolicy) -> None:
 def test_windows() -> None:
     assert windows(list(range(25)), 8) == [list(range(i, i + 8)) for i in (0, 8, 16)]
     assert len(windows(list(range(25)), 8, 2)) == 2
+    assert windows(list(range(16)), 8, bos=[99])[1] == [99, *range(9, 16)]
     with pytest.raises(GenerationError, match="fewer than one window of 8"):
         windows([1] * 7, 8)
     with pytest.raises(GenerationError, match="context must be 8"):

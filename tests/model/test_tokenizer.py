@@ -153,6 +153,14 @@ def test_what_a_file_puts_around_a_text(flags, expected):
     assert small_spm(**flags).encode("a") == expected
 
 
+def test_bos():
+    config = tiny_config(bos_token_id=1)
+    for flags, expected in (({}, [1]), ({"add_bos_token": False}, []), ({"add_eos_token": True}, [1])):
+        named = {f"tokenizer.ggml.{name}": value for name, value in flags.items()}
+        assert Tokenizer(tokenizer_json(SPM | named), config).bos == expected
+    assert tiny().bos == []
+
+
 @pytest.mark.parametrize(
     ("pre", "expected"),
     [
