@@ -10,8 +10,10 @@ import tiny_containers
 
 from spqt_ti.cli import calibrate as calibrate_command
 from spqt_ti.cli import main as cli
+from spqt_ti.errors import PolicyError
 from spqt_ti.sparsity.methods import METHODS
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.uniform import sample_text
 
 CONTEXT = 64  # as the shared runner's, so that no kernel is compiled twice
 CALIBRATION = "\n\n".join(f"The quick brown fox number {i} jumps over the lazy dog, again." for i in range(20))
@@ -88,6 +90,59 @@ def test_texts_too_short(texts, tmp_path, capsys) -> None:
     assert "fewer than one window" in run(
         capsys, "perplexity", model(), "--context", CONTEXT, "--text", texts[0], code=1
     )
+
+
+def test_levels_and_policies_in_one_table(texts, tmp_path, capsys) -> None:
+    calibrate(capsys, texts[0], tmp_path / "p.json", "--method", "wina", "--sparsity", "0.4")
+    arguments = ("--text", texts[1], "--context", CONTEXT, "--sparsity", "0,0.3", "--policy", tmp_path / "p.json")
+    lines = run(capsys, "perplexity", model(), *arguments).splitlines()
+    assert [line.split()[:2] for line in lines[1:4]] == [["dense", "0.00"], ["uniform", "0.30"], ["wina", "0.40"]]
+    assert "each as if decoded sparsely" in lines[4]
+
+
+def test_the_packaged_sample_is_no_evaluation_text(texts, capsys) -> None:
+    texts[1].write_text(sample_text(), encoding="utf-8")
+    arguments = ("perplexity", model(), "--context", CONTEXT, "--text", texts[1], "--sparsity", "0.4")
+    assert "shares" in run(capsys, *arguments, code=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "0123456789abcdef"}, "made for model 0123456789abcdef"),
+        ({"format": 99}, "policy format 99 is not supported"),
+        ({"thresholds": [[0.1] * 4] * 3}, "has 3 layers, the model 2"),
+        ({"weights": {"0.qkv": [1.0] * 5}}, "weights of qkv have shape"),
+    ],
+)
+def test_policies_that_do_not_fit(change, message, texts, tmp_path, capsys) -> None:
+    path = tmp_path / "p.json"
+    calibrate(capsys, texts[0], path, "--sparsity", "0.4")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change), encoding="utf-8")
+    arguments = ("--context", CONTEXT, "--policy", path, "--text", texts[1])
+    assert message in run(capsys, "perplexity", model(), *arguments, code=1)
+
+
+def test_a_policy_of_the_other_layout(texts, tmp_path, capsys) -> None:
+    """The row layout has other weights under the same name, hence another fingerprint; and it cannot be decoded."""
+    row = tiny_containers.container("gqa", "row")
+    calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.4")
+    with pytest.raises(PolicyError, match="calibrate again"):
+        SparsityPolicy.load(tmp_path / "p.json").check(row.fingerprint, row.config.num_hidden_layers)
+    assert "layout 'row' cannot be decoded" in run(capsys, "perplexity", row.path, "--text", texts[1], code=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "empty"), (b"\x7fELF\x02\x00\x00", "NUL"), ("né".encode("latin-1"), "UTF-8")]
+)
+@pytest.mark.parametrize("command", ["calibrate", "perplexity"])
+def test_what_is_no_text(command, content, message, texts, tmp_path, capsys) -> None:
+    texts[0].write_bytes(content)
+    more = ("--sparsity", "0.4", "-o", tmp_path / "p.json") if command == "calibrate" else ()
+    error = run(capsys, command, model(), "--text", texts[0], *more, code=1)
+    assert message in error
+    assert str(texts[0]) in error
+    assert not (tmp_path / "p.json").exists()
 
 
 def test_no_place_for_the_policy(texts, tmp_path, capsys) -> None:
