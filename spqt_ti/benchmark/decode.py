@@ -10,6 +10,7 @@ import numpy as np
 
 from spqt_ti.api import Model, load
 from spqt_ti.benchmark.bandwidth import read_bandwidth
+from spqt_ti.sparsity.policy import SparsityPolicy
 
 PROMPT = "The history of the city begins with a small settlement on the bank of the river,"
 
@@ -21,6 +22,7 @@ class DecodeRow:
     model: str
     backend: str
     threads: int
+    method: str  # the policy's, or "dense"
     sparsity: float
     realised_sparsity: float
     tokens: int
@@ -33,40 +35,46 @@ class DecodeRow:
 
 
 def measure_decode(
-    name: str, sparsities: Sequence[float], threads: int | None = None, tokens: int = 128, rounds: int = 5
+    name: str,
+    sparsities: Sequence[float],
+    threads: int | None = None,
+    tokens: int = 128,
+    rounds: int = 5,
+    policies: Sequence[SparsityPolicy] = (),
 ) -> list[DecodeRow]:
-    """Decode `tokens` greedy tokens after a short prompt, `rounds` times per sparsity.
+    """Decode `tokens` greedy tokens after a short prompt, `rounds` times per uniform sparsity and per policy.
 
-    `speedup` is over the first of `sparsities`; `bandwidth_fraction` is (bytes of weights read per second) / (read
-    bandwidth measured in the same run with the same threads).
+    `speedup` is over the first of them; `bandwidth_fraction` is (bytes of weights read per second) / (read bandwidth
+    measured in the same run with the same threads).
     """
     model = load(name, threads=threads)
-    policies = {s: model.calibrate().policy(s) if s else None for s in sparsities}
+    cases = [model.calibrate().policy(s) if s else None for s in sparsities] + list(policies)
     prompt = model.tokenizer.encode(PROMPT)
-    speeds: dict[float, list[float]] = {s: [] for s in sparsities}
-    active: dict[float, np.ndarray] = {}
+    speeds: list[list[float]] = [[] for _ in cases]
+    active = [np.zeros(0) for _ in cases]
     model.llama.warm_up_prefill()
     model.llama.warm_up_decode()
     for _ in range(rounds):
-        for s in sparsities:
-            model.apply(policies[s])
-            speed, active[s] = decode_once(model, prompt, tokens)
-            speeds[s].append(speed)
+        for i, policy in enumerate(cases):
+            model.apply(policy)
+            speed, active[i] = decode_once(model, prompt, tokens)
+            speeds[i].append(speed)
     ceiling = read_bandwidth(model.llama.threads)
-    base = float(np.median(speeds[sparsities[0]]))
+    base = float(np.median(speeds[0]))
     full = model.llama.inputs() * model.container.config.num_hidden_layers
     rows = []
-    for s in sparsities:
-        median = float(np.median(speeds[s]))
-        low, high = np.quantile(speeds[s], [0.2, 0.8])
-        read = model.llama.weight_bytes(active[s])
+    for i, policy in enumerate(cases):
+        median = float(np.median(speeds[i]))
+        low, high = np.quantile(speeds[i], [0.2, 0.8])
+        read = model.llama.weight_bytes(active[i])
         rows.append(
             DecodeRow(
                 model=str(name),
                 backend=model.llama.backend,
                 threads=model.llama.threads,
-                sparsity=s,
-                realised_sparsity=float(1 - active[s].sum() / full.sum()),
+                method=policy.method if policy else "dense",
+                sparsity=policy.sparsity if policy else 0.0,
+                realised_sparsity=float(1 - active[i].sum() / full.sum()),
                 tokens=tokens,
                 rounds=rounds,
                 tokens_per_second=median,
@@ -157,13 +165,14 @@ def profile_markdown(rows: Sequence[ProfileRow]) -> str:
 def markdown(rows: Sequence[DecodeRow]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| model | backend | threads | sparsity (realised) | test | t/s | speed-up | MB/token | of read bandwidth |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | backend | threads | policy | sparsity (realised) | test | t/s | speed-up | MB/token "
+        "| of read bandwidth |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         lines.append(
-            f"| {r.model} | {r.backend} | {r.threads} | {r.sparsity:.0%} ({r.realised_sparsity:.0%}) | tg{r.tokens} "
-            f"| {r.tokens_per_second:.1f} ± {r.spread:.1f} | {r.speedup:.2f}x | {r.bytes_per_token / 1e6:.1f} "
-            f"| {r.bandwidth_fraction:.0%} |"
+            f"| {r.model} | {r.backend} | {r.threads} | {r.method} | {r.sparsity:.0%} ({r.realised_sparsity:.0%}) "
+            f"| tg{r.tokens} | {r.tokens_per_second:.1f} ± {r.spread:.1f} | {r.speedup:.2f}x "
+            f"| {r.bytes_per_token / 1e6:.1f} | {r.bandwidth_fraction:.0%} |"
         )
     return "\n".join(lines)

@@ -30,9 +30,13 @@ def plot_gemv(rows: Sequence[GemvRow], path: str) -> None:
 
 
 def plot_decode(rows: Sequence[DecodeRow], path: str) -> None:
-    """Tokens per second by sparsity."""
-    points = sorted((row.realised_sparsity, row.tokens_per_second) for row in rows)
-    _draw([(f"{rows[0].model}, {rows[0].threads} threads", points)], "realised sparsity", "tokens per second", path)
+    """Tokens per second by sparsity, a line per method; each begins where it is dense."""
+    lines: dict[str, list[tuple[float, float]]] = {row.method: [] for row in rows if row.method != "dense"}
+    for row in rows:
+        for method in [row.method] if row.method in lines else lines or ["dense"]:
+            lines.setdefault(method, []).append((row.realised_sparsity, row.tokens_per_second))
+    named = [(f"{rows[0].model}, {rows[0].threads} threads, {method}", points) for method, points in lines.items()]
+    _draw(named, "realised sparsity", "tokens per second", path)
 
 
 def _draw(lines: Iterable[tuple[str, Sequence[tuple[float, float]]]], x: str, y: str, path: str) -> None:

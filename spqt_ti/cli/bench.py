@@ -28,6 +28,9 @@ def add_parser(commands: Any) -> None:
         metavar="S,S,...",
         help="levels, the first is the baseline (default: %(default)s)",
     )
+    decode.add_argument(
+        "--policy", action="append", default=[], metavar="FILE", help="measure this policy as well; may be repeated"
+    )
     decode.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
     decode.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens per run (default: %(default)s)")
     decode.add_argument("--rounds", type=int, default=5, metavar="N", help="runs per level (default: %(default)s)")
@@ -68,9 +71,13 @@ def run_decode(arguments: argparse.Namespace) -> None:
     sparsities = _levels(arguments.sparsity)
     if arguments.tokens < 1 or arguments.rounds < 1:
         raise GenerationError("--tokens and --rounds must be 1 or more")
+    if arguments.profile and arguments.policy:
+        raise GenerationError("--profile takes levels, no --policy")
     with held_back():
         from spqt_ti.benchmark.decode import markdown, measure_decode, profile_decode, profile_markdown
         from spqt_ti.benchmark.plot import check_matplotlib, plot_decode
+        from spqt_ti.sparsity.policy import SparsityPolicy
+    policies = [SparsityPolicy.load(path) for path in arguments.policy]
     if arguments.plot:
         check_matplotlib()
     if arguments.profile:
@@ -82,7 +89,7 @@ def run_decode(arguments: argparse.Namespace) -> None:
         else:
             print(profile_markdown(profiles))
         return
-    rows = measure_decode(arguments.model, sparsities, arguments.threads, arguments.tokens, arguments.rounds)
+    rows = measure_decode(arguments.model, sparsities, arguments.threads, arguments.tokens, arguments.rounds, policies)
     if arguments.json:
         print_json([dataclasses.asdict(row) for row in rows])
     else:

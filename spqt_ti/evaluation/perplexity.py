@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from spqt_ti.errors import GenerationError
 from spqt_ti.model.llama import Llama
-from spqt_ti.model.sites import matrix_shapes
+from spqt_ti.model.sites import SITES, matrix_shapes
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 MIN_CONTEXT = 8
@@ -43,13 +43,16 @@ class Row:
 
 @dataclass
 class Scores:
-    """What one policy gave on every scored token (f64 [n]), window after window; compare policies pairwise on it."""
+    """What one policy gave on every scored token (f64 [n]), window after window; compare policies pairwise on it.
+
+    `skipped` of `possible` weights of the blocks, f64 [layers, 4], in all tokens of the windows.
+    """
 
     nll: list[np.ndarray] = field(default_factory=list)
     kl: list[np.ndarray] = field(default_factory=list)
     same: list[np.ndarray] = field(default_factory=list)
-    skipped: float = 0.0
-    possible: float = 0.0
+    skipped: np.ndarray = field(default_factory=lambda: np.zeros((1, len(SITES))))
+    possible: np.ndarray = field(default_factory=lambda: np.zeros((1, len(SITES))))
 
     def row(self, sparsity: float) -> Row:
         """Summed up."""
@@ -62,7 +65,7 @@ class Scores:
             float(kl.mean()),
             float(np.quantile(kl, 0.99)),
             float(np.concatenate(self.same).mean()),
-            self.skipped / self.possible if self.possible else 0.0,
+            float(self.skipped.sum() / max(self.possible.sum(), 1)),
             len(nll),
         )
 
@@ -88,32 +91,37 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
 
     All of a policy's thresholds count, also where decoding would run a matrix densely because that is faster.
     """
-    scores = [Scores() for _ in policies]
+    sites = llama.thresholds.shape
+    scores = [Scores(skipped=np.zeros(sites), possible=np.zeros(sites)) for _ in policies]
     for window in tqdm(parts, desc="evaluate", unit="window", leave=False, disable=None):
         llama.gates.clear()
-        dense = _log_softmax(_logits(llama, window, Scores(), masked=False))
+        dense = _log_softmax(_logits(llama, window, None))
         for policy, score in zip(policies, scores, strict=True):
             llama.gates.clear()
             if policy is not None:
                 policy.apply(llama.gates)
-            _score(score, window, dense, _log_softmax(_logits(llama, window, score, masked=True)))
+            _score(score, window, dense, _log_softmax(_logits(llama, window, score)))
     llama.gates.clear()
     llama.reset()
     return scores
 
 
-def _logits(llama: Llama, window: Sequence[int], score: Scores, masked: bool) -> np.ndarray:
-    """Logits f32 [n, vocab] that predict the second half, as llama.cpp counts: the last token predicts nothing."""
+def _logits(llama: Llama, window: Sequence[int], score: Scores | None) -> np.ndarray:
+    """Logits f32 [n, vocab] that predict the second half, as llama.cpp counts: the last token predicts nothing. With
+    `score` masked, and what was skipped is counted there.
+    """
     half, shapes = len(window) // 2, matrix_shapes(llama.config)
 
     def count(layer: int, site: str, inputs: np.ndarray) -> None:
-        del layer
-        score.skipped += shapes[site].rows * float(inputs.size - np.count_nonzero(inputs))
-        score.possible += shapes[site].rows * float(inputs.size)
+        assert score is not None
+        place, rows = (layer, SITES.index(site)), shapes[site].rows
+        score.skipped[place] += rows * float(inputs.size - np.count_nonzero(inputs))
+        score.possible[place] += rows * float(inputs.size)
 
+    masked, observer = score is not None, count if score is not None else None
     llama.reset()
-    llama.prefill(window[:half], "none", masked, count)
-    return llama.prefill(window[half:-1], "all", masked, count)
+    llama.prefill(window[:half], "none", masked, observer)
+    return llama.prefill(window[half:-1], "all", masked, observer)
 
 
 def compare(parts: Sequence[Sequence[int]], reference: Scorer, others: Sequence[Scorer]) -> list[Scores]:

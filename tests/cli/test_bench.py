@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_containers
 
 from spqt_ti.cli.main import main
 from spqt_ti.kernels import native
+from spqt_ti.sparsity.policy import SparsityPolicy
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,25 @@ def test_json_rows(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0.2 < sparse["realised_sparsity"] < 0.8
     assert sparse["bytes_per_token"] < dense["bytes_per_token"]
     assert sparse["tokens_per_second"] > 0
+
+
+def test_policies(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured beside the levels; thresholds nobody reaches skip everything."""
+    container = tiny_containers.container("gqa")
+    path = tmp_path / "p.json"
+    SparsityPolicy("mine", 0.9, np.full((2, 4), 1e30, np.float32), container.fingerprint).save(path)
+    options = ["--threads", "1", "--tokens", "4", "--rounds", "1", "--json", "--sparsity", "0", "--policy", str(path)]
+    assert main(["bench", "decode", model, *options]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["method"], row["sparsity"], row["realised_sparsity"]) for row in rows] == [
+        ("dense", 0, 0),
+        ("mine", 0.9, 1),
+    ]
+    SparsityPolicy("mine", 0.9, np.ones((2, 4), np.float32), "another").save(path)
+    assert main(["bench", "decode", model, *options]) == 1
+    assert "made for model another" in capsys.readouterr().err
+    assert main(["bench", "decode", model, "--profile", "--policy", str(path)]) == 1
+    assert "--profile" in capsys.readouterr().err
 
 
 def test_markdown(model: str, capsys: pytest.CaptureFixture[str]) -> None:
