@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 
 from spqt_ti import backend
-from spqt_ti.backend import Runtime, host_view, ti
+from spqt_ti.backend import Runtime, devices, host_view, ti
+from spqt_ti.backend.capabilities import of_device
+from spqt_ti.backend.devices import Device
 from spqt_ti.errors import BackendError
+
+A_GPU = Device("a GPU", True, 8 << 30, 32 << 10, 1024, 1 << 30)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,10 +56,74 @@ assert (np.full(8, 1e-40, np.float32) * np.float32(1) > 0).all()
 # Starting -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["cuda", "CPU", "", "vulkan"])
+@pytest.mark.parametrize("name", ["opengl", "CPU", ""])
 def test_unknown_backends_are_named_with_the_known(name):
-    with pytest.raises(BackendError, match=f"'{name}' is not available; this version has: cpu"):
+    with pytest.raises(BackendError, match=f"'{name}' is not available; there are: auto, cpu, vulkan, cuda, metal"):
         backend.start(name)
+
+
+def test_the_environment_names_the_backend(monkeypatch):
+    monkeypatch.setenv("SPQT_BACKEND", "vulkan")
+    assert backend.requested() == "vulkan"
+    assert backend.requested("cpu") == "cpu"  # an argument comes first
+    monkeypatch.setenv("SPQT_BACKEND", "opengl")
+    with pytest.raises(BackendError, match="'opengl' is not available"):
+        backend.start()
+
+
+def offers(*present: str):
+    """A stand-in for `devices.find` on a machine with these GPUs; "vulkan on cpu" is Vulkan without one."""
+
+    def find(name: str) -> Device:
+        if name in present or f"{name} on cpu" in present:
+            return Device(name, name in present, 8 << 30, 32 << 10, 1024, 1 << 30)
+        raise BackendError(f"{name}: not here")
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("present", "taken"),
+    [
+        ((), "cpu"),
+        (("vulkan on cpu",), "cpu"),
+        (("vulkan",), "vulkan"),
+        (("cuda", "vulkan"), "cuda"),
+        (("metal", "vulkan"), "metal"),
+    ],
+)
+def test_auto_prefers_hardware(monkeypatch, present, taken):
+    monkeypatch.setattr(devices, "find", offers(*present))
+    assert backend.requested("auto") == taken
+
+
+def test_a_backend_that_is_absent_is_an_error(monkeypatch):
+    """Not the CPU instead, which is what Taichi would give."""
+    monkeypatch.setattr(backend, "_runtime", None)
+    monkeypatch.setattr(devices, "find", offers())
+    with pytest.raises(BackendError, match="cuda: not here"):
+        backend.start("cuda")
+
+
+def test_a_backend_that_taichi_does_not_start(monkeypatch):
+    reset = []
+    monkeypatch.setattr(backend, "_runtime", None)
+    monkeypatch.setattr(devices, "find", offers("cuda"))
+    monkeypatch.setattr(backend, "_init", lambda arch: ti.x64)
+    monkeypatch.setattr(ti, "reset", lambda: reset.append(True))
+    with pytest.raises(BackendError, match="cuda is there, but Taichi does not start on it"):
+        backend.start("cuda")
+    assert reset == [True]
+
+
+def test_models_that_do_not_fit(monkeypatch):
+    limits = of_device("vulkan", Device("a GPU", True, 3000, 32 << 10, 1024, 2000))
+    monkeypatch.setattr(backend, "_runtime", Runtime("vulkan", 1, "a GPU", limits))
+    backend.check_memory("m", {"quants": 2000, "headers": 1000})
+    with pytest.raises(BackendError, match=r"m: quants take .* GB, more than one array can have on a GPU"):
+        backend.check_memory("m", {"quants": 2001})
+    with pytest.raises(BackendError, match="GB do not fit the"):
+        backend.check_memory("m", {"quants": 2000, "headers": 1001})
 
 
 @pytest.mark.parametrize("threads", [0, -1, backend.available_threads() + 1])
@@ -174,7 +242,7 @@ def test_arrays_begin_on_a_cache_line(size):
     assert [host_view(array).ctypes.data for array in arrays] == [backend.address(array) for array in arrays]
 
 
-@pytest.mark.parametrize("other", [None, Runtime("cuda", 1)])
+@pytest.mark.parametrize("other", [None, Runtime("cuda", 1, "a GPU", of_device("cuda", A_GPU))])
 def test_host_view_needs_host_memory(monkeypatch, other):
     array = ti.ndarray(ti.f32, (4,))
     monkeypatch.setattr(backend, "_runtime", other)

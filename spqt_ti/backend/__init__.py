@@ -1,0 +1,204 @@
+"""The only package that imports Taichi and calls `ti.init`.
+
+Everything else writes `from spqt_ti.backend import ti`. Taichi has one runtime per process; `start` brings it up
+once, and later calls return the same one. SPQT_TAICHI=quadrants takes the `quadrants` package for Taichi.
+"""
+
+import contextlib
+import ctypes
+import io
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spqt_ti.backend import devices
+from spqt_ti.backend.capabilities import WORKERS, Capabilities, of_device
+from spqt_ti.backend.taichi_import import PACKAGE, ti
+from spqt_ti.cache import cache_dir
+from spqt_ti.errors import BackendError
+from spqt_ti.formats.fpenv import gradual_underflow
+from spqt_ti.threads import available_threads
+
+__all__ = [
+    "BACKENDS", "Capabilities", "Runtime", "address", "available_threads", "check_memory", "host_view", "requested",
+    "runtime", "start", "ti",
+]  # fmt: skip
+
+BACKENDS = ("cpu", "vulkan", "cuda", "metal")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A started Taichi runtime: the backend's name, the CPU threads in its pool, the device and what it can do."""
+
+    backend: str
+    threads: int
+    device: str = "this machine's CPU"
+    capabilities: Capabilities = WORKERS
+
+
+_runtime: Runtime | None = None
+
+
+def requested(backend: str | None = None) -> str:
+    """The backend that a call means: its argument, else SPQT_BACKEND, else "cpu"; "auto" becomes what is there.
+
+    Auto takes Metal, then CUDA, then Vulkan on real hardware, then the CPU. Raises BackendError for an unknown name.
+    """
+    name = backend if backend is not None else os.environ.get("SPQT_BACKEND", "cpu")
+    if name != "auto" and name not in BACKENDS:
+        raise BackendError(f"backend {name!r} is not available; there are: auto, {', '.join(BACKENDS)}")
+    if name != "auto":
+        return name
+    for candidate in ("metal", "cuda", "vulkan"):
+        with contextlib.suppress(BackendError):
+            if devices.find(candidate).hardware:
+                return candidate
+    return "cpu"
+
+
+def start(backend: str | None = None, threads: int | None = None) -> Runtime:
+    """Start Taichi on a backend (see `requested`), or return the runtime that is already up.
+
+    `threads` sizes the CPU's worker pool (default: every CPU of the process) and must cover what later calls ask for.
+
+    Raises BackendError for an unknown backend, for one that this machine does not have (with what to install), for a
+    thread count that it does not have, and when the process already runs another backend.
+    """
+    global _runtime
+    name = requested(backend)
+    limit = available_threads()
+    if threads is not None and not 1 <= threads <= limit:
+        raise BackendError(f"threads must be between 1 and {limit} (the CPUs of this process), not {threads}")
+    if _runtime is not None:
+        if _runtime.backend != name:
+            raise BackendError(
+                f"this process already runs the {_runtime.backend} backend; use another process for {name}"
+            )
+        return _runtime
+    _runtime = _start_cpu(limit) if name == "cpu" else _start_gpu(name, limit)
+    return _runtime
+
+
+def runtime() -> Runtime:
+    """The runtime that is up. Raises BackendError where none is."""
+    if _runtime is None:
+        raise BackendError("no backend is started yet")
+    return _runtime
+
+
+def check_memory(what: str, sizes: dict[str, int]) -> None:
+    """Raise BackendError unless arrays of these sizes (name -> bytes) fit the device, one by one and together."""
+    limits = runtime().capabilities
+    for name, size in sizes.items():
+        if limits.max_array_bytes is not None and size > limits.max_array_bytes:
+            raise BackendError(
+                f"{what}: {name} take {size / 1e9:.2f} GB, more than one array can have on {runtime().device} "
+                f"({limits.max_array_bytes / 1e9:.2f} GB); take a smaller model or another backend"
+            )
+    total = sum(sizes.values())
+    if limits.memory is not None and total > limits.memory:
+        raise BackendError(
+            f"{what}: {total / 1e9:.2f} GB do not fit the {limits.memory / 1e9:.2f} GB of {runtime().device}; "
+            "take a smaller model, a shorter context or another backend"
+        )
+
+
+def _start_cpu(threads: int) -> Runtime:
+    before = _thread_ids()
+    arch = _init(
+        ti.cpu,
+        cpu_max_num_threads=threads,
+        # A worker per iteration: by default a thread takes at least 512 iterations of a parallel loop.
+        make_cpu_multithreading_loop=False,
+        # Keep 16-lane vectors as LLVM vectors instead of 16 scalars.
+        real_matrix_scalarize=False,
+        force_scalarize_matrix=False,
+    )
+    if arch not in (ti.x64, ti.arm64):
+        raise BackendError("Taichi did not start its CPU backend; is this an x86-64 or arm64 machine?")
+    _pin_workers(before, threads)
+    return Runtime("cpu", threads)
+
+
+def _start_gpu(name: str, threads: int) -> Runtime:
+    device = devices.find(name)
+    if _init(getattr(ti, name)) != getattr(ti, name):
+        ti.reset()
+        raise BackendError(f"{name}: {device.name} is there, but Taichi does not start on it; is its driver too old?")
+    return Runtime(name, threads, device.name, of_device(name, device))
+
+
+def _init(arch: Any, **options: Any) -> Any:
+    """ti.init with what all backends share; returns the arch that came up."""
+    compiled = _compiled_kernels()
+    # ti.init prints a banner that has no switch, and leaves this thread flushing denormals to zero.
+    with contextlib.redirect_stdout(io.StringIO()), gradual_underflow():
+        ti.init(
+            arch=arch,
+            # Q4_K is byte-exact only without it, and explicit vectors gain nothing from it.
+            fast_math=False,
+            offline_cache=compiled is not None,
+            offline_cache_file_path=str(compiled or ""),
+            log_level=ti.ERROR,
+            **options,
+        )
+    return ti.lang.impl.current_cfg().arch
+
+
+def address(array: ti.Ndarray) -> int:
+    """Address of the first byte of a Taichi ndarray in CPU memory."""
+    return ti.lang.impl.get_runtime().prog.get_ndarray_data_ptr_as_int(array.arr)
+
+
+def host_view(array: ti.Ndarray) -> np.ndarray:
+    """The memory of a CPU ndarray as a NumPy array, without a copy; shape is the ndarray's, then the vector's lanes.
+
+    Keep `array` alive as long as the view, and call `ti.sync()` before reading what a kernel wrote.
+
+    Raises BackendError where device memory is not host memory.
+    """
+    if _runtime is None or not _runtime.capabilities.host_memory:
+        raise BackendError("host_view needs the cpu backend: other backends keep arrays in device memory")
+    dtype = np.dtype(ti.lang.util.to_numpy_type(array.dtype))
+    shape = tuple(array.shape) + tuple(array.element_shape)
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    buffer = (ctypes.c_byte * nbytes).from_address(address(array))
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+
+def _compiled_kernels() -> Path | None:
+    """Folder for compiled kernels, None if it cannot be written.
+
+    Taichi's cache does not see what is inside the native bitcode, so each version of that has a folder of its own.
+    """
+    files = sorted((Path(__file__).parent.parent / "kernels" / "native").glob("*.bc"))
+    bitcode = b"".join(file.read_bytes() for file in files)
+    version = ".".join(map(str, ti.__version__))
+    folder = cache_dir() / "kernels" / f"{PACKAGE}-{version}-{sha256(bitcode).hexdigest()[:12]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _thread_ids() -> set[int]:
+    task = "/proc/self/task"
+    return {int(name) for name in os.listdir(task)} if os.path.isdir(task) else set()
+
+
+def _pin_workers(before: set[int], threads: int) -> None:
+    """Give each worker a CPU of its own: two that wake on one core stay there for milliseconds (Linux only)."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cpus = sorted(os.sched_getaffinity(0))
+    workers = sorted(_thread_ids() - before)
+    if len(workers) < threads:
+        return
+    for worker, cpu in zip(workers[-threads:], cpus, strict=True):
+        os.sched_setaffinity(worker, {cpu})
