@@ -8,12 +8,57 @@ from pathlib import Path
 
 import pytest
 
-from spqt_ti.errors import CheckpointError
+from spqt_ti import backend
+from spqt_ti.errors import BackendError, CheckpointError
 from spqt_ti.model import registry
 
 # A shell's background jobs start with Ctrl-C ignored, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        default="cpu",
+        choices=backend.BACKENDS,
+        help="run the tests on this backend; other than cpu: only those marked any_backend or threadgroups",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A process has one runtime: the backend is the session's, and leaves out what is not meant for it."""
+    name = config.getoption("--backend")
+    problem = _missing(name)
+    left_out = []
+    for item in items:
+        grouped = item.get_closest_marker("threadgroups") is not None
+        if name == "cpu" and grouped:
+            item.add_marker(pytest.mark.skip(reason="needs threadgroups: run pytest --backend vulkan, cuda or metal"))
+        elif name != "cpu" and not grouped and item.get_closest_marker("any_backend") is None:
+            left_out.append(item)
+        elif problem:
+            item.add_marker(pytest.mark.skip(reason=problem))
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _missing(name: str) -> str | None:
+    """Why this machine does not have a backend."""
+    try:
+        if name != "cpu":
+            backend.devices.find(name)
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(scope="session")
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """The backend of this session, started."""
+    name: str = request.config.getoption("--backend")
+    backend.start(name)
+    return name
 
 
 @pytest.fixture(scope="session")

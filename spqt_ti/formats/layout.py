@@ -17,6 +17,7 @@ __all__ = [
     "band_bytes",
     "band_sub_blocks",
     "check_matrix",
+    "check_size",
     "dequantize_matrix",
     "nbytes",
     "quantize_matrix",
@@ -80,11 +81,7 @@ def superblocks(data: _U8, rows: int, cols: int, layout: str) -> _U8:
 
     Raises QuantizationError where `data` is not u8 or has another size.
     """
-    size = nbytes(rows, cols, layout)
-    if data.dtype != np.uint8 or data.shape != (size,):
-        raise QuantizationError(
-            f"a [{rows}, {cols}] Q4_K matrix ({layout}) is uint8 [{size}], not {data.dtype} {list(data.shape)}"
-        )
+    check_size(data, rows, cols, layout)
     if layout == "row" or rows % q4_k.VALUES == 0:
         return data.reshape(-1, q4_k.BYTES)
     full = rows // q4_k.VALUES * cols
@@ -93,6 +90,15 @@ def superblocks(data: _U8, rows: int, cols: int, layout: str) -> _U8:
     blocks[:full] = data[:split].reshape(-1, q4_k.BYTES)
     blocks[full:, : _tail_bytes(rows)] = data[split:].reshape(cols, -1)
     return blocks
+
+
+def check_size(data: _U8, rows: int, cols: int, layout: str) -> None:
+    """Raise QuantizationError unless `data` is u8 `[nbytes]`, the stored bytes of a `[rows, cols]` matrix."""
+    size = nbytes(rows, cols, layout)
+    if data.dtype != np.uint8 or data.shape != (size,):
+        raise QuantizationError(
+            f"a [{rows}, {cols}] Q4_K matrix ({layout}) is uint8 [{size}], not {data.dtype} {list(data.shape)}"
+        )
 
 
 def check_matrix(w: npt.NDArray[np.generic], layout: str) -> None:

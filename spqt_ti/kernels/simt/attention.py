@@ -1,0 +1,111 @@
+"""Grouped-query attention of one query by one group of threads, in tiles of the context, and its KV cache.
+
+A thread has one position of a tile for the scores and one value of the head for the sums; maximum and sum are carried
+from tile to tile, so shared memory does not limit the context. Sizes in f32, per layer and KV head:
+
+    keys    [head_dim][context]     neighbouring threads read neighbouring positions
+    values  [context][head_dim]     neighbouring threads read neighbouring values
+"""
+
+from dataclasses import dataclass
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.groups import LOWEST, group_max, group_sum, log2
+
+TILE = 128  # positions, and threads of a group
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """Geometry of the KV cache. Keys and values of one layer and head are adjacent."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    context: int
+
+    @property
+    def half_stride(self) -> int:
+        """Entries that the keys (or the values) of one layer and KV head take."""
+        return self.context * self.head_dim
+
+    @property
+    def layer_stride(self) -> int:
+        return 2 * self.kv_heads * self.half_stride
+
+    @property
+    def size(self) -> int:
+        return self.layers * self.layer_stride
+
+
+def make_attention(layout: CacheLayout):
+    """Build the ti.func of one thread (of TILE) of a group that attends with one query.
+
+    Arguments: cache; first entry of the keys of layer and head in it; a; the place of the query (head_dim values) and
+    of the result in a; the query's position; t.
+    """
+    head_dim, context = layout.head_dim, layout.context
+    parts = -(-head_dim // TILE)
+    scale = 1.0 / head_dim**0.5
+    tile_log2 = log2(TILE)
+
+    @ti.func
+    def attend(cache: ti.template(), keys, a: ti.template(), query, out, position, t):
+        shared = ti.simt.block.SharedArray((TILE,), ti.f32)
+        weights = ti.simt.block.SharedArray((TILE,), ti.f32)
+        q = ti.simt.block.SharedArray((head_dim,), ti.f32)
+        values = keys + layout.half_stride
+        ti.simt.block.sync()
+        for part in ti.static(range(parts)):
+            if part * TILE + t < head_dim:
+                q[part * TILE + t] = a[query + part * TILE + t] * scale
+        ti.simt.block.sync()
+        highest = LOWEST
+        total = 0.0
+        sums = ti.Vector([0.0] * parts)
+        for tile in range((position >> tile_log2) + 1):
+            place = (tile << tile_log2) + t
+            score = LOWEST
+            if place <= position:
+                score = 0.0
+                for d in range(head_dim):
+                    score += q[d] * cache[keys + d * context + place]
+            new_highest = ti.max(highest, group_max(shared, t, score, TILE))
+            weight = 0.0
+            if place <= position:
+                weight = ti.exp(score - new_highest)
+            rescale = ti.exp(highest - new_highest)
+            highest = new_highest
+            total = total * rescale + group_sum(shared, t, weight, TILE)
+            weights[t] = weight
+            ti.simt.block.sync()
+            count = ti.min(TILE, position + 1 - (tile << tile_log2))
+            for part in ti.static(range(parts)):
+                d = part * TILE + t
+                if d < head_dim:
+                    added = 0.0
+                    for p in range(count):
+                        added += weights[p] * cache[values + ((tile << tile_log2) + p) * head_dim + d]
+                    sums[part] = sums[part] * rescale + added
+        for part in ti.static(range(parts)):
+            if part * TILE + t < head_dim:
+                a[out + part * TILE + t] = sums[part] / total
+
+    return attend
+
+
+def make_write_pair(layout: CacheLayout):
+    """Build the ti.func that puts entries d and d + head_dim / 2 of a key or a value into the cache."""
+    head_dim, context, half = layout.head_dim, layout.context, layout.head_dim // 2
+
+    @ti.func
+    def write_pair(cache: ti.template(), keys, is_key, position, d, low, high):
+        if is_key:
+            cache[keys + d * context + position] = low
+            cache[keys + (d + half) * context + position] = high
+        else:
+            values = keys + layout.half_stride + position * head_dim
+            cache[values + d] = low
+            cache[values + d + half] = high
+
+    return write_pair

@@ -1,0 +1,174 @@
+"""Index collection on GPUs: the set is exactly {i : |x_i| > threshold}, or |x_i| * weight_i > threshold, as in
+kernels/collect.py.
+
+Two ways. In the token, one group collects in ascending order: each thread has a run of neighbouring inputs, and one
+scan over the threads' counts places them. `make_collect_kernel` spreads the work over groups instead, a segment of 1024
+inputs each: either a segment reserves its place with one atomic (ascending inside a segment, the order of segments is
+open), or a second pass places the segments in order.
+"""
+
+import numpy as np
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.groups import array_of, exclusive_scan, group_sum, zero
+from spqt_ti.kernels.simt.transfer import upload, zeros
+
+SEGMENT = 1024
+_THREADS = SEGMENT // 2
+_THREADS_LOG2 = _THREADS.bit_length() - 1
+
+
+@ti.func
+def is_active(x: ti.template(), at, weights: ti.template(), weight, weighted, threshold):
+    """1 if |x[at]|, where `weighted` times weights[weight], is above the threshold, else 0; 0 for NaN."""
+    size = ti.max(x[at], 0.0 - x[at])
+    if weighted:
+        size = size * weights[weight]
+    return ti.select(size > threshold, 1, 0)
+
+
+def make_collect_in_group(cols: int, threads: int):
+    """Build the ti.func that collects `cols` inputs with one group of `threads` threads.
+
+    A thread looks at inputs t * run .. t * run + run - 1, which it may therefore have written itself before.
+    """
+    run = -(-cols // threads)
+
+    @ti.func
+    def collect_in_group(
+        a: ti.template(), x, weights, weighted, threshold, integers: ti.template(), active, counts: ti.template(), t
+    ):
+        """Write the active inputs of a[x : x + cols], with weights at a[weights:], to integers[active:]; returns their
+        number to every thread.
+
+        `counts`: shared i32 [threads].
+        """
+        mine = 0
+        for k in range(run):
+            i = t * run + k
+            if i < cols:
+                mine += is_active(a, x + i, a, weights + i, weighted, threshold)
+        ti.simt.block.sync()
+        counts[t] = mine
+        total = exclusive_scan(counts, t, threads)
+        place = active + counts[t]
+        for k in range(run):
+            i = t * run + k
+            if i < cols and is_active(a, x + i, a, weights + i, weighted, threshold):
+                integers[place] = i
+                place += 1
+        return total
+
+    return collect_in_group
+
+
+def make_collect_kernel(cols: int, ordered: bool):
+    """Build the kernel (x f32 [cols], weights f32 [cols], weighted, threshold, active i32 [cols], counts i32
+    [1 + segments]) -> None.
+
+    counts[0] must be 0 before and is the number of active inputs afterwards; the others are scratch. `ordered`:
+    ascending, at the price of a second pass; otherwise the order of segments may change from run to run.
+    """
+    segments = segment_count(cols)
+
+    @ti.func
+    def flag(x: ti.template(), weights: ti.template(), weighted, threshold, i):
+        result = 0
+        if i < cols:
+            result = is_active(x, i, weights, i, weighted, threshold)
+        return result
+
+    @ti.func
+    def scan_segment(
+        x: ti.template(), weights: ti.template(), weighted, threshold, flags: ti.template(), first, t
+    ):  # fmt: skip
+        """Exclusive scan of a segment's flags into `flags`; returns the number of active inputs."""
+        ti.simt.block.sync()
+        for k in ti.static(range(2)):
+            flags[2 * t + k] = flag(x, weights, weighted, threshold, first + 2 * t + k)
+        return exclusive_scan(flags, t, SEGMENT)
+
+    @ti.func
+    def scatter(
+        x: ti.template(), weights: ti.template(), weighted, threshold, flags: ti.template(), first, t,
+        active: ti.template(), base,
+    ):  # fmt: skip
+        for k in ti.static(range(2)):
+            i = first + 2 * t + k
+            if flag(x, weights, weighted, threshold, i):
+                active[base + flags[2 * t + k]] = i
+
+    @ti.kernel
+    def collect_reserving(
+        x: array_of(ti.f32), weights: array_of(ti.f32), weighted: ti.i32, threshold: ti.f32, active: array_of(ti.i32),
+        counts: array_of(ti.i32),
+    ):  # fmt: skip
+        ti.loop_config(block_dim=_THREADS)
+        for i in range(segments * _THREADS):
+            flags = ti.simt.block.SharedArray((SEGMENT,), ti.i32)
+            base = ti.simt.block.SharedArray((1,), ti.i32)
+            t = i & (_THREADS - 1)
+            first = (i >> _THREADS_LOG2) * SEGMENT
+            total = scan_segment(x, weights, weighted, threshold, flags, first, t)
+            # Every thread runs the atomic, and only one adds: it is a barrier on Metal.
+            before = ti.atomic_add(counts[0], ti.select(t == 0, total, 0))
+            if t == 0:
+                base[t] = before
+            ti.simt.block.sync()
+            scatter(x, weights, weighted, threshold, flags, first, t, active, base[zero(t)])
+
+    @ti.kernel
+    def collect_in_order(
+        x: array_of(ti.f32), weights: array_of(ti.f32), weighted: ti.i32, threshold: ti.f32, active: array_of(ti.i32),
+        counts: array_of(ti.i32),
+    ):  # fmt: skip
+        ti.loop_config(block_dim=_THREADS)
+        for i in range(segments * _THREADS):
+            shared = ti.simt.block.SharedArray((_THREADS,), ti.i32)
+            t = i & (_THREADS - 1)
+            segment = i >> _THREADS_LOG2
+            mine = 0
+            for k in ti.static(range(2)):
+                mine += flag(x, weights, weighted, threshold, segment * SEGMENT + k * _THREADS + t)
+            total = group_sum(shared, t, mine, _THREADS)
+            if t == 0:
+                counts[1 + segment] = total
+        ti.loop_config(block_dim=_THREADS)
+        for i in range(segments * _THREADS):
+            flags = ti.simt.block.SharedArray((SEGMENT,), ti.i32)
+            t = i & (_THREADS - 1)
+            segment = i >> _THREADS_LOG2
+            total = scan_segment(x, weights, weighted, threshold, flags, segment * SEGMENT, t)
+            base = 0
+            for before in range(segment):
+                base += counts[1 + before]
+            scatter(x, weights, weighted, threshold, flags, segment * SEGMENT, t, active, base)
+            if t == 0 and segment == segments - 1:
+                counts[0] = base + total
+
+    return collect_in_order if ordered else collect_reserving
+
+
+def segment_count(cols: int) -> int:
+    """Segments of `cols` inputs."""
+    return -(-cols // SEGMENT)
+
+
+class Collector:
+    """Collection as a kernel of its own, for tests and benchmarks, of `cols` inputs."""
+
+    def __init__(self, cols: int, ordered: bool = True) -> None:
+        self._kernel = make_collect_kernel(cols, ordered)
+        self._active, self._counts = zeros(ti.i32, cols), zeros(ti.i32, 1 + segment_count(cols))
+
+    def __call__(self, x: np.ndarray, threshold: float, weights: np.ndarray | None = None) -> np.ndarray:
+        """Active list (i32) of x (f32 [cols]), weighted by `weights` (f32 [cols])."""
+        device_x = upload(x)
+        self.run(device_x, threshold, None if weights is None else upload(weights))
+        return self._active.to_numpy()[: int(self._counts.to_numpy()[0])]
+
+    def run(self, x: ti.Ndarray, threshold: float, weights: ti.Ndarray | None = None) -> None:
+        """Launch, without waiting for the device."""
+        self._counts.fill(0)
+        weighted = int(weights is not None)
+        self._kernel(x, x if weights is None else weights, weighted, threshold, self._active, self._counts)

@@ -1,0 +1,230 @@
+"""The zigzag GEMV on GPUs: y = W x over the active inputs, or over all of them.
+
+A band has `groups` threadgroups of `simdgroups` times 32 lanes (n_tg and n_sg of the paper). The simdgroups of all a
+band's groups split the inputs evenly; each takes four columns at a time, so that four loads are in flight, and keeps
+the sums of its lanes' 8 rows in registers. A group adds its simdgroups up through shared memory, in order, and writes
+256 partial sums; whoever needs y adds the groups up, in order. So a result repeats bit for bit, and depends on
+(groups, simdgroups) by rounding only.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.groups import array_of, log2
+from spqt_ti.kernels.simt.transfer import upload, zeros
+from spqt_ti.kernels.simt.zigzag import BAND, LANES, ZigzagWords, row_of, step_and_minimum
+from spqt_ti.kernels.simt.zigzag import split as split_bytes
+from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
+
+IN_FLIGHT = 4  # columns
+_REDUCE_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many threadgroups share a band and how many simdgroups are in each; powers of two."""
+
+    groups: int
+    simdgroups: int
+
+    @property
+    def threads(self) -> int:
+        """Of a threadgroup."""
+        return self.simdgroups * LANES
+
+
+def default_split(shape: ZigzagWords) -> Split:
+    """Four simdgroups, and as many groups, up to 32, as leave each simdgroup 32 columns."""
+    groups = 1
+    while groups < 32 and groups * 2 * 4 * 32 <= shape.cols:
+        groups *= 2
+    return Split(groups, 4)
+
+
+def group_count(shape: ZigzagWords, split: Split) -> int:
+    """Threadgroups of a GEMV."""
+    return shape.bands * split.groups
+
+
+def partial_size(shape: ZigzagWords, split: Split) -> int:
+    """Entries of the partial sums [groups][padded rows]."""
+    return split.groups * shape.padded_rows
+
+
+def make_gemv(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
+    """Build the ti.func of one thread of the GEMV; thread i of `group_count(...) * split.threads`.
+
+    Arguments: i; quants and headers with the matrix's first word in each; a and the place of x in it; the active list
+    in `integers`, from `active` on, and its length (`listed` 0: every input, in order); a threshold; the place of the
+    partial sums in a. With `skips_on_the_fly` (B2 of the paper) no list is read: all columns are split over the
+    simdgroups, which leave out those with |x| <= threshold.
+    """
+    bands, cols, last_words = shape.bands, shape.cols, shape.last_words
+    workers, threads = split.groups * split.simdgroups, split.threads
+    simdgroups = split.simdgroups
+    # Shifts, because // on i32 is Python's, which is slow.
+    threads_log2, groups_log2, workers_log2 = log2(threads), log2(split.groups), log2(workers)
+
+    @ti.func
+    def add_columns(
+        columns: ti.template(), inputs: ti.template(), quants: ti.template(), quants_at, stride, headers: ti.template(),
+        headers_at, lane, sums: ti.template(), minima: ti.template(),
+    ):  # fmt: skip
+        """Add some columns, times their inputs, to a lane's 8 rows: all loads first."""
+        count = ti.static(inputs.n)
+        words = ti.Vector([quants[quants_at + columns[u] * stride] for u in ti.static(range(count))])
+        heads = ti.Matrix(
+            [[headers[headers_at + columns[u] * 4 + k] for k in ti.static(range(4))] for u in ti.static(range(count))]
+        )
+        for u in ti.static(range(count)):
+            header = ti.Vector([heads[u, k] for k in ti.static(range(4))])
+            for high in ti.static(range(2)):
+                step, minimum = step_and_minimum(header, (lane >> 3) * 2 + high)
+                weight = step * inputs[u]
+                minima[high] += minimum * inputs[u]
+                for byte in ti.static(range(4)):
+                    sums[4 * high + byte] += weight * nibbles_in_place(words[u], byte, high)
+
+    @ti.func
+    def gemv(
+        i, quants: ti.template(), quants_base, headers: ti.template(), headers_base, a: ti.template(), x,
+        integers: ti.template(), active, count, listed, threshold, partial,
+    ):  # fmt: skip
+        shared = ti.simt.block.SharedArray((simdgroups * BAND,), ti.f32)
+        t = i & (threads - 1)
+        group = i >> threads_log2
+        band = group >> groups_log2
+        lane = t & (LANES - 1)
+        worker = (group & (split.groups - 1)) * simdgroups + (t >> 5)
+        # Shares of the columns that differ by at most one.
+        each = count >> workers_log2
+        extra = count - each * workers
+        k = worker * each + ti.min(worker, extra)
+        end = k + each + ti.select(worker < extra, 1, 0)
+        stride = LANES
+        if band == bands - 1:
+            stride = last_words
+        quants_at = quants_base + band * cols * LANES + ti.min(lane, stride - 1)
+        headers_at = headers_base + band * cols * 4
+        sums = ti.Vector([0.0] * 8)
+        minima = ti.Vector([0.0] * 2)
+        while k < end:
+            if ti.static(skips_on_the_fly):
+                value = a[x + k]
+                if ti.max(value, 0.0 - value) > threshold:
+                    column, single = ti.Vector([k]), ti.Vector([value])
+                    add_columns(column, single, quants, quants_at, stride, headers, headers_at, lane, sums, minima)
+                k += 1
+            else:
+                # Beyond the end the last column again, times zero.
+                columns = ti.Vector([ti.min(k + u, end - 1) for u in ti.static(range(IN_FLIGHT))])
+                if listed:
+                    for u in ti.static(range(IN_FLIGHT)):
+                        columns[u] = integers[active + columns[u]]
+                inputs = ti.Vector(
+                    [ti.select(k + u < end, a[x + columns[u]], 0.0) for u in ti.static(range(IN_FLIGHT))]
+                )
+                add_columns(columns, inputs, quants, quants_at, stride, headers, headers_at, lane, sums, minima)
+                k += IN_FLIGHT
+        ti.simt.block.sync()
+        for high in ti.static(range(2)):
+            for byte in ti.static(range(4)):
+                row = row_of(lane, byte, high)
+                shared[(t >> 5) * BAND + row] = sums[4 * high + byte] * NIBBLE_UNIT[2 * byte + high] - minima[high]
+        ti.simt.block.sync()
+        for part in ti.static(range(-(-BAND // threads))):
+            row = part * threads + t
+            if row < BAND:
+                total = 0.0
+                for s in ti.static(range(simdgroups)):
+                    total += shared[s * BAND + row]
+                a[partial + ((group & (split.groups - 1)) * bands + band) * BAND + row] = total
+
+    return gemv
+
+
+def make_sum_of_groups(shape: ZigzagWords, split: Split):
+    """Build the ti.func that adds up the groups' partial sums of a row, in order."""
+    padded_rows = shape.padded_rows
+
+    @ti.func
+    def sum_of_groups(a: ti.template(), partial, row):
+        total = a[partial + row]
+        for group in ti.static(range(1, split.groups)):
+            total += a[partial + group * padded_rows + row]
+        return total
+
+    return sum_of_groups
+
+
+def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
+    """Build the kernel (quants, headers, copy, a, integers, count, listed, threshold): one product, for tests and
+    benchmarks, with the `copy`-th of the matrices in the arrays.
+
+    a f32: x [cols], then y [padded rows], then the partial sums; integers i32: the active list.
+    """
+    gemv, sum_of_groups = make_gemv(shape, split, skips_on_the_fly), make_sum_of_groups(shape, split)
+    y = shape.cols
+    partial = y + shape.padded_rows
+    threads = group_count(shape, split) * split.threads
+
+    @ti.kernel
+    def multiply(
+        quants: array_of(ti.u32), headers: array_of(ti.u32), copy: ti.i32, a: array_of(ti.f32),
+        integers: array_of(ti.i32), count: ti.i32, listed: ti.i32, threshold: ti.f32,
+    ):  # fmt: skip
+        ti.loop_config(block_dim=split.threads)
+        for i in range(threads):
+            gemv(
+                i, quants, copy * shape.quants, headers, copy * shape.headers, a, 0, integers, 0, count, listed,
+                threshold, partial,
+            )  # fmt: skip
+        ti.loop_config(block_dim=_REDUCE_THREADS)
+        for row in range(shape.padded_rows):
+            a[y + row] = sum_of_groups(a, partial, row)
+
+    return multiply
+
+
+class ZigzagGemv:
+    """A matrix (u8 [nbytes], `copies` of it in memory) with its GEMV as a kernel of its own, for tests and benchmarks.
+
+    `skips_on_the_fly`: B2. Raises QuantizationError if the number of bytes is not that of the shape.
+    """
+
+    def __init__(
+        self, data: np.ndarray, shape: ZigzagWords, split: Split | None = None, skips_on_the_fly: bool = False,
+        copies: int = 1,
+    ) -> None:  # fmt: skip
+        self.shape, self.split, self.copies = shape, split or default_split(shape), copies
+        quants, headers = split_bytes(data, shape)
+        self._quants, self._headers = upload(np.tile(quants, copies)), upload(np.tile(headers, copies))
+        self._a = zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, self.split))
+        self._active, self._count, self._listed = zeros(ti.i32, shape.cols), shape.cols, 0
+        self._kernel = make_gemv_kernel(shape, self.split, skips_on_the_fly)
+
+    def __call__(self, x: np.ndarray, active: np.ndarray | None = None, threshold: float = 0.0) -> np.ndarray:
+        """y (f32 [rows]) of x (f32 [cols]) over `active` (i32), None: all, or those above the threshold with B2."""
+        self.load(x, active)
+        self.run(threshold=threshold)
+        return self._a.to_numpy()[self.shape.cols : self.shape.cols + self.shape.rows]
+
+    def load(self, x: np.ndarray, active: np.ndarray | None = None) -> None:
+        """Bring x and the active list to the device. Raises ValueError for another size."""
+        if x.shape != (self.shape.cols,):
+            raise ValueError(f"x of shape {x.shape} does not fit {self.shape.cols} columns")
+        values = np.zeros(self._a.shape[0], np.float32)
+        values[: x.size] = x
+        self._a.from_numpy(values)
+        self._count, self._listed = self.shape.cols, 0
+        if active is not None:
+            self._active.from_numpy(np.pad(active, (0, self._active.shape[0] - active.size)))
+            self._count, self._listed = active.size, 1
+
+    def run(self, copy: int = 0, threshold: float = 0.0) -> None:
+        """Launch, without waiting for the device."""
+        self._kernel(
+            self._quants, self._headers, copy, self._a, self._active, self._count, self._listed, threshold
+        )  # fmt: skip

@@ -1,0 +1,113 @@
+"""The Q8_0 vocabulary matrix on GPUs: embeddings, logits, and the token of the highest logit.
+
+The tiles are those of kernels/head.py, their f16 scales two in a word. A group has a tile of 64 rows: thread t reads
+the words of lane t & 15 in every sixteenth block of 32 columns.
+"""
+
+import numpy as np
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels import head
+from spqt_ti.kernels.geometry import TILE_ROWS
+from spqt_ti.kernels.simt.groups import LOWEST, group_best, zero
+from spqt_ti.kernels.zigzag import half
+
+THREADS = 256
+_SLICES = THREADS // 16
+
+
+def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Q8_0 blocks u8 [rows, cols / 32, 34] -> words u32 [tiles * cols * 16] and scales u32 [tiles * cols]."""
+    words, scales = head.tile(blocks)
+    return words.reshape(-1), scales.reshape(-1).view("<u4")
+
+
+def make_head(cols: int, rows: int):
+    """Build the ti.funcs `score_tile`, `embed` and `best_token` of a vocabulary matrix [rows, cols]."""
+    blocks = cols // 32
+    tiles = -(-rows // TILE_ROWS)
+
+    @ti.func
+    def scale_of(scales: ti.template(), tile, block, part, lane):
+        """Scale of row 16 part + lane of a tile, for a block of 32 columns."""
+        at = ((tile * blocks + block) * 4 + part) * 16 + lane
+        return half(scales[at >> 1] >> ti.cast((at & 1) * 16, ti.u32))
+
+    @ti.func
+    def score_tile(
+        words: ti.template(), scales: ti.template(), first_tile, tile, a: ti.template(), x, logits: ti.template(),
+        best, integers: ti.template(), best_rows, t,
+    ):  # fmt: skip
+        """Logits of the 64 rows of `tile` for a[x : x + cols] to logits[64 tile :]; the highest of them to
+        a[best + tile], its row to integers[best_rows + tile].
+        """
+        shared = ti.simt.block.SharedArray((_SLICES * TILE_ROWS,), ti.f32)
+        places = ti.simt.block.SharedArray((THREADS,), ti.i32)
+        lane = t & 15
+        totals = ti.Vector([0.0] * 4)
+        block = t >> 4
+        while block < blocks:
+            sums = ti.Vector([0.0] * 4)
+            x_sum = 0.0
+            at = ((first_tile + tile) * blocks + block) * 32 * 16 + lane
+            for j in range(32):
+                value = a[x + block * 32 + j]
+                x_sum += value
+                word = words[at + j * 16]
+                for part in ti.static(range(3)):
+                    sums[part] += value * ((word & (255 << (8 * part))) * 1.0)
+                sums[3] += value * ((word >> 24) * 1.0)
+            for part in ti.static(range(4)):
+                exact = sums[part] * ti.static(2.0 ** (-8 * part) if part < 3 else 1.0) - 128.0 * x_sum
+                totals[part] += exact * scale_of(scales, first_tile + tile, block, part, lane)
+            block += _SLICES
+        ti.simt.block.sync()
+        for part in ti.static(range(4)):
+            shared[(t >> 4) * TILE_ROWS + part * 16 + lane] = totals[part]
+        ti.simt.block.sync()
+        row = tile * TILE_ROWS + t
+        total = LOWEST
+        if t < TILE_ROWS:
+            total = 0.0
+            for part in ti.static(range(_SLICES)):
+                total += shared[part * TILE_ROWS + t]
+            logits[row] = total
+            if row >= rows:
+                total = LOWEST
+        ti.simt.block.sync()
+        shared[t] = total
+        places[t] = row
+        group_best(shared, places, t, TILE_ROWS)
+        if t == 0:
+            a[best + tile] = shared[t]
+            integers[best_rows + tile] = places[t]
+
+    @ti.func
+    def best_token(a: ti.template(), best, integers: ti.template(), best_rows, t):
+        """The row of the highest of the tiles' best, for every thread of a group; the lowest row among equals."""
+        shared = ti.simt.block.SharedArray((THREADS,), ti.f32)
+        places = ti.simt.block.SharedArray((THREADS,), ti.i32)
+        highest = LOWEST
+        row = rows
+        tile = t
+        while tile < tiles:
+            if a[best + tile] > highest:
+                highest = a[best + tile]
+                row = integers[best_rows + tile]
+            tile += THREADS
+        ti.simt.block.sync()
+        shared[t] = highest
+        places[t] = row
+        group_best(shared, places, t, THREADS)
+        return places[zero(t)]
+
+    @ti.func
+    def embed(words: ti.template(), scales: ti.template(), row, column):
+        """One value of a token's embedding."""
+        lane = row & 15
+        part = (row >> 4) & 3
+        word = words[((row >> 6) * cols + column) * 16 + lane]
+        q = ti.cast((word >> ti.cast(8 * part, ti.u32)) & 255, ti.i32) - 128
+        return scale_of(scales, row >> 6, column >> 5, part, lane) * q
+
+    return score_tile, embed, best_token

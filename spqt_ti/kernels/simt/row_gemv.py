@@ -1,0 +1,99 @@
+"""GEMV on the row layout (ggml's Q4_K rows) on GPUs, the baseline of the zigzag kernels: y = W x, for one token.
+
+A simdgroup of 32 lanes has a row, and a lane a word of each of its superblocks; the lanes' sums are added through
+shared memory, as a tree. With `skips`, inputs |x| <= threshold count as zero and their multiplications are left out:
+naive sparsity on the row layout (B1 of the paper), which reads every weight in any case.
+"""
+
+import numpy as np
+
+from spqt_ti.backend import ti
+from spqt_ti.formats import layout
+from spqt_ti.kernels.simt.groups import array_of, log2, round_up
+from spqt_ti.kernels.simt.transfer import upload, zeros
+from spqt_ti.kernels.simt.zigzag import BAND, LANES, row_of, step_and_minimum
+from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
+
+_ROWS = 4  # of a group
+_THREADS = _ROWS * LANES
+
+
+def make_row_gemv_kernel(rows: int, cols: int, skips: bool):
+    """Build the kernel (quants, headers, copy, x, y, threshold) for a matrix [rows, cols].
+
+    quants u32 [copies * rows * blocks * 32], headers u32 [copies * rows * blocks * 4], blocks = ceil(cols / 256);
+    x f32 [blocks * 256], zero-padded; y f32 [rows, rounded up to 4].
+    """
+    blocks = -(-cols // BAND)
+    groups = -(-rows // _ROWS)
+    threads_log2, levels = log2(_THREADS), log2(LANES)
+
+    @ti.kernel
+    def multiply(
+        quants: array_of(ti.u32), headers: array_of(ti.u32), copy: ti.i32, x: array_of(ti.f32), y: array_of(ti.f32),
+        threshold: ti.f32,
+    ):  # fmt: skip
+        ti.loop_config(block_dim=_THREADS)
+        for i in range(groups * _THREADS):
+            shared = ti.simt.block.SharedArray((_THREADS,), ti.f32)
+            t = i & (_THREADS - 1)
+            lane = t & (LANES - 1)
+            row = ti.min((i >> threads_log2) * _ROWS + (t >> 5), rows - 1)
+            total = 0.0
+            for block in range(blocks):
+                at = (copy * rows + row) * blocks + block
+                word = quants[at * LANES + lane]
+                header = ti.Vector([headers[at * 4 + k] for k in ti.static(range(4))])
+                for high in ti.static(range(2)):
+                    step, minimum = step_and_minimum(header, (lane >> 3) * 2 + high)
+                    for byte in ti.static(range(4)):
+                        value = x[block * BAND + row_of(lane, byte, high)]
+                        if ti.static(skips):
+                            if ti.max(value, 0.0 - value) > threshold:
+                                weight = nibbles_in_place(word, byte, high) * NIBBLE_UNIT[2 * byte + high]
+                                total += (step * weight - minimum) * value
+                        else:
+                            weight = nibbles_in_place(word, byte, high) * NIBBLE_UNIT[2 * byte + high]
+                            total += (step * weight - minimum) * value
+            ti.simt.block.sync()
+            shared[t] = total
+            for level in ti.static(range(1, levels + 1)):
+                ti.simt.block.sync()
+                if lane < (LANES >> level):
+                    shared[t] = shared[t] + shared[t + (LANES >> level)]
+            if lane == 0:
+                y[row] = shared[t]
+
+    return multiply
+
+
+class RowGemv:
+    """A row-layout matrix (u8 [nbytes], `copies` of it in memory) with its GEMV, for tests and benchmarks.
+
+    Raises QuantizationError if the number of bytes is not that of the shape.
+    """
+
+    def __init__(self, data: np.ndarray, rows: int, cols: int, skips: bool = False, copies: int = 1) -> None:
+        self._rows, self._cols, self.copies = rows, cols, copies
+        stored = layout.superblocks(data, rows, cols, "row")
+        quants, headers = (np.ascontiguousarray(part).view("<u4") for part in (stored[:, 16:], stored[:, :16]))
+        self._quants = upload(np.tile(quants.reshape(-1), copies))
+        self._headers = upload(np.tile(headers.reshape(-1), copies))
+        self._x, self._y = zeros(ti.f32, round_up(cols, BAND)), zeros(ti.f32, round_up(rows, _ROWS))
+        self._kernel = make_row_gemv_kernel(rows, cols, skips)
+
+    def __call__(self, x: np.ndarray, threshold: float = 0.0) -> np.ndarray:
+        """y (f32 [rows]) of x (f32 [cols]); with `skips`, of the inputs |x| > threshold."""
+        self.load(x)
+        self.run(threshold=threshold)
+        return self._y.to_numpy()[: self._rows]
+
+    def load(self, x: np.ndarray) -> None:
+        """Bring x to the device. Raises ValueError for another size."""
+        if x.shape != (self._cols,):
+            raise ValueError(f"x of shape {x.shape} does not fit {self._cols} columns")
+        self._x.from_numpy(np.pad(x, (0, self._x.shape[0] - x.size)))
+
+    def run(self, copy: int = 0, threshold: float = 0.0) -> None:
+        """Launch, without waiting for the device."""
+        self._kernel(self._quants, self._headers, copy, self._x, self._y, threshold)

@@ -1,0 +1,40 @@
+"""Between host and device: arrays up, and pieces of f32 arrays from one to another."""
+
+import numpy as np
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.groups import array_of
+
+_TYPES = {np.dtype(np.float32): ti.f32, np.dtype(np.uint32): ti.u32, np.dtype(np.int32): ti.i32}
+_THREADS = 128
+_GRID = 64 * _THREADS
+
+
+def upload(values: np.ndarray) -> ti.Ndarray:
+    """A device array of `values` (one-dimensional; f32, u32 or i32)."""
+    array = ti.ndarray(_TYPES[values.dtype], (max(1, values.size),))
+    if values.size:
+        array.from_numpy(np.ascontiguousarray(values))
+    return array
+
+
+def zeros(dtype, size: int) -> ti.Ndarray:
+    """A device array of zeros."""
+    array = ti.ndarray(dtype, (max(1, size),))
+    array.fill(0)
+    return array
+
+
+def make_copy():
+    """Build the kernel (source, first, target, at, count): target[at : at + count] = source[first : first + count]."""
+
+    @ti.kernel
+    def copy(source: array_of(ti.f32), first: ti.i32, target: array_of(ti.f32), at: ti.i32, count: ti.i32):
+        ti.loop_config(block_dim=_THREADS)
+        for t in range(_GRID):
+            i = t
+            while i < count:
+                target[at + i] = source[first + i]
+                i += _GRID
+
+    return copy

@@ -1,0 +1,66 @@
+"""Attention of one query on GPUs against float64, and where the cache keeps its entries."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_attention, make_write_pair
+from spqt_ti.kernels.simt.transfer import upload, zeros
+
+CONTEXT = 320
+
+
+@functools.cache
+def kernels(head_dim: int):
+    """attend(cache, a, position): a holds a query, then its result; write(cache, a, position): key and value of a."""
+    layout = CacheLayout(1, 1, head_dim, CONTEXT)
+    attend_one, write_pair = make_attention(layout), make_write_pair(layout)
+    array = ti.types.ndarray(dtype=ti.f32, ndim=1)
+
+    @ti.kernel
+    def attend(cache: array, a: array, position: ti.i32):
+        ti.loop_config(block_dim=TILE)
+        for t in range(TILE):
+            attend_one(cache, 0, a, 0, head_dim, position, t)
+
+    @ti.kernel
+    def write(cache: array, a: array, position: ti.i32):
+        ti.loop_config(block_dim=TILE)
+        for i in range(TILE):
+            d = i & (TILE // 2 - 1)
+            is_key = i < TILE // 2
+            first = ti.select(is_key, 0, head_dim)
+            if d < head_dim // 2:
+                write_pair(cache, 0, is_key, position, d, a[first + d], a[first + d + head_dim // 2])
+
+    return attend, write, layout
+
+
+def expected(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    scores = keys.astype(np.float64) @ q / np.sqrt(q.size)
+    weights = np.exp(scores - scores.max())
+    return weights @ values / weights.sum()
+
+
+@pytest.mark.parametrize("head_dim", [64, 80])
+@pytest.mark.parametrize("scale", [1, 8], ids=["flat", "peaked"])
+def test_against_float64(head_dim: int, scale: int) -> None:
+    attend, write, layout = kernels(head_dim)
+    cache, generator = zeros(ti.f32, layout.size), np.random.default_rng(0)
+    keys, values = generator.standard_normal((2, CONTEXT, head_dim), dtype=np.float32)
+    for position in range(CONTEXT):
+        write(cache, upload(np.concatenate([keys[position], values[position]])), position)
+    for position in (0, 1, TILE - 1, TILE, CONTEXT - 1):
+        q = scale * generator.standard_normal(head_dim).astype(np.float32)
+        a = upload(np.concatenate([q, np.zeros_like(q)]))
+        attend(cache, a, position)
+        wanted = expected(q, keys[: position + 1], values[: position + 1])
+        np.testing.assert_allclose(a.to_numpy()[head_dim:], wanted, atol=2e-5)
+
+
+def test_cache_layout() -> None:
+    layout = CacheLayout(2, 3, 16, 48)
+    assert layout.half_stride == 16 * 48
+    assert layout.size == 2 * layout.layer_stride == 2 * 3 * 2 * 16 * 48
