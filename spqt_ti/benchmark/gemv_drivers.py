@@ -13,6 +13,7 @@ from spqt_ti.backend import address, host_view, start, ti
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
 from spqt_ti.kernels import row_gemv, zigzag
+from spqt_ti.kernels.block_sums import GROUP_BANDS, RING_STRIDE
 from spqt_ti.kernels.collect import collect
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
 from spqt_ti.kernels.skipping_gemv import make_skipping_gemv
@@ -53,11 +54,11 @@ def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndar
     return matrix, copies, max(2, WARM_BYTES // size) if warm else copies
 
 
-def upload(rows: np.ndarray, dtype, copies: int = 1) -> ti.Ndarray:
-    """`copies` of an array [n, lanes] after one another, as an ndarray of vectors."""
-    array = ti.ndarray(dtype, (max(1, copies * len(rows)),))
+def upload(rows: np.ndarray, dtype, copies: int = 1, spare: int = 0) -> ti.Ndarray:
+    """`copies` of an array [n, lanes] after one another, as an ndarray of vectors, with `spare` more at the end."""
+    array = ti.ndarray(dtype, (max(1, copies * len(rows) + spare),))
     if rows.size:
-        host_view(array).reshape(copies, *rows.shape)[:] = rows
+        host_view(array)[: copies * len(rows)].reshape(copies, *rows.shape)[:] = rows
     return array
 
 
@@ -117,11 +118,11 @@ class Zigzag:
         data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm)
         quants, tail, headers = zigzag.split(data, self.shape)
         self.weights = (
-            upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies), upload(headers, u32x4, self.copies),
+            upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies), upload(headers, u32x4, self.copies, GROUP_BANDS - 1),
         )  # fmt: skip
         self.x = upload(normal_x(cols, vectors_for(cols)), f32x16)
         stride = vectors_for(cols) * 16 + 16
-        self.lists = ti.ndarray(ti.i32, ((threads + 1) * stride,))
+        self.lists = ti.ndarray(ti.i32, ((threads + 1) * stride + threads * RING_STRIDE,))
         host_view(self.lists)[:cols] = np.arange(cols)  # the active list of dense products
         self.stride = stride
         self.scratch = ti.ndarray(f32x16, (threads * (self.shape.padded_rows // 16 + SCRATCH_VECTORS),))
@@ -139,7 +140,8 @@ class Zigzag:
         launch = make_skipping_launch(self.threads) if kernel == "b2" else make_zigzag_launch(self.threads)
         launch(
             *self.weights, address(quants), address(headers), self.shape.cols, self.shape.full_bands,
-            self.shape.tail_bands, self.shape.panel_bands, self.x, threshold, self.lists, self.stride, self.scratch,
+            self.shape.tail_bands, self.shape.panel_bands, self.x, threshold, self.lists,
+            address(self.lists), self.stride, self.scratch,
             self.copies, self.turns, self.arrivals,
         )  # fmt: skip
         ti.sync()
@@ -179,7 +181,8 @@ def make_zigzag_launch(workers: int):
     def launch(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
         headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
-        x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32), stride: ti.i32, a: array_of(f32x16),
+        x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32),
+        lists_address: ti.i64, stride: ti.i32, a: array_of(f32x16),
         copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
     ):  # fmt: skip
         bands = full_bands + tail_bands
@@ -195,7 +198,9 @@ def make_zigzag_launch(workers: int):
                 gemv(
                     quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
                     quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0,
-                    lists, active, count, a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
+                    lists, active, count,
+                    lists_address + ti.cast(((workers + 1) * stride + worker * RING_STRIDE) * 4, ti.i64),
+                    a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
                 )  # fmt: skip
                 wait_for_all(arrivals, 0, (turn + 1) * workers)
 
@@ -212,7 +217,8 @@ def make_skipping_launch(workers: int):
     def launch(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
         headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
-        x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32), stride: ti.i32, a: array_of(f32x16),
+        x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32),
+        lists_address: ti.i64, stride: ti.i32, a: array_of(f32x16),
         copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
     ):  # fmt: skip
         bands = full_bands + tail_bands
@@ -222,7 +228,7 @@ def make_skipping_launch(workers: int):
                 copy = turn % copies
                 gemv(
                     quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
-                    quants_address, cols, full_bands, tail_bands, panel_bands, x, 0, threshold,
+                    quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0, threshold,
                     lists, (worker + 1) * stride, a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
                 )  # fmt: skip
                 wait_for_all(arrivals, 0, (turn + 1) * workers)

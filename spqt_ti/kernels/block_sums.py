@@ -1,23 +1,28 @@
-"""What a block of active columns adds to the 256 sums of one band: the inner loop of the zigzag GEMV.
+"""What a block of active columns adds to the 256 sums of each of up to four bands: the inner loop of the zigzag GEMV.
 
 There are two of them. The exact one multiplies in f32. Where the CPU has AVX-512 VNNI, activation x scale is rounded to
-16 bits instead, with a step of its own for every sub-block of every block of columns (the largest value is 32767
-steps), and one instruction multiplies and adds two columns of 16 rows: half the time per superblock, and an error of
-less than half a step x nibble per weight (see `STEP_ERROR`).
+16 bits instead, and one instruction multiplies and adds two columns of 16 rows: half the time per superblock, and an
+error of less than half a step x nibble per weight (see `STEP_ERROR`). The step is that of the largest x d of a band in
+a block of columns.
 
-The sums of a band are 17 vectors of scratch: 16 sums and their offsets. sums[8 v + 2 byte + high], lane i: row 128 v +
-64 (i / 8) + 32 high + 4 (i % 8) + byte. Lanes 8-15 of the offsets: sum of x dmin min of the eight sub-blocks.
+The sums of a group of bands are GROUP_VECTORS vectors of scratch: 16 per band, sums[8 v + 2 byte + high], lane i: row
+128 v + 64 (i / 8) + 32 high + 4 (i % 8) + byte; then what the minima add up to, four vectors in an order that
+differs between the two.
 """
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels import native
 from spqt_ti.kernels.multiply_add import make_multiply_add
-from spqt_ti.kernels.vectors import f32x8, f32x16, i32x8, i32x16, u32x16, value
+from spqt_ti.kernels.vectors import f32x8, f32x16, i32x16, u32x16, value
 from spqt_ti.kernels.zigzag import minima_of, scales_of
 
-BLOCK_COLUMNS = 32
-SUM_VECTORS = 17  # of a band
-STEP_ERROR = 0.5 / 32767  # of x d scale, relative to its largest magnitude in the block of columns
+BLOCK_COLUMNS = 64
+GROUP_BANDS = 4
+GROUP_VECTORS = GROUP_BANDS * 16 + 4  # of sums
+RING_STRIDE = GROUP_BANDS * BLOCK_COLUMNS + 16  # integers: superblocks to fetch while a group is computed
+_PAIRS = BLOCK_COLUMNS // 2
+SPARE_VECTORS = 3 * _PAIRS + 1  # scratch: rounded x d scale, x d, steps
+STEP_ERROR = 0.75 / 32767  # of x d scale, relative to 63 times the largest magnitude of x d in the block of columns
 
 
 def uses_integers(exact: bool) -> bool:
@@ -53,25 +58,26 @@ def per_row(eight, v: ti.template(), high: ti.template()):
     return f32x16(*[eight[4 * v + high + 2 * (i // 8)] for i in ti.static(range(16))])
 
 
-def make_add_block(ask, exact: bool):
-    """Build the ti.func that adds the active columns low..high-1 (at most BLOCK_COLUMNS) to the sums of a band.
+def make_add_block(fetch, exact: bool):
+    """Build the ti.func that adds the active columns low..high-1 (at most BLOCK_COLUMNS) to the sums of a group.
 
-    Arguments: quants and headers with the panel's first vector in each; the panel's height and the band in it; x with
-    its first vector; the active list; low, high; scratch with the first vector of the band's sums and of
-    BLOCK_COLUMNS + 1 more; the state of `ask`, which is called once per column to fetch what comes later.
+    Arguments: quants and headers with the panel's first vector in each and the address of the array headers; the
+    panel's height, the group's first band in it and its number of bands; x with its first vector; the active list; low,
+    high; scratch with the first vector of the group's sums and of SPARE_VECTORS more; the state of `fetch`, which is
+    called once per superblock with its number, to fetch one that is needed later.
 
-    Returns it and the ti.func `write_rows(a, sums_at, out)` that turns a band's sums into the rows a[out..out+15].
+    Returns it and the ti.func `write_rows(a, sums_at, band, out)` that turns a band's sums into the rows
+    a[out..out+15].
     """
-    add_block, units = _make_add_block_i16(ask) if uses_integers(exact) else _make_add_block_f32(ask)
+    add_block, minima_of_band, units = _make_add_block_i16(fetch) if uses_integers(exact) else _make_add_block_f32(fetch)
 
     @ti.func
-    def write_rows(a: ti.template(), sums_at, out):
-        offsets = a[sums_at + 16]
-        minima = f32x8(*[offsets[8 + i] for i in ti.static(range(8))])
+    def write_rows(a: ti.template(), sums_at, band, out):
+        minima = minima_of_band(a, sums_at, band)
         for v in ti.static(range(2)):
             for high in ti.static(range(2)):
                 offset = per_row(minima, v, high)
-                sums = sums_at + 8 * v + high
+                sums = sums_at + 16 * band + 8 * v + high
                 y = [a[sums + 2 * b] * units[8 * v + high + 2 * b] - offset for b in ti.static(range(4))]
                 for m in ti.static(range(4)):  # 16 rows in order: lanes 4m..4m+3 of the four sums
                     place = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
@@ -80,20 +86,20 @@ def make_add_block(ask, exact: bool):
     return add_block, write_rows
 
 
-def _make_add_block_f32(ask):
+def _make_add_block_f32(fetch):
     multiply_add, _ = make_multiply_add()
     scales_and_minima = make_scales_and_minima()
 
     @ti.func
-    def add_block(
+    def add_band(
         quants: ti.template(), quants_from, headers: ti.template(), headers_from, height, band,
-        x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), sums_at, spare,
+        x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), sums_at, offsets_at, asked,
         ahead: ti.template(),
     ):  # fmt: skip
         sums = [a[sums_at + i] for i in ti.static(range(16))]
-        offsets = a[sums_at + 16]
+        offsets = a[offsets_at]
         for j in range(low, high):
-            ask(active, ahead)
+            fetch(ahead, asked + j - low)
             column = active[j]
             place = column * height + band
             both = scales_and_minima(headers[headers_from + place], value(x, x_base * 16 + column))
@@ -108,72 +114,163 @@ def _make_add_block_f32(ask):
                     words = words >> 4
         for i in ti.static(range(16)):
             a[sums_at + i] = sums[i]
-        a[sums_at + 16] = offsets
-
-    return add_block, [2.0 ** (-8 * (i // 2 % 4)) for i in range(16)]
-
-
-def _make_add_block_i16(ask):
-    multiply_add, _ = make_multiply_add()
-    scales_and_minima = make_scales_and_minima()
-    dots = native.load_vnni()
+        a[offsets_at] = offsets
 
     @ti.func
     def add_block(
-        quants: ti.template(), quants_from, headers: ti.template(), headers_from, height, band,
+        quants: ti.template(), quants_from, headers: ti.template(), headers_from, headers_address, height, first, bands,
         x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), sums_at, spare,
         ahead: ti.template(),
     ):  # fmt: skip
-        offsets = f32x16(0.0)
-        largest = f32x8(1e-30)
-        for j in range(low, high):
-            ask(active, ahead)
-            column = active[j]
-            header = headers[headers_from + column * height + band]
-            both = scales_and_minima(header, value(x, x_base * 16 + column))
-            offsets += both
-            dots.widen(largest, both)
-            a[spare + j - low] = both
-        a[spare + high - low] = f32x16(0.0)  # partner of the last column of an odd number
-        steps = 32767.0 / largest
+        for band in range(bands):
+            add_band(
+                quants, quants_from, headers, headers_from, height, first + band, x, x_base, active, low, high,
+                a, sums_at + 16 * band, sums_at + 16 * GROUP_BANDS + band, band * (high - low), ahead,
+            )  # fmt: skip
+
+    @ti.func
+    def minima_of_band(a: ti.template(), sums_at, band):
+        offsets = a[sums_at + 16 * GROUP_BANDS + band]
+        return f32x8(*[offsets[8 + i] for i in ti.static(range(8))])
+
+    return add_block, minima_of_band, [2.0 ** (-8 * (i // 2 % 4)) for i in range(16)]
+
+
+def _make_add_block_i16(fetch):
+    multiply_add, _ = make_multiply_add()
+    native16 = native.load_vnni()
+
+    @ti.func
+    def four_headers(address, place):
+        """Headers of the superblocks place..place+3; there may be fewer in the panel: nobody looks at the others."""
+        h = u32x16(0)
+        at = address + (ti.cast(place, ti.i64) << 4)
+        native16.load64(at, h)
+        return h
+
+    @ti.func
+    def scale_inputs(
+        headers_address, first, height, x: ti.template(), x_base, active: ti.template(), low, high,
+        a: ti.template(), spare,
+    ):  # fmt: skip
+        """x d and x dmin of every pair of columns to a[spare + 2 * _PAIRS...]; their steps to the vector after them.
+
+        Lane 8 c + 2 b + m: column c of the pair, band b of the group, d (m = 0) or dmin (1).
+        """
+        largest = f32x16(1e-30)
+        for pair in range((high - low + 1) // 2):
+            j = low + 2 * pair
+            last = ti.min(j + 1, high - 1)  # where there is no second column, the first with x = 0
+            one = four_headers(headers_address, active[j] * height + first)
+            two = four_headers(headers_address, active[last] * height + first)
+            x_one = value(x, x_base * 16 + active[j])
+            x_two = ti.select(j + 1 < high, value(x, x_base * 16 + active[last]), 0.0)
+            v = f32x16(0.0)
+            native16.first_halves(one, two, v)
+            v *= f32x16(*([x_one] * 8), *([x_two] * 8))
+            native16.widen(largest, v)
+            a[spare + 2 * _PAIRS + pair] = v
+        steps = [ti.max(largest[i], largest[i + 8]) * (1.0 / 32767.0) for i in ti.static(range(8))]
+        a[spare + 3 * _PAIRS] = f32x16(*steps, *steps)
+
+    @ti.func
+    def round_scales(
+        headers_address, first, height, active: ti.template(), low, high, a: ti.template(), offsets_at, spare,
+    ):  # fmt: skip
+        """x d scale of every pair of columns, 16 bits each, to a[spare + 2 pair] (sub-blocks 0-3, lane 4 b + k) and
+        a[spare + 2 pair + 1] (4-7); what the minima add up to is added at a[offsets_at], in the same order.
+        """
+        steps = a[spare + 3 * _PAIRS]
+        inverse = 1.0 / steps
+        minima = [i32x16(0) for _ in ti.static(range(2))]
+        scales = [i32x16(0) for _ in ti.static(range(2))]
+        rounded = [i32x16(0) for _ in ti.static(range(2))]
+        ones = i32x16(0x00010001)
+        for pair in range((high - low + 1) // 2):
+            j = low + 2 * pair
+            one = four_headers(headers_address, active[j] * height + first)
+            two = four_headers(headers_address, active[ti.min(j + 1, high - 1)] * height + first)
+            native16.fields(one, one)
+            native16.fields(two, two)
+            pairs = [i32x16(0) for _ in ti.static(range(4))]  # of scales 0-3, 4-7, minima 0-3, 4-7
+            native16.interleave(one, two, pairs[0], pairs[1], pairs[2], pairs[3])
+            v = a[spare + 2 * _PAIRS + pair]
+            d = i32x16(0)
+            dmin = i32x16(0)
+            native16.round_inputs(v, inverse, d, dmin)
+            for k in ti.static(range(2)):
+                product = i32x16(0)
+                native16.times(pairs[k], d, product)
+                native16.dot2(scales[k], pairs[k], d)
+                native16.dot2(rounded[k], product, ones)
+                native16.dot2(minima[k], pairs[2 + k], dmin)
+                bits = f32x16(0.0)
+                native16.float_of(product, bits)
+                a[spare + 2 * pair + k] = bits
+        # What rounding added to the scales counts 7.5 times, the mean of a nibble: taken off, it leaves half the error.
+        step_d = f32x16(*[steps[2 * (i // 4)] for i in ti.static(range(16))])
+        step_dmin = f32x16(*[steps[2 * (i // 4) + 1] for i in ti.static(range(16))])
+        for k in ti.static(range(2)):
+            added = (rounded[k] * 64 - scales[k]) * 7.5
+            a[offsets_at + k] = a[offsets_at + k] + (added * step_d + minima[k] * step_dmin)
+
+    @ti.func
+    def add_band(
+        quants: ti.template(), quants_from, height, band, active: ti.template(), low, high,
+        a: ti.template(), sums_at, spare, in_group, asked, ahead: ti.template(),
+    ):  # fmt: skip
         low_halves = u32x16(0xFFFF)
         nibbles = [u32x16(0x000F000F), u32x16(0x00F000F0)]
-        dots.keep16(low_halves)
+        native16.keep16(low_halves)
         for half in ti.static(range(2)):
-            dots.keep16(nibbles[half])
-        scale_total = i32x8(0)
+            native16.keep16(nibbles[half])
+        lanes = [i32x16(*[half + 2 * (i // 8) for i in range(16)]) + 4 * in_group for half in ti.static(range(2))]
         totals = [i32x16(0) for _ in ti.static(range(16))]
         for pair in range((high - low + 1) // 2):
             j = low + 2 * pair
+            native16.not_unrolled()
+            fetch(ahead, asked + 2 * pair)
+            fetch(ahead, asked + 2 * pair + 1)
             first = active[j] * height + band
             second = active[ti.min(j + 1, high - 1)] * height + band
-            left = a[spare + 2 * pair]
-            right = a[spare + 2 * pair + 1]
-            scales = i32x8(0)
-            dots.pair16(left, right, steps, scales)
-            dots.add2(scale_total, scales)
             for v in ti.static(range(2)):
                 one = quants[quants_from + 2 * first + v]
                 two = quants[quants_from + 2 * second + v]
                 bytes01 = (one & low_halves) | (two << 16)  # of both columns, in the two halves of a lane
                 bytes23 = (one >> 16) | (two & ~low_halves)
                 parts = [bytes01, bytes01 >> 8, bytes23, bytes23 >> 8]
+                bits = a[spare + 2 * pair + v]
+                products = i32x16(0)
+                native16.bits_of(bits, products)
                 for half in ti.static(range(2)):
-                    scale = i32x16(*[scales[4 * v + half + 2 * (i // 8)] for i in ti.static(range(16))])
+                    scale = i32x16(0)
+                    native16.pick(products, lanes[half], scale)
                     for byte in ti.static(range(4)):
                         pair_nibbles = parts[byte] & nibbles[half]
-                        dots.dot2(totals[8 * v + 2 * byte + half], pair_nibbles, scale)
-        # What rounding added to the scales counts 7.5 times, the mean of a nibble: taken off, it leaves half the error.
-        added = (largest * (1.0 / 32767.0)) * scale_total - f32x8(*[offsets[i] for i in ti.static(range(8))])
-        lanes = [f32x8(0.0), 7.5 * added]
-        a[sums_at + 16] = a[sums_at + 16] + offsets + f32x16(*[lanes[i // 8][i % 8] for i in ti.static(range(16))])
-        for v in ti.static(range(2)):
-            for half in ti.static(range(2)):
-                step = per_row(largest, v, half) * (1.0 / 32767.0 / 16.0**half)
-                for byte in ti.static(range(4)):
-                    place = sums_at + 8 * v + 2 * byte + half
-                    total = a[place]
-                    multiply_add(total, totals[8 * v + 2 * byte + half] * 1.0, step)
-                    a[place] = total
+                        native16.dot2(totals[8 * v + 2 * byte + half], pair_nibbles, scale)
+        step = a[spare + 3 * _PAIRS][2 * in_group]
+        for i in ti.static(range(16)):
+            total = a[sums_at + i]
+            multiply_add(total, totals[i] * 1.0, f32x16(step * (64.0 / 16.0 ** (i % 2))))
+            a[sums_at + i] = total
 
-    return add_block, [1.0] * 16
+    @ti.func
+    def add_block(
+        quants: ti.template(), quants_from, headers: ti.template(), headers_from, headers_address, height, first, bands,
+        x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), sums_at, spare,
+        ahead: ti.template(),
+    ):  # fmt: skip
+        group = headers_from + first
+        scale_inputs(headers_address, group, height, x, x_base, active, low, high, a, spare)
+        round_scales(headers_address, group, height, active, low, high, a, sums_at + 16 * GROUP_BANDS, spare)
+        for band in range(bands):
+            add_band(
+                quants, quants_from, height, first + band, active, low, high,
+                a, sums_at + 16 * band, spare, band, band * (high - low), ahead,
+            )  # fmt: skip
+
+    @ti.func
+    def minima_of_band(a: ti.template(), sums_at, band):
+        return f32x8(*[a[sums_at + 16 * GROUP_BANDS + i // 4][4 * band + i % 4] for i in ti.static(range(8))])
+
+    return add_block, minima_of_band, [1.0] * 16

@@ -2,8 +2,8 @@
 
 The active columns are split evenly over the workers. A worker goes through the panels of up to eight bands (see
 ZigzagShape), and in a panel through its share in blocks of columns: what a block has in the panel is fetched column by
-column, in the order of memory, while the block before is computed band by band, with a band's 256 sums in registers.
-It writes its sums once; whoever needs y adds the workers' partial sums in worker order, so a result never depends on
+column, in the order of memory, while the block before is computed band by band (see block_sums), with a band's 256 sums
+in registers. It writes its sums once; whoever needs y adds the workers' partial sums in worker order, so a result never depends on
 timing.
 """
 
@@ -13,7 +13,15 @@ import numpy as np
 
 from spqt_ti.backend import address, host_view, ti
 from spqt_ti.kernels import native
-from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, SUM_VECTORS, make_add_block, make_scales_and_minima
+from spqt_ti.kernels.block_sums import (
+    BLOCK_COLUMNS,
+    GROUP_BANDS,
+    GROUP_VECTORS,
+    RING_STRIDE,
+    SPARE_VECTORS,
+    make_add_block,
+    make_scales_and_minima,
+)
 from spqt_ti.kernels.geometry import ZigzagShape
 from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, value, vectors_for
@@ -21,11 +29,11 @@ from spqt_ti.kernels.workers import share_start
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place, split
 
 MOST_PANEL_BANDS = 8
-SCRATCH_VECTORS = MOST_PANEL_BANDS * SUM_VECTORS + BLOCK_COLUMNS + 1  # of a worker: a panel's sums, a block's scales
+SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // GROUP_BANDS) * GROUP_VECTORS + SPARE_VECTORS  # of a worker
 
-# What is asked for next, as a list of variables: address and step to the next superblock of the column, superblocks
-# left in it, place in the active list, first band and height of the panel; then what does not change.
-(AT, STEP, LEFT, PLACE, PANEL, HEIGHT, QUANTS, HEADERS, FIRST, LAST, COLS, FULL_BANDS, PANEL_BANDS) = range(13)
+# What is fetched next, as a list of variables: the superblock, superblocks left in its column, place in the active list,
+# first band and height of the panel; then what does not change.
+(NEXT, LEFT, PLACE, PANEL, HEIGHT, QUANTS, HEADERS, FIRST, LAST, COLS, FULL_BANDS, PANEL_BANDS, RING) = range(13)
 
 
 def preferred_panel_bands() -> int:
@@ -33,40 +41,58 @@ def preferred_panel_bands() -> int:
     return MOST_PANEL_BANDS if native.load() is not None else 1
 
 
-def make_ask():
-    """Build the ti.func that fetches the next superblock, in the order of memory, into L2.
+def make_stream():
+    """Build the ti.funcs that fetch superblocks into L2 in the order of memory, ahead of their use: `plan` writes the
+    next ones to a ring of RING_STRIDE integers, `fetch` asks for one of them.
 
     Without it, skipping is slower than reading everything once weights exceed the cache: the hardware's prefetcher
-    finds no pattern in the pieces. After the last panel it repeats itself, which costs nothing.
+    finds no pattern in the pieces. Planning is apart because its branches would cost the loop that multiplies its
+    registers. After the last panel the last superblock is fetched again and again, which costs nothing.
     """
     helpers = native.load()
     prefetches = helpers is not None
 
     @ti.func
-    def ask(active: ti.template(), ahead: ti.template()):
-        if ti.static(prefetches):
-            if ahead[LEFT] == 0:
-                if ahead[PANEL] < ahead[FULL_BANDS]:
-                    superblock = ti.cast(ahead[PANEL] * ahead[COLS] + active[ahead[PLACE]] * ahead[HEIGHT], ti.i64)
-                    header = ahead[HEADERS] + (superblock << 4)
-                    helpers.prefetch64(header)
-                    header += ti.cast((ahead[HEIGHT] - 1) << 4, ti.i64)
-                    helpers.prefetch64(header)
-                    ahead[AT] = ahead[QUANTS] + (superblock << 7)
-                    ahead[LEFT] = ahead[HEIGHT]
-                    ahead[PLACE] += 1
-                    if ahead[PLACE] == ahead[LAST]:
-                        ahead[PLACE] = ahead[FIRST]
-                        ahead[PANEL] += ahead[PANEL_BANDS]
-                        ahead[HEIGHT] = ti.min(ahead[PANEL_BANDS], ahead[FULL_BANDS] - ahead[PANEL])
-                else:
-                    ahead[STEP] = ti.cast(0, ti.i64)
-                    ahead[LEFT] = 1 << 30
-            helpers.prefetch128(ahead[AT])
-            ahead[AT] += ahead[STEP]
-            ahead[LEFT] -= 1
+    def next_column(active: ti.template(), ahead: ti.template()):
+        if ahead[PANEL] < ahead[FULL_BANDS]:
+            ahead[NEXT] = ahead[PANEL] * ahead[COLS] + active[ahead[PLACE]] * ahead[HEIGHT]
+            ahead[LEFT] = ahead[HEIGHT]
+            header = ahead[HEADERS] + (ti.cast(ahead[NEXT], ti.i64) << 4)
+            helpers.prefetch64(header)
+            header += ti.cast((ahead[HEIGHT] - 1) << 4, ti.i64)
+            helpers.prefetch64(header)
+            ahead[PLACE] += 1
+            if ahead[PLACE] == ahead[LAST]:
+                ahead[PLACE] = ahead[FIRST]
+                ahead[PANEL] += ahead[PANEL_BANDS]
+                ahead[HEIGHT] = ti.min(ahead[PANEL_BANDS], ahead[FULL_BANDS] - ahead[PANEL])
+        else:
+            ahead[NEXT] -= 1
+            ahead[LEFT] = 1
 
-    return ask
+    @ti.func
+    def plan(active: ti.template(), ahead: ti.template(), count):
+        if ti.static(prefetches):
+            done = 0
+            while done < count:
+                if ahead[LEFT] == 0:
+                    next_column(active, ahead)
+                at = ahead[RING] + ti.cast(done * 4, ti.i64)
+                run = ahead[NEXT]
+                helpers.write_run(at, run)  # as many as a column can have
+                taken = ti.min(ahead[LEFT], count - done)
+                ahead[NEXT] += taken
+                ahead[LEFT] -= taken
+                done += taken
+
+    @ti.func
+    def fetch(ahead: ti.template(), i):
+        if ti.static(prefetches):
+            quants = ahead[QUANTS]
+            at = ahead[RING] + ti.cast(i * 4, ti.i64)
+            helpers.prefetch_nth128(quants, at)
+
+    return plan, fetch
 
 
 def make_tail_band():
@@ -107,55 +133,63 @@ def make_gemv(workers: int, exact: bool = False):
 
     Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the addresses
     of the arrays quants and headers, and the matrix's geometry (see ZigzagShape); x with its first vector; the active
-    list with its first entry and its length; scratch `a`, with the first vector of the partial sums and of the
-    worker's SCRATCH_VECTORS in it; the worker. Worker w writes the whole bands of partial sums (16 vectors each) that
+    list with its first entry and its length; the address of the worker's RING_STRIDE i32; scratch `a`, with the first
+    vector of the partial sums and of the worker's SCRATCH_VECTORS in it; the worker. Worker w writes the whole bands of partial sums (16 vectors each) that
     start at vector `partial_base + w * bands * 16`.
     """
-    ask = make_ask()
-    add_block, write_rows = make_add_block(ask, exact)
+    plan, fetch = make_stream()
+    add_block, write_rows = make_add_block(fetch, exact)
     tail_band = make_tail_band()
 
     @ti.func
     def full_bands_of(
         quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address, headers_address,
-        cols, full_bands, panel_bands, x: ti.template(), x_base, active: ti.template(), first, last,
-        a: ti.template(), out, spare,
+        cols, full_bands, panel_bands, x: ti.template(), x_base, active: ti.template(), first, last, ring,
+        a: ti.template(), out, scratch,
     ):  # fmt: skip
         ahead = [
-            ti.cast(0, ti.i64), ti.cast(128, ti.i64), 0, first, 0, ti.min(panel_bands, full_bands),
-            quants_address + (ti.cast(quants_base, ti.i64) << 6),
-            headers_address + (ti.cast(headers_base, ti.i64) << 4), first, last, cols, full_bands, panel_bands,
+            0, 0, first, 0, ti.min(panel_bands, full_bands), quants_address + (ti.cast(quants_base, ti.i64) << 6),
+            headers_address + (ti.cast(headers_base, ti.i64) << 4), first, last, cols, full_bands, panel_bands, ring,
         ]  # fmt: skip
-        for _ in range(ti.min(BLOCK_COLUMNS, last - first) * ahead[HEIGHT]):
-            ask(active, ahead)
+        spare = scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
+        for _ in range((ahead[HEIGHT] + GROUP_BANDS - 1) // GROUP_BANDS):
+            count = ti.min(BLOCK_COLUMNS, last - first) * ti.min(GROUP_BANDS, ahead[HEIGHT])
+            plan(active, ahead, count)
+            for i in range(count):
+                fetch(ahead, i)
         for panel in range((full_bands + panel_bands - 1) // panel_bands):
             start = panel * panel_bands
             height = ti.min(panel_bands, full_bands - start)
-            for i in range(height * SUM_VECTORS):
-                a[spare + i] = f32x16(0.0)
+            groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
+            for i in range(groups * GROUP_VECTORS):
+                a[scratch + i] = f32x16(0.0)
             for block in range((last - first + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
                 low = first + block * BLOCK_COLUMNS
-                for band in range(height):
+                high = ti.min(low + BLOCK_COLUMNS, last)
+                for group in range(groups):
+                    bands = ti.min(GROUP_BANDS, height - group * GROUP_BANDS)
+                    plan(active, ahead, (high - low) * bands + (high - low) % 2)
                     add_block(
-                        quants, quants_base + start * cols * 2, headers, headers_base + start * cols, height, band,
-                        x, x_base, active, low, ti.min(low + BLOCK_COLUMNS, last),
-                        a, spare + band * SUM_VECTORS, spare + MOST_PANEL_BANDS * SUM_VECTORS, ahead,
+                        quants, quants_base + start * cols * 2, headers, headers_base + start * cols, headers_address,
+                        height, group * GROUP_BANDS, bands, x, x_base, active, low, high,
+                        a, scratch + group * GROUP_VECTORS, spare, ahead,
                     )  # fmt: skip
             for band in range(height):
-                write_rows(a, spare + band * SUM_VECTORS, out + (start + band) * 16)
+                sums = scratch + band // GROUP_BANDS * GROUP_VECTORS
+                write_rows(a, sums, band % GROUP_BANDS, out + (start + band) * 16)
 
     @ti.func
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
         quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base,
-        active: ti.template(), active_base, count, a: ti.template(), partial_base, scratch, worker,
+        active: ti.template(), active_base, count, ring, a: ti.template(), partial_base, scratch, worker,
     ):  # fmt: skip
         first = active_base + share_start(count, worker, workers)
         last = active_base + share_start(count, worker + 1, workers)
         out = partial_base + worker * (full_bands + tail_bands) * 16
         full_bands_of(
             quants, quants_base, headers, headers_base, quants_address, headers_address, cols, full_bands, panel_bands,
-            x, x_base, active, first, last, a, out, scratch,
+            x, x_base, active, first, last, ring, a, out, scratch,
         )  # fmt: skip
         if tail_bands > 0:
             tail_band(
@@ -177,7 +211,7 @@ class ZigzagMatrix:
         quants, tail, headers = split(data, shape)
         self._quants = _upload(quants, u32x16)
         self._tail = _upload(tail, u32x8)
-        self._headers = _upload(headers, u32x4)
+        self._headers = _upload(headers, u32x4, GROUP_BANDS - 1)  # headers are read four at a time
         self._x = ti.ndarray(f32x16, (vectors_for(shape.cols),))
         self._partial_vectors = workers * shape.padded_rows // 16
         self._scratch = ti.ndarray(f32x16, (self._partial_vectors + workers * SCRATCH_VECTORS,))
@@ -202,7 +236,7 @@ class ZigzagGemv(ZigzagMatrix):
 
     def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
         super().__init__(data, shape, workers, exact)
-        self._active = ti.ndarray(ti.i32, (shape.cols + 16,))
+        self._active = ti.ndarray(ti.i32, (shape.cols + workers * RING_STRIDE,))
         self._kernel = make_gemv_kernel(workers, exact)
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
@@ -226,13 +260,13 @@ class ZigzagGemv(ZigzagMatrix):
         self._kernel(
             self._quants, self._tail, self._headers, address(self._quants), address(self._headers),
             shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands,
-            self._x, self._active, count, self._scratch,
+            self._x, self._active, address(self._active), count, self._scratch,
         )  # fmt: skip
         ti.sync()
 
 
-def _upload(rows: np.ndarray, dtype) -> ti.Ndarray:
-    array = ti.ndarray(dtype, (max(1, len(rows)),))
+def _upload(rows: np.ndarray, dtype, spare: int = 0) -> ti.Ndarray:
+    array = ti.ndarray(dtype, (max(1, len(rows) + spare),))
     host_view(array)[: len(rows)] = rows
     return array
 
@@ -247,13 +281,14 @@ def make_gemv_kernel(workers: int, exact: bool = False):
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4),
         quants_address: ti.i64, headers_address: ti.i64,
         cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32, x: array_of(f32x16),
-        active: array_of(ti.i32), count: ti.i32, a: array_of(f32x16),
+        active: array_of(ti.i32), active_address: ti.i64, count: ti.i32, a: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             gemv(
                 quants, 0, tail, 0, headers, 0, quants_address, headers_address,
                 cols, full_bands, tail_bands, panel_bands, x, 0, active, 0, count,
+                active_address + ti.cast((cols + worker * RING_STRIDE) * 4, ti.i64),
                 a, 0, workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS, worker,
             )  # fmt: skip
 

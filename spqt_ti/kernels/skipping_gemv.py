@@ -11,7 +11,7 @@ import numpy as np
 
 from spqt_ti.backend import address, ti
 from spqt_ti.kernels import native
-from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, SUM_VECTORS, make_add_block
+from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, GROUP_BANDS, GROUP_VECTORS, make_add_block
 from spqt_ti.kernels.gemv import MOST_PANEL_BANDS, SCRATCH_VECTORS, ZigzagMatrix, make_tail_band
 from spqt_ti.kernels.geometry import ZigzagShape
 from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, value
@@ -26,10 +26,10 @@ def make_skipping_gemv(workers: int, exact: bool = False):
     prefetches = helpers is not None
 
     @ti.func
-    def no_ask(active: ti.template(), ahead: ti.template()):
+    def no_fetch(ahead: ti.template(), i):
         pass
 
-    add_block, write_rows = make_add_block(no_ask, exact)
+    add_block, write_rows = make_add_block(no_fetch, exact)
     tail_band = make_tail_band()
 
     @ti.func
@@ -45,17 +45,19 @@ def make_skipping_gemv(workers: int, exact: bool = False):
     @ti.func
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        quants_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base, threshold,
+        quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base, threshold,
         chosen: ti.template(), chosen_base, a: ti.template(), partial_base, scratch, worker,
     ):  # fmt: skip
         first = share_start(cols, worker, workers)
         last = share_start(cols, worker + 1, workers)
         out = partial_base + worker * (full_bands + tail_bands) * 16
         ahead = 0
+        spare = scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
         for panel in range((full_bands + panel_bands - 1) // panel_bands):
             start = panel * panel_bands
             height = ti.min(panel_bands, full_bands - start)
-            for i in range(height * SUM_VECTORS):
+            groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
+            for i in range(groups * GROUP_VECTORS):
                 a[scratch + i] = f32x16(0.0)
             for block in range((last - first + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
                 low = first + block * BLOCK_COLUMNS
@@ -66,14 +68,17 @@ def make_skipping_gemv(workers: int, exact: bool = False):
                         at = quants_address + (ti.cast(quants_base // 2 + superblock, ti.i64) << 7)
                         helpers.prefetch128(at)
                 if count > 0:
-                    for band in range(height):
+                    for group in range(groups):
                         add_block(
-                            quants, quants_base + start * cols * 2, headers, headers_base + start * cols, height, band,
+                            quants, quants_base + start * cols * 2, headers, headers_base + start * cols,
+                            headers_address, height, group * GROUP_BANDS,
+                            ti.min(GROUP_BANDS, height - group * GROUP_BANDS),
                             x, x_base, chosen, chosen_base, chosen_base + count,
-                            a, scratch + band * SUM_VECTORS, scratch + MOST_PANEL_BANDS * SUM_VECTORS, ahead,
+                            a, scratch + group * GROUP_VECTORS, spare, ahead,
                         )  # fmt: skip
             for band in range(height):
-                write_rows(a, scratch + band * SUM_VECTORS, out + (start + band) * 16)
+                sums = scratch + band // GROUP_BANDS * GROUP_VECTORS
+                write_rows(a, sums, band % GROUP_BANDS, out + (start + band) * 16)
         if tail_bands > 0:
             count = choose(x, x_base, threshold, first, last, chosen, chosen_base)
             tail_band(
@@ -102,7 +107,7 @@ class SkippingGemv(ZigzagMatrix):
         """Launch on the x that is on the device and wait for the end."""
         shape = self.shape
         self._kernel(
-            self._quants, self._tail, self._headers, address(self._quants),
+            self._quants, self._tail, self._headers, address(self._quants), address(self._headers),
             shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands,
             self._x, threshold, self._chosen, self._scratch,
         )  # fmt: skip
@@ -116,14 +121,14 @@ def make_skipping_kernel(workers: int, exact: bool = False):
 
     @ti.kernel
     def skipping_gemv(
-        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64, headers_address: ti.i64,
         cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32, x: array_of(f32x16),
         threshold: ti.f32, chosen: array_of(ti.i32), a: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             gemv(
-                quants, 0, tail, 0, headers, 0, quants_address, cols, full_bands, tail_bands, panel_bands,
+                quants, 0, tail, 0, headers, 0, quants_address, headers_address, cols, full_bands, tail_bands, panel_bands,
                 x, 0, threshold, chosen, worker * (cols + 1),
                 a, 0, workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS, worker,
             )  # fmt: skip

@@ -85,7 +85,8 @@ class DecodeStep:
         self._ints_view[0] = 0
         kernel(
             w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
-            self._gates.array, address(w.quants), address(w.headers), token, position, self._ticks,
+            self._gates.array, address(w.quants), address(w.headers), address(self._ints),
+            token, position, self._ticks,
         )  # fmt: skip
         ti.sync()
 

@@ -6,6 +6,7 @@ worker computes for itself instead of waiting for another.
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.attention import LOWEST, CacheShape, attend, write_key, write_value
+from spqt_ti.kernels.block_sums import RING_STRIDE
 from spqt_ti.kernels.collect import collect, collect_weighted
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.head import f16x16, make_head
@@ -66,8 +67,7 @@ def make_decode_kernel(
     @ti.func
     def multiply(
         quants: ti.template(), tail: ti.template(), headers: ti.template(), quants_address, headers_address,
-        a: ti.template(),
-        integers: ti.template(), gates: ti.template(), layer, site, x, worker,
+        a: ti.template(), integers: ti.template(), gates: ti.template(), layer, site, x, ring, worker,
         ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
@@ -90,7 +90,7 @@ def make_decode_kernel(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
             headers, layer * headers_stride + integers[at + HEADERS], quants_address, headers_address,
             cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], integers[at + PANEL_BANDS], a, x,
-            integers, active, count, a, scratch.partial, scratch.gemv + worker * SCRATCH_VECTORS, worker,
+            integers, active, count, ring, a, scratch.partial, scratch.gemv + worker * SCRATCH_VECTORS, worker,
         )  # fmt: skip
         mark(ticks, last_mark, GEMV + site, worker)
 
@@ -205,12 +205,13 @@ def make_decode_kernel(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), words: array_of(u32x16),
         scales: array_of(f16x16), constants: array_of(f32x16), cache: array_of(f32x16), a: array_of(f32x16),
         integers: array_of(ti.i32), gates: array_of(f32x16), quants_address: ti.i64, headers_address: ti.i64,
-        token: ti.i32, position: ti.i32, ticks: array_of(ti.i64),
+        integers_address: ti.i64, token: ti.i32, position: ti.i32, ticks: array_of(ti.i64),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             arrived = 0
             last_mark = read_clock()
+            ring = integers_address + ti.cast((ints.rings + worker * RING_STRIDE) * 4, ti.i64)
             x = scratch.inputs + worker * scratch.input_stride
             first = share_start(hidden, worker, workers)
             last = share_start(hidden, worker + 1, workers)
@@ -235,7 +236,7 @@ def make_decode_kernel(
                         mark(ticks, last_mark, NORM, worker)
                     multiply(
                         quants, tail, headers, quants_address, headers_address, a, integers, gates, layer, site,
-                        source, worker, ticks, last_mark,
+                        source, ring, worker, ticks, last_mark,
                     )  # fmt: skip
                     arrived += workers
                     wait_for_all(integers, 0, arrived)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spqt_ti.kernels.block_sums import RING_STRIDE
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS
 from spqt_ti.kernels.matmul import TILE_VECTORS
 from spqt_ti.model.sites import SITES
@@ -70,6 +71,7 @@ class IntegerPlan:
     everything: int  # 0, 1, 2, ...: the active list of a dense site
     lists: int  # [workers][list_stride], active lists
     list_stride: int
+    rings: int  # [workers][RING_STRIDE], what GEMVs fetch next
     size: int
 
     @classmethod
@@ -80,7 +82,8 @@ class IntegerPlan:
         everything = counts + -(-weights.config.num_hidden_layers * len(SITES) // 16) * 16
         lists = everything + -(-most // 16) * 16
         list_stride = (most // 16 + 1) * 16
-        return cls(counts, everything, lists, list_stride, lists + workers * list_stride)
+        rings = lists + workers * list_stride
+        return cls(counts, everything, lists, list_stride, rings, rings + workers * RING_STRIDE)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from spqt_ti.backend import host_view, ti
 from spqt_ti.errors import BackendError
+from spqt_ti.kernels.block_sums import GROUP_BANDS
 from spqt_ti.kernels.gemv import preferred_panel_bands
 from spqt_ti.kernels.geometry import ZigzagShape, tiles_for
 from spqt_ti.kernels.head import f16x16, tile
@@ -62,7 +63,7 @@ class Weights:
         layers = config.num_hidden_layers
         self.quants = _allocate(u32x16, layers * quants, "quants")
         self.tail = _allocate(u32x8, layers * tail, "tail quants")
-        self.headers = _allocate(u32x4, layers * headers, "superblock headers")
+        self.headers = _allocate(u32x4, layers * headers + GROUP_BANDS - 1, "superblock headers")
         for layer in range(layers):
             for site in SITES:
                 self._load_matrix(layer, site, container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"))

@@ -122,16 +122,17 @@ def test_order_of_the_active_list(exact) -> None:
 
 
 @pytest.mark.parametrize("rows", [5, 64, 256, 300, 960])
-@pytest.mark.parametrize("count", [1, 2, 3, 31, 32, 33, 63, 64, 65, 66, 100, 300, 301])
+@pytest.mark.parametrize("count", [1, 2, 3, 63, 64, 65, 66, 127, 128, 129, 130, 300, 301])
 def test_each_index_is_used_once(rows, count, exact) -> None:
     """Integer weights and x of ones: a column lost, read twice or taken for another changes an exact sum.
 
-    The counts lie around the lengths of blocks, of one worker or of two.
+    The counts lie around the lengths of blocks, of one worker or of two. Scales of 1 are the worst for 16-bit products: a
+    step is 1/500 of them.
     """
     matrix, active = integer_matrix(rows, 301, "zigzag"), choose(301, count)
     y = gemv_of(matrix, exact)(np.ones(301, np.float32), active)
     np.testing.assert_array_equal(np.rint(y), matrix.weights[:, active].sum(axis=1))
-    np.testing.assert_allclose(y, np.rint(y), atol=1e-3)
+    np.testing.assert_allclose(y, np.rint(y), atol=2e-2)
 
 
 def test_every_weight_in_its_place(exact) -> None:
@@ -139,7 +140,7 @@ def test_every_weight_in_its_place(exact) -> None:
     gemv = gemv_of(matrix, exact)
     ones = np.ones(40, np.float32)
     columns = [gemv(ones, np.array([j], np.int32)) for j in range(40)]
-    np.testing.assert_allclose(np.stack(columns, axis=1), matrix.weights, atol=1e-5)
+    np.testing.assert_allclose(np.stack(columns, axis=1), matrix.weights, atol=1e-3)
 
 
 def test_inactive_inputs_are_not_read(exact) -> None:

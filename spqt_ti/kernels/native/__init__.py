@@ -43,5 +43,5 @@ def load():
 
 
 def load_vnni():
-    """`dot2`, `add2`, `pair16`, `widen`, `keep16`; None where they are not available."""
+    """`dot2` and what prepares its arguments, see x86_64_vnni.ll; None where they are not available."""
     return _load("x86_64_vnni")

@@ -29,6 +29,34 @@ define void @prefetch64(i64* %address) alwaysinline {
   ret void
 }
 
+; *first, *first + 1, ... *first + 7 as 32-bit integers at *address.
+define void @write_run(i64* %address, i32* %first) alwaysinline {
+  %a = load i64, i64* %address
+  %p = inttoptr i64 %a to <8 x i32>*
+  %f = load i32, i32* %first
+  %s = insertelement <8 x i32> poison, i32 %f, i32 0
+  %v = shufflevector <8 x i32> %s, <8 x i32> poison, <8 x i32> zeroinitializer
+  %r = add <8 x i32> %v, <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7>
+  store <8 x i32> %r, <8 x i32>* %p, align 4
+  ret void
+}
+
+; Ask for the 128 bytes at *base + 128 n, n the 32-bit integer at *place, into L2.
+define void @prefetch_nth128(i64* %base, i64* %place) alwaysinline {
+  %b = load i64, i64* %base
+  %a = load i64, i64* %place
+  %p = inttoptr i64 %a to i32*
+  %n = load i32, i32* %p
+  %w = sext i32 %n to i64
+  %o = shl i64 %w, 7
+  %at = add i64 %b, %o
+  %q = inttoptr i64 %at to i8*
+  call void @llvm.prefetch.p0i8(i8* %q, i32 0, i32 2, i32 1)
+  %t = getelementptr i8, i8* %q, i64 64
+  call void @llvm.prefetch.p0i8(i8* %t, i32 0, i32 2, i32 1)
+  ret void
+}
+
 ; *sum += *a * *b, rounded once.
 define void @fma16(<16 x float>* %sum, <16 x float>* %a, <16 x float>* %b) alwaysinline {
   %s = load <16 x float>, <16 x float>* %sum

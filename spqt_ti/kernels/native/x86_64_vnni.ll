@@ -4,9 +4,10 @@ target datalayout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-f80:128-n8:16
 target triple = "x86_64-pc-linux-gnu"
 
 declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <16 x i32>, <16 x i32>)
-declare <8 x i32> @llvm.x86.avx512.vpdpwssd.256(<8 x i32>, <8 x i32>, <8 x i32>)
-declare <8 x float> @llvm.fabs.v8f32(<8 x float>)
-declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
+declare <32 x i16> @llvm.x86.avx512.pmul.hr.sw.512(<32 x i16>, <32 x i16>)
+declare <16 x i32> @llvm.x86.avx512.permvar.si.512(<16 x i32>, <16 x i32>)
+declare <16 x float> @llvm.fabs.v16f32(<16 x float>)
+declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 
 ; *sum += low half of *a * low half of *b + high half of *a * high half of *b, all signed 16-bit, in every lane.
 define void @dot2(<16 x i32>* %sum, <16 x i32>* %a, <16 x i32>* %b) alwaysinline {
@@ -18,43 +19,130 @@ define void @dot2(<16 x i32>* %sum, <16 x i32>* %a, <16 x i32>* %b) alwaysinline
   ret void
 }
 
-; *sum += low half of *a + high half of *a, both signed 16-bit, in every lane.
-define void @add2(<8 x i32>* %sum, <8 x i32>* %a) alwaysinline {
-  %s = load <8 x i32>, <8 x i32>* %sum
-  %x = load <8 x i32>, <8 x i32>* %a
-  %r = call <8 x i32> @llvm.x86.avx512.vpdpwssd.256(<8 x i32> %s, <8 x i32> %x, <8 x i32> <i32 65537, i32 65537, i32 65537, i32 65537, i32 65537, i32 65537, i32 65537, i32 65537>)
-  store <8 x i32> %r, <8 x i32>* %sum
+; *out = the 64 bytes at *address, wherever it is.
+define void @load64(i64* %address, <16 x i32>* %out) alwaysinline {
+  %a = load i64, i64* %address
+  %p = inttoptr i64 %a to <16 x i32>*
+  %v = load <16 x i32>, <16 x i32>* %p, align 4
+  store <16 x i32> %v, <16 x i32>* %out
   ret void
 }
 
-; Lanes 0-7 of *largest become the larger of themselves and the magnitudes of lanes 0-7 of *v.
-define void @widen(<8 x float>* %largest, <16 x float>* %v) alwaysinline {
-  %m = load <8 x float>, <8 x float>* %largest
+; The first words of four Q4_K headers in *a and of four in *b, 16 halves, as floats: d and dmin, d and dmin, ...
+define void @first_halves(<16 x i32>* %a, <16 x i32>* %b, <16 x float>* %out) alwaysinline {
+  %x = load <16 x i32>, <16 x i32>* %a
+  %y = load <16 x i32>, <16 x i32>* %b
+  %w = shufflevector <16 x i32> %x, <16 x i32> %y, <8 x i32> <i32 0, i32 4, i32 8, i32 12, i32 16, i32 20, i32 24, i32 28>
+  %h = bitcast <8 x i32> %w to <16 x half>
+  %f = fpext <16 x half> %h to <16 x float>
+  store <16 x float> %f, <16 x float>* %out
+  ret void
+}
+
+; *largest becomes the larger of itself and the magnitude of *v, in every lane.
+define void @widen(<16 x float>* %largest, <16 x float>* %v) alwaysinline {
+  %m = load <16 x float>, <16 x float>* %largest
   %w = load <16 x float>, <16 x float>* %v
-  %low = shufflevector <16 x float> %w, <16 x float> poison, <8 x i32> <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7>
-  %a = call <8 x float> @llvm.fabs.v8f32(<8 x float> %low)
-  %c = fcmp ogt <8 x float> %a, %m
-  %r = select <8 x i1> %c, <8 x float> %a, <8 x float> %m
-  store <8 x float> %r, <8 x float>* %largest
+  %a = call <16 x float> @llvm.fabs.v16f32(<16 x float> %w)
+  %c = fcmp ogt <16 x float> %a, %m
+  %r = select <16 x i1> %c, <16 x float> %a, <16 x float> %m
+  store <16 x float> %r, <16 x float>* %largest
   ret void
 }
 
-; Lanes 0-7 of *a and *b times *steps, rounded to 16-bit integers: *a's in the low halves of *out, *b's in the high ones.
-; Adding 1.5 * 2^23 leaves the integer in the low bits of the sum.
-define void @pair16(<16 x float>* %a, <16 x float>* %b, <8 x float>* %steps, <8 x i32>* %out) alwaysinline {
-  %x = load <16 x float>, <16 x float>* %a
-  %y = load <16 x float>, <16 x float>* %b
-  %s = load <8 x float>, <8 x float>* %steps
-  %xl = shufflevector <16 x float> %x, <16 x float> poison, <8 x i32> <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7>
-  %yl = shufflevector <16 x float> %y, <16 x float> poison, <8 x i32> <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7>
-  %xr = call <8 x float> @llvm.fma.v8f32(<8 x float> %xl, <8 x float> %s, <8 x float> <float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0>)
-  %yr = call <8 x float> @llvm.fma.v8f32(<8 x float> %yl, <8 x float> %s, <8 x float> <float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0>)
-  %xi = bitcast <8 x float> %xr to <8 x i32>
-  %yi = bitcast <8 x float> %yr to <8 x i32>
-  %low = and <8 x i32> %xi, <i32 65535, i32 65535, i32 65535, i32 65535, i32 65535, i32 65535, i32 65535, i32 65535>
-  %high = shl <8 x i32> %yi, <i32 16, i32 16, i32 16, i32 16, i32 16, i32 16, i32 16, i32 16>
-  %r = or <8 x i32> %low, %high
-  store <8 x i32> %r, <8 x i32>* %out
+; *v of two columns (lanes 0-7, 8-15), of each four times d, dmin, times *steps, rounded to 16 bits. In lanes 4 b .. 4 b + 3:
+; *d, the two columns' values of d of band b in the halves of a lane; *dmin likewise. Adding 1.5 * 2^23 leaves the integer
+; in the low bits of the sum.
+define void @round_inputs(<16 x float>* %v, <16 x float>* %steps, <16 x i32>* %d, <16 x i32>* %dmin) alwaysinline {
+  %x = load <16 x float>, <16 x float>* %v
+  %s = load <16 x float>, <16 x float>* %steps
+  %r = call <16 x float> @llvm.fma.v16f32(<16 x float> %x, <16 x float> %s, <16 x float> <float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0>)
+  %w = bitcast <16 x float> %r to <32 x i16>
+  %p = shufflevector <32 x i16> %w, <32 x i16> poison, <32 x i32> <i32 0, i32 16, i32 0, i32 16, i32 0, i32 16, i32 0, i32 16, i32 4, i32 20, i32 4, i32 20, i32 4, i32 20, i32 4, i32 20, i32 8, i32 24, i32 8, i32 24, i32 8, i32 24, i32 8, i32 24, i32 12, i32 28, i32 12, i32 28, i32 12, i32 28, i32 12, i32 28>
+  %q = shufflevector <32 x i16> %w, <32 x i16> poison, <32 x i32> <i32 2, i32 18, i32 2, i32 18, i32 2, i32 18, i32 2, i32 18, i32 6, i32 22, i32 6, i32 22, i32 6, i32 22, i32 6, i32 22, i32 10, i32 26, i32 10, i32 26, i32 10, i32 26, i32 10, i32 26, i32 14, i32 30, i32 14, i32 30, i32 14, i32 30, i32 14, i32 30>
+  %pi = bitcast <32 x i16> %p to <16 x i32>
+  %qi = bitcast <32 x i16> %q to <16 x i32>
+  store <16 x i32> %pi, <16 x i32>* %d
+  store <16 x i32> %qi, <16 x i32>* %dmin
+  ret void
+}
+
+; Four Q4_K headers -> in each 128 bits the 6-bit fields as bytes: eight scales, eight minima.
+define void @fields(<16 x i32>* %headers, <16 x i32>* %out) alwaysinline {
+  %h = load <16 x i32>, <16 x i32>* %headers
+  %b = bitcast <16 x i32> %h to <64 x i8>
+  %low = shufflevector <64 x i8> %b, <64 x i8> poison, <64 x i32> <i32 4, i32 5, i32 6, i32 7, i32 12, i32 13, i32 14, i32 15, i32 8, i32 9, i32 10, i32 11, i32 12, i32 13, i32 14, i32 15, i32 20, i32 21, i32 22, i32 23, i32 28, i32 29, i32 30, i32 31, i32 24, i32 25, i32 26, i32 27, i32 28, i32 29, i32 30, i32 31, i32 36, i32 37, i32 38, i32 39, i32 44, i32 45, i32 46, i32 47, i32 40, i32 41, i32 42, i32 43, i32 44, i32 45, i32 46, i32 47, i32 52, i32 53, i32 54, i32 55, i32 60, i32 61, i32 62, i32 63, i32 56, i32 57, i32 58, i32 59, i32 60, i32 61, i32 62, i32 63>
+  %lowi = bitcast <64 x i8> %low to <16 x i32>
+  %lows = lshr <16 x i32> %lowi, <i32 0, i32 0, i32 0, i32 4, i32 0, i32 0, i32 0, i32 4, i32 0, i32 0, i32 0, i32 4, i32 0, i32 0, i32 0, i32 4>
+  %lowm = and <16 x i32> %lows, <i32 1061109567, i32 252645135, i32 1061109567, i32 252645135, i32 1061109567, i32 252645135, i32 1061109567, i32 252645135, i32 1061109567, i32 252645135, i32 1061109567, i32 252645135, i32 1061109567, i32 252645135, i32 1061109567, i32 252645135>
+  %top = shufflevector <64 x i8> %b, <64 x i8> zeroinitializer, <64 x i32> <i32 64, i32 65, i32 66, i32 67, i32 4, i32 5, i32 6, i32 7, i32 64, i32 65, i32 66, i32 67, i32 8, i32 9, i32 10, i32 11, i32 80, i32 81, i32 82, i32 83, i32 20, i32 21, i32 22, i32 23, i32 80, i32 81, i32 82, i32 83, i32 24, i32 25, i32 26, i32 27, i32 96, i32 97, i32 98, i32 99, i32 36, i32 37, i32 38, i32 39, i32 96, i32 97, i32 98, i32 99, i32 40, i32 41, i32 42, i32 43, i32 112, i32 113, i32 114, i32 115, i32 52, i32 53, i32 54, i32 55, i32 112, i32 113, i32 114, i32 115, i32 56, i32 57, i32 58, i32 59>
+  %topi = bitcast <64 x i8> %top to <16 x i32>
+  %tops = lshr <16 x i32> %topi, <i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2, i32 2>
+  %topm = and <16 x i32> %tops, <i32 0, i32 808464432, i32 0, i32 808464432, i32 0, i32 808464432, i32 0, i32 808464432, i32 0, i32 808464432, i32 0, i32 808464432, i32 0, i32 808464432, i32 0, i32 808464432>
+  %r = or <16 x i32> %lowm, %topm
+  store <16 x i32> %r, <16 x i32>* %out
+  ret void
+}
+
+; Bytes of *a and *b side by side as 16-bit halves of a lane: of each 128 bits the bytes 0-3, 4-7, 8-11 and 12-15.
+define void @interleave(
+    <16 x i32>* %a, <16 x i32>* %b, <16 x i32>* %out0, <16 x i32>* %out1, <16 x i32>* %out2, <16 x i32>* %out3) alwaysinline {
+  %x = load <16 x i32>, <16 x i32>* %a
+  %y = load <16 x i32>, <16 x i32>* %b
+  %xb = bitcast <16 x i32> %x to <64 x i8>
+  %yb = bitcast <16 x i32> %y to <64 x i8>
+  %low = shufflevector <64 x i8> %xb, <64 x i8> %yb, <64 x i32> <i32 0, i32 64, i32 1, i32 65, i32 2, i32 66, i32 3, i32 67, i32 4, i32 68, i32 5, i32 69, i32 6, i32 70, i32 7, i32 71, i32 16, i32 80, i32 17, i32 81, i32 18, i32 82, i32 19, i32 83, i32 20, i32 84, i32 21, i32 85, i32 22, i32 86, i32 23, i32 87, i32 32, i32 96, i32 33, i32 97, i32 34, i32 98, i32 35, i32 99, i32 36, i32 100, i32 37, i32 101, i32 38, i32 102, i32 39, i32 103, i32 48, i32 112, i32 49, i32 113, i32 50, i32 114, i32 51, i32 115, i32 52, i32 116, i32 53, i32 117, i32 54, i32 118, i32 55, i32 119>
+  %high = shufflevector <64 x i8> %xb, <64 x i8> %yb, <64 x i32> <i32 8, i32 72, i32 9, i32 73, i32 10, i32 74, i32 11, i32 75, i32 12, i32 76, i32 13, i32 77, i32 14, i32 78, i32 15, i32 79, i32 24, i32 88, i32 25, i32 89, i32 26, i32 90, i32 27, i32 91, i32 28, i32 92, i32 29, i32 93, i32 30, i32 94, i32 31, i32 95, i32 40, i32 104, i32 41, i32 105, i32 42, i32 106, i32 43, i32 107, i32 44, i32 108, i32 45, i32 109, i32 46, i32 110, i32 47, i32 111, i32 56, i32 120, i32 57, i32 121, i32 58, i32 122, i32 59, i32 123, i32 60, i32 124, i32 61, i32 125, i32 62, i32 126, i32 63, i32 127>
+  %r0 = shufflevector <64 x i8> %low, <64 x i8> zeroinitializer, <64 x i32> <i32 0, i32 64, i32 1, i32 65, i32 2, i32 66, i32 3, i32 67, i32 4, i32 68, i32 5, i32 69, i32 6, i32 70, i32 7, i32 71, i32 16, i32 80, i32 17, i32 81, i32 18, i32 82, i32 19, i32 83, i32 20, i32 84, i32 21, i32 85, i32 22, i32 86, i32 23, i32 87, i32 32, i32 96, i32 33, i32 97, i32 34, i32 98, i32 35, i32 99, i32 36, i32 100, i32 37, i32 101, i32 38, i32 102, i32 39, i32 103, i32 48, i32 112, i32 49, i32 113, i32 50, i32 114, i32 51, i32 115, i32 52, i32 116, i32 53, i32 117, i32 54, i32 118, i32 55, i32 119>
+  %r1 = shufflevector <64 x i8> %low, <64 x i8> zeroinitializer, <64 x i32> <i32 8, i32 72, i32 9, i32 73, i32 10, i32 74, i32 11, i32 75, i32 12, i32 76, i32 13, i32 77, i32 14, i32 78, i32 15, i32 79, i32 24, i32 88, i32 25, i32 89, i32 26, i32 90, i32 27, i32 91, i32 28, i32 92, i32 29, i32 93, i32 30, i32 94, i32 31, i32 95, i32 40, i32 104, i32 41, i32 105, i32 42, i32 106, i32 43, i32 107, i32 44, i32 108, i32 45, i32 109, i32 46, i32 110, i32 47, i32 111, i32 56, i32 120, i32 57, i32 121, i32 58, i32 122, i32 59, i32 123, i32 60, i32 124, i32 61, i32 125, i32 62, i32 126, i32 63, i32 127>
+  %r2 = shufflevector <64 x i8> %high, <64 x i8> zeroinitializer, <64 x i32> <i32 0, i32 64, i32 1, i32 65, i32 2, i32 66, i32 3, i32 67, i32 4, i32 68, i32 5, i32 69, i32 6, i32 70, i32 7, i32 71, i32 16, i32 80, i32 17, i32 81, i32 18, i32 82, i32 19, i32 83, i32 20, i32 84, i32 21, i32 85, i32 22, i32 86, i32 23, i32 87, i32 32, i32 96, i32 33, i32 97, i32 34, i32 98, i32 35, i32 99, i32 36, i32 100, i32 37, i32 101, i32 38, i32 102, i32 39, i32 103, i32 48, i32 112, i32 49, i32 113, i32 50, i32 114, i32 51, i32 115, i32 52, i32 116, i32 53, i32 117, i32 54, i32 118, i32 55, i32 119>
+  %r3 = shufflevector <64 x i8> %high, <64 x i8> zeroinitializer, <64 x i32> <i32 8, i32 72, i32 9, i32 73, i32 10, i32 74, i32 11, i32 75, i32 12, i32 76, i32 13, i32 77, i32 14, i32 78, i32 15, i32 79, i32 24, i32 88, i32 25, i32 89, i32 26, i32 90, i32 27, i32 91, i32 28, i32 92, i32 29, i32 93, i32 30, i32 94, i32 31, i32 95, i32 40, i32 104, i32 41, i32 105, i32 42, i32 106, i32 43, i32 107, i32 44, i32 108, i32 45, i32 109, i32 46, i32 110, i32 47, i32 111, i32 56, i32 120, i32 57, i32 121, i32 58, i32 122, i32 59, i32 123, i32 60, i32 124, i32 61, i32 125, i32 62, i32 126, i32 63, i32 127>
+  %i0 = bitcast <64 x i8> %r0 to <16 x i32>
+  store <16 x i32> %i0, <16 x i32>* %out0
+  %i1 = bitcast <64 x i8> %r1 to <16 x i32>
+  store <16 x i32> %i1, <16 x i32>* %out1
+  %i2 = bitcast <64 x i8> %r2 to <16 x i32>
+  store <16 x i32> %i2, <16 x i32>* %out2
+  %i3 = bitcast <64 x i8> %r3 to <16 x i32>
+  store <16 x i32> %i3, <16 x i32>* %out3
+  ret void
+}
+
+; *out = *fields * *v / 64, rounded, in every 16-bit half; *fields are below 64.
+define void @times(<16 x i32>* %fields, <16 x i32>* %v, <16 x i32>* %out) alwaysinline {
+  %f = load <16 x i32>, <16 x i32>* %fields
+  %x = load <16 x i32>, <16 x i32>* %v
+  %fw = bitcast <16 x i32> %f to <32 x i16>
+  %xw = bitcast <16 x i32> %x to <32 x i16>
+  %fs = shl <32 x i16> %fw, <i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9, i16 9>
+  %r = call <32 x i16> @llvm.x86.avx512.pmul.hr.sw.512(<32 x i16> %fs, <32 x i16> %xw)
+  %i = bitcast <32 x i16> %r to <16 x i32>
+  store <16 x i32> %i, <16 x i32>* %out
+  ret void
+}
+
+; *out[i] = *v[*lanes[i]].
+define void @pick(<16 x i32>* %v, <16 x i32>* %lanes, <16 x i32>* %out) alwaysinline {
+  %x = load <16 x i32>, <16 x i32>* %v
+  %l = load <16 x i32>, <16 x i32>* %lanes
+  %r = call <16 x i32> @llvm.x86.avx512.permvar.si.512(<16 x i32> %x, <16 x i32> %l)
+  store <16 x i32> %r, <16 x i32>* %out
+  ret void
+}
+
+; *out = the bits of *v.
+define void @bits_of(<16 x float>* %v, <16 x i32>* %out) alwaysinline {
+  %x = load <16 x float>, <16 x float>* %v
+  %r = bitcast <16 x float> %x to <16 x i32>
+  store <16 x i32> %r, <16 x i32>* %out
+  ret void
+}
+
+; *out = the float whose bits are *v.
+define void @float_of(<16 x i32>* %v, <16 x float>* %out) alwaysinline {
+  %x = load <16 x i32>, <16 x i32>* %v
+  %r = bitcast <16 x i32> %x to <16 x float>
+  store <16 x float> %r, <16 x float>* %out
   ret void
 }
 
@@ -64,5 +152,11 @@ define void @keep16(<16 x i32>* %v) alwaysinline {
   %a = load <16 x i32>, <16 x i32>* %v
   %r = call <16 x i32> asm "", "=v,0"(<16 x i32> %a)
   store <16 x i32> %r, <16 x i32>* %v
+  ret void
+}
+
+; In a loop: LLVM does not unroll it. It would hoist the loads of four turns to the first, and spill the sums for them.
+define void @not_unrolled() alwaysinline convergent {
+  call void asm sideeffect "", ""() convergent
   ret void
 }
