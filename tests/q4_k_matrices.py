@@ -11,13 +11,12 @@ from spqt_ti.formats import q4_k
 @dataclass(frozen=True)
 class Matrix:
     """Stored bytes of a matrix [rows, cols] in a layout; `weights` f64; `parts` f64: d scale q + dmin min, never less
-    than |weights|, to which rounding errors are proportional; `largest_scales`, `largest_minima` f64: 63 d, 63 dmin."""
+    than |weights|, to which rounding errors are proportional; `largest_scales` f64: 63 d."""
 
     data: np.ndarray
     weights: np.ndarray
     parts: np.ndarray
     largest_scales: np.ndarray
-    largest_minima: np.ndarray
 
     def tolerance(self, x: np.ndarray) -> np.ndarray:
         """Allowed error per row: 1e-6 of the sum of |terms|.
@@ -29,17 +28,14 @@ class Matrix:
         return 1e-6 * (self.parts @ np.abs(x.astype(np.float64)))
 
     def step_tolerance(self, x: np.ndarray) -> np.ndarray:
-        """Allowed error per row where x d, x dmin and x d scale are rounded to 16 bits (see kernels/block_sums.py): six
-        standard deviations of the sum of cols errors.
+        """Allowed error per row where x d and x d scale are rounded to 16 bits (see kernels/block_sums.py): six standard
+        deviations of the sum of cols errors.
 
-        A step is at most 1 / 32767 of the row's largest 63 x d (or 63 x dmin). Each error is half a step at most, times a
-        quant of up to 15 for x d, 7.5 for x d scale (what it adds on average is taken off), 1 for x dmin. One input lost
-        is seen: it is worth thousands of steps.
+        A step is at most 1 / 32767 of the row's largest 63 x d. Each rounding is off by half a step at most, times a quant
+        of up to 15, less the mean of 7.5 that is taken off. One input lost is seen: it is worth thousands of steps.
         """
-        magnitudes = np.abs(x.astype(np.float64))
-        scale, minimum = ((a * magnitudes).max(axis=1) for a in (self.largest_scales, self.largest_minima))
-        step_errors = (np.hypot(15, 7.5) * scale + minimum) / 32767
-        return 6 / np.sqrt(12) * np.sqrt(np.count_nonzero(x)) * step_errors
+        largest = (self.largest_scales * np.abs(x.astype(np.float64))).max(axis=1)
+        return 6 / np.sqrt(12) * np.sqrt(2) * 7.5 * np.sqrt(np.count_nonzero(x)) * largest / 32767
 
 
 def random_fields(count: int, rng: np.random.Generator) -> q4_k.Fields:
@@ -57,8 +53,7 @@ def make_matrix(rows: int, cols: int, layout: str, fields: q4_k.Fields) -> Matri
     added = _stored(rows, cols, layout, replace(fields, dmin=-fields.dmin))
     ones, most = np.ones_like(fields.quants), np.full_like(fields.scales, 63)
     scales = _stored(rows, cols, layout, replace(fields, dmin=0 * fields.dmin, scales=most, quants=ones))
-    minima = _stored(rows, cols, layout, replace(fields, d=0 * fields.d, dmin=-fields.dmin, mins=most))
-    parts = (data, added, scales, minima)
+    parts = (data, added, scales)
     return Matrix(data, *(layouts.dequantize_matrix(d, rows, cols, layout).astype(np.float64) for d in parts))
 
 

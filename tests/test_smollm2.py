@@ -93,12 +93,12 @@ def test_logits(model: spqt_ti.Model) -> None:
 
 
 def test_logits_in_16_bits(model: spqt_ti.Model, directory: Path) -> None:
-    """Decoding as it runs by default, where the CPU can, within 2e-2 of f32 (on natural text 3e-3, at most 1.7e-2)."""
+    """Decoding as it runs by default, where the CPU can, within 4e-2 of f32 (on natural text 9e-3, at most 3.4e-2)."""
     apply(model, "0.0")
     fast = spqt_ti.load(directory, threads=model.llama.threads)
     tokens = model.tokenizer.encode(RECORDED["prompt"])
     got, expected = fast.logits(tokens, mode="decode"), model.logits(tokens, mode="decode")
-    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-2)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=4e-2)
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
 
 

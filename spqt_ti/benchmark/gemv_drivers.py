@@ -118,7 +118,8 @@ class Zigzag:
         data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm)
         quants, tail, headers = zigzag.split(data, self.shape)
         self.weights = (
-            upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies), upload(headers, u32x4, self.copies, GROUP_BANDS - 1),
+            upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies),
+            upload(headers, u32x4, self.copies, GROUP_BANDS - 1),
         )  # fmt: skip
         self.x = upload(normal_x(cols, vectors_for(cols)), f32x16)
         stride = vectors_for(cols) * 16 + 16

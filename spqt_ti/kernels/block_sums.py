@@ -1,9 +1,9 @@
 """What a block of active columns adds to the 256 sums of each of up to four bands: the inner loop of the zigzag GEMV.
 
-There are two of them. The exact one multiplies in f32. Where the CPU has AVX-512 VNNI, activation x scale is rounded to
-16 bits instead, and one instruction multiplies and adds two columns of 16 rows: half the time per superblock, and an
-error of less than half a step x nibble per weight (see `STEP_ERROR`). The step is that of the largest x d of a band in
-a block of columns.
+There are two of them. The exact one multiplies in f32. Where the CPU has AVX-512 VNNI, x d is rounded to 16 bits
+instead, and so is its product with a scale, and one instruction multiplies and adds two columns of 16 rows: half the
+time per superblock. A step is 1/32767 of the largest x d of a band in a block of columns, times 63, the largest scale. A
+weight is off by at most one step x |nibble - 7.5|: what both roundings add for an average nibble is taken off again.
 
 The sums of a group of bands are GROUP_VECTORS vectors of scratch: 16 per band, sums[8 v + 2 byte + high], lane i: row
 128 v + 64 (i / 8) + 32 high + 4 (i % 8) + byte; then what the minima add up to, four vectors in an order that
@@ -22,7 +22,6 @@ GROUP_VECTORS = GROUP_BANDS * 16 + 4  # of sums
 RING_STRIDE = GROUP_BANDS * BLOCK_COLUMNS + 16  # integers: superblocks to fetch while a group is computed
 _PAIRS = BLOCK_COLUMNS // 2
 SPARE_VECTORS = 3 * _PAIRS + 1  # scratch: rounded x d scale, x d, steps
-STEP_ERROR = 0.75 / 32767  # of x d scale, relative to 63 times the largest magnitude of x d in the block of columns
 
 
 def uses_integers(exact: bool) -> bool:
@@ -69,7 +68,8 @@ def make_add_block(fetch, exact: bool):
     Returns it and the ti.func `write_rows(a, sums_at, band, out)` that turns a band's sums into the rows
     a[out..out+15].
     """
-    add_block, minima_of_band, units = _make_add_block_i16(fetch) if uses_integers(exact) else _make_add_block_f32(fetch)
+    make = _make_add_block_i16 if uses_integers(exact) else _make_add_block_f32
+    add_block, minima_of_band, units = make(fetch)
 
     @ti.func
     def write_rows(a: ti.template(), sums_at, band, out):
@@ -182,9 +182,9 @@ def _make_add_block_i16(fetch):
         """
         steps = a[spare + 3 * _PAIRS]
         inverse = 1.0 / steps
-        minima = [i32x16(0) for _ in ti.static(range(2))]
-        scales = [i32x16(0) for _ in ti.static(range(2))]
-        rounded = [i32x16(0) for _ in ti.static(range(2))]
+        minima, minima_rest, scales, scales_rest, products = [
+            [i32x16(0) for _ in ti.static(range(2))] for _ in ti.static(range(5))
+        ]
         ones = i32x16(0x00010001)
         for pair in range((high - low + 1) // 2):
             j = low + 2 * pair
@@ -197,22 +197,27 @@ def _make_add_block_i16(fetch):
             v = a[spare + 2 * _PAIRS + pair]
             d = i32x16(0)
             dmin = i32x16(0)
-            native16.round_inputs(v, inverse, d, dmin)
+            d_rest = i32x16(0)
+            dmin_rest = i32x16(0)
+            native16.round_inputs(v, inverse, d, dmin, d_rest, dmin_rest)
             for k in ti.static(range(2)):
                 product = i32x16(0)
                 native16.times(pairs[k], d, product)
+                native16.dot2(products[k], product, ones)
                 native16.dot2(scales[k], pairs[k], d)
-                native16.dot2(rounded[k], product, ones)
+                native16.dot2(scales_rest[k], pairs[k], d_rest)
                 native16.dot2(minima[k], pairs[2 + k], dmin)
+                native16.dot2(minima_rest[k], pairs[2 + k], dmin_rest)
                 bits = f32x16(0.0)
                 native16.float_of(product, bits)
                 a[spare + 2 * pair + k] = bits
         # What rounding added to the scales counts 7.5 times, the mean of a nibble: taken off, it leaves half the error.
+        rest = 1.0 / 32767.0
         step_d = f32x16(*[steps[2 * (i // 4)] for i in ti.static(range(16))])
         step_dmin = f32x16(*[steps[2 * (i // 4) + 1] for i in ti.static(range(16))])
         for k in ti.static(range(2)):
-            added = (rounded[k] * 64 - scales[k]) * 7.5
-            a[offsets_at + k] = a[offsets_at + k] + (added * step_d + minima[k] * step_dmin)
+            added = ((products[k] * 64 - scales[k]) * 1.0 - scales_rest[k] * rest) * 7.5
+            a[offsets_at + k] = a[offsets_at + k] + (added * step_d + (minima[k] + minima_rest[k] * rest) * step_dmin)
 
     @ti.func
     def add_band(

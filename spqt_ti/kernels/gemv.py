@@ -3,8 +3,8 @@
 The active columns are split evenly over the workers. A worker goes through the panels of up to eight bands (see
 ZigzagShape), and in a panel through its share in blocks of columns: what a block has in the panel is fetched column by
 column, in the order of memory, while the block before is computed band by band (see block_sums), with a band's 256 sums
-in registers. It writes its sums once; whoever needs y adds the workers' partial sums in worker order, so a result never depends on
-timing.
+in registers. It writes its sums once; whoever needs y adds the workers' partial sums in worker order, so a result never
+depends on timing.
 """
 
 import functools
@@ -31,8 +31,8 @@ from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place, split
 MOST_PANEL_BANDS = 8
 SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // GROUP_BANDS) * GROUP_VECTORS + SPARE_VECTORS  # of a worker
 
-# What is fetched next, as a list of variables: the superblock, superblocks left in its column, place in the active list,
-# first band and height of the panel; then what does not change.
+# What is fetched next, as a list of variables: the superblock, superblocks left in its column, place in the active
+# list, first band and height of the panel; then what does not change.
 (NEXT, LEFT, PLACE, PANEL, HEIGHT, QUANTS, HEADERS, FIRST, LAST, COLS, FULL_BANDS, PANEL_BANDS, RING) = range(13)
 
 
@@ -95,6 +95,14 @@ def make_stream():
     return plan, fetch
 
 
+@ti.func
+def block_columns(count):
+    """Columns of a block. The first is fetched before anything is computed, and the last is computed when everything
+    has been fetched, so short lists are cut smaller.
+    """
+    return ti.select(count < 192, BLOCK_COLUMNS // 4, ti.select(count < 1024, BLOCK_COLUMNS // 2, BLOCK_COLUMNS))
+
+
 def make_tail_band():
     """Build the ti.func that computes the tail band (at most 64 rows) for the active columns first..last-1 and writes
     its four vectors of rows at a[out].
@@ -134,8 +142,8 @@ def make_gemv(workers: int, exact: bool = False):
     Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the addresses
     of the arrays quants and headers, and the matrix's geometry (see ZigzagShape); x with its first vector; the active
     list with its first entry and its length; the address of the worker's RING_STRIDE i32; scratch `a`, with the first
-    vector of the partial sums and of the worker's SCRATCH_VECTORS in it; the worker. Worker w writes the whole bands of partial sums (16 vectors each) that
-    start at vector `partial_base + w * bands * 16`.
+    vector of the partial sums and of the worker's SCRATCH_VECTORS in it; the worker. Worker w writes the whole bands of
+    partial sums (16 vectors each) that start at vector `partial_base + w * bands * 16`.
     """
     plan, fetch = make_stream()
     add_block, write_rows = make_add_block(fetch, exact)
@@ -152,8 +160,9 @@ def make_gemv(workers: int, exact: bool = False):
             headers_address + (ti.cast(headers_base, ti.i64) << 4), first, last, cols, full_bands, panel_bands, ring,
         ]  # fmt: skip
         spare = scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
+        columns = block_columns(last - first)
         for _ in range((ahead[HEIGHT] + GROUP_BANDS - 1) // GROUP_BANDS):
-            count = ti.min(BLOCK_COLUMNS, last - first) * ti.min(GROUP_BANDS, ahead[HEIGHT])
+            count = ti.min(columns, last - first) * ti.min(GROUP_BANDS, ahead[HEIGHT])
             plan(active, ahead, count)
             for i in range(count):
                 fetch(ahead, i)
@@ -163,9 +172,9 @@ def make_gemv(workers: int, exact: bool = False):
             groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
             for i in range(groups * GROUP_VECTORS):
                 a[scratch + i] = f32x16(0.0)
-            for block in range((last - first + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
-                low = first + block * BLOCK_COLUMNS
-                high = ti.min(low + BLOCK_COLUMNS, last)
+            for block in range((last - first + columns - 1) // columns):
+                low = first + block * columns
+                high = ti.min(low + columns, last)
                 for group in range(groups):
                     bands = ti.min(GROUP_BANDS, height - group * GROUP_BANDS)
                     plan(active, ahead, (high - low) * bands + (high - low) % 2)

@@ -121,15 +121,15 @@ def make_skipping_kernel(workers: int, exact: bool = False):
 
     @ti.kernel
     def skipping_gemv(
-        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64, headers_address: ti.i64,
-        cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32, x: array_of(f32x16),
-        threshold: ti.f32, chosen: array_of(ti.i32), a: array_of(f32x16),
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
+        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
+        x: array_of(f32x16), threshold: ti.f32, chosen: array_of(ti.i32), a: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             gemv(
-                quants, 0, tail, 0, headers, 0, quants_address, headers_address, cols, full_bands, tail_bands, panel_bands,
-                x, 0, threshold, chosen, worker * (cols + 1),
+                quants, 0, tail, 0, headers, 0, quants_address, headers_address, cols, full_bands, tail_bands,
+                panel_bands, x, 0, threshold, chosen, worker * (cols + 1),
                 a, 0, workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS, worker,
             )  # fmt: skip
 

@@ -126,8 +126,8 @@ def test_order_of_the_active_list(exact) -> None:
 def test_each_index_is_used_once(rows, count, exact) -> None:
     """Integer weights and x of ones: a column lost, read twice or taken for another changes an exact sum.
 
-    The counts lie around the lengths of blocks, of one worker or of two. Scales of 1 are the worst for 16-bit products: a
-    step is 1/500 of them.
+    The counts lie around the lengths of blocks, of one worker or of two. Scales of 1 are the worst for 16-bit
+    products: a step is 1/500 of them.
     """
     matrix, active = integer_matrix(rows, 301, "zigzag"), choose(301, count)
     y = gemv_of(matrix, exact)(np.ones(301, np.float32), active)

@@ -51,19 +51,31 @@ define void @widen(<16 x float>* %largest, <16 x float>* %v) alwaysinline {
 }
 
 ; *v of two columns (lanes 0-7, 8-15), of each four times d, dmin, times *steps, rounded to 16 bits. In lanes 4 b .. 4 b + 3:
-; *d, the two columns' values of d of band b in the halves of a lane; *dmin likewise. Adding 1.5 * 2^23 leaves the integer
-; in the low bits of the sum.
-define void @round_inputs(<16 x float>* %v, <16 x float>* %steps, <16 x i32>* %d, <16 x i32>* %dmin) alwaysinline {
+; *d, the two columns' values of d of band b in the halves of a lane; *dmin likewise. *d_rest and *dmin_rest: what rounding
+; left over, in 32767ths. Adding 1.5 * 2^23 leaves the integer in the low bits of the sum.
+define void @round_inputs(
+    <16 x float>* %v, <16 x float>* %steps, <16 x i32>* %d, <16 x i32>* %dmin, <16 x i32>* %d_rest, <16 x i32>* %dmin_rest)
+    alwaysinline {
   %x = load <16 x float>, <16 x float>* %v
   %s = load <16 x float>, <16 x float>* %steps
   %r = call <16 x float> @llvm.fma.v16f32(<16 x float> %x, <16 x float> %s, <16 x float> <float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0>)
-  %w = bitcast <16 x float> %r to <32 x i16>
-  %p = shufflevector <32 x i16> %w, <32 x i16> poison, <32 x i32> <i32 0, i32 16, i32 0, i32 16, i32 0, i32 16, i32 0, i32 16, i32 4, i32 20, i32 4, i32 20, i32 4, i32 20, i32 4, i32 20, i32 8, i32 24, i32 8, i32 24, i32 8, i32 24, i32 8, i32 24, i32 12, i32 28, i32 12, i32 28, i32 12, i32 28, i32 12, i32 28>
-  %q = shufflevector <32 x i16> %w, <32 x i16> poison, <32 x i32> <i32 2, i32 18, i32 2, i32 18, i32 2, i32 18, i32 2, i32 18, i32 6, i32 22, i32 6, i32 22, i32 6, i32 22, i32 6, i32 22, i32 10, i32 26, i32 10, i32 26, i32 10, i32 26, i32 10, i32 26, i32 14, i32 30, i32 14, i32 30, i32 14, i32 30, i32 14, i32 30>
-  %pi = bitcast <32 x i16> %p to <16 x i32>
-  %qi = bitcast <32 x i16> %q to <16 x i32>
-  store <16 x i32> %pi, <16 x i32>* %d
-  store <16 x i32> %qi, <16 x i32>* %dmin
+  %n = fsub <16 x float> <float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0>, %r
+  %e = call <16 x float> @llvm.fma.v16f32(<16 x float> %x, <16 x float> %s, <16 x float> %n)
+  %q = call <16 x float> @llvm.fma.v16f32(<16 x float> %e, <16 x float> <float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0, float 32767.0>, <16 x float> <float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0, float 12582912.0>)
+  %rw = bitcast <16 x float> %r to <32 x i16>
+  %qw = bitcast <16 x float> %q to <32 x i16>
+  %d0 = shufflevector <32 x i16> %rw, <32 x i16> poison, <32 x i32> <i32 0, i32 16, i32 0, i32 16, i32 0, i32 16, i32 0, i32 16, i32 4, i32 20, i32 4, i32 20, i32 4, i32 20, i32 4, i32 20, i32 8, i32 24, i32 8, i32 24, i32 8, i32 24, i32 8, i32 24, i32 12, i32 28, i32 12, i32 28, i32 12, i32 28, i32 12, i32 28>
+  %d0i = bitcast <32 x i16> %d0 to <16 x i32>
+  store <16 x i32> %d0i, <16 x i32>* %d
+  %m0 = shufflevector <32 x i16> %rw, <32 x i16> poison, <32 x i32> <i32 2, i32 18, i32 2, i32 18, i32 2, i32 18, i32 2, i32 18, i32 6, i32 22, i32 6, i32 22, i32 6, i32 22, i32 6, i32 22, i32 10, i32 26, i32 10, i32 26, i32 10, i32 26, i32 10, i32 26, i32 14, i32 30, i32 14, i32 30, i32 14, i32 30, i32 14, i32 30>
+  %m0i = bitcast <32 x i16> %m0 to <16 x i32>
+  store <16 x i32> %m0i, <16 x i32>* %dmin
+  %d1 = shufflevector <32 x i16> %qw, <32 x i16> poison, <32 x i32> <i32 0, i32 16, i32 0, i32 16, i32 0, i32 16, i32 0, i32 16, i32 4, i32 20, i32 4, i32 20, i32 4, i32 20, i32 4, i32 20, i32 8, i32 24, i32 8, i32 24, i32 8, i32 24, i32 8, i32 24, i32 12, i32 28, i32 12, i32 28, i32 12, i32 28, i32 12, i32 28>
+  %d1i = bitcast <32 x i16> %d1 to <16 x i32>
+  store <16 x i32> %d1i, <16 x i32>* %d_rest
+  %m1 = shufflevector <32 x i16> %qw, <32 x i16> poison, <32 x i32> <i32 2, i32 18, i32 2, i32 18, i32 2, i32 18, i32 2, i32 18, i32 6, i32 22, i32 6, i32 22, i32 6, i32 22, i32 6, i32 22, i32 10, i32 26, i32 10, i32 26, i32 10, i32 26, i32 10, i32 26, i32 14, i32 30, i32 14, i32 30, i32 14, i32 30, i32 14, i32 30>
+  %m1i = bitcast <32 x i16> %m1 to <16 x i32>
+  store <16 x i32> %m1i, <16 x i32>* %dmin_rest
   ret void
 }
 
