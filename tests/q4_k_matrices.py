@@ -28,11 +28,12 @@ class Matrix:
         return 1e-6 * (self.parts @ np.abs(x.astype(np.float64)))
 
     def step_tolerance(self, x: np.ndarray) -> np.ndarray:
-        """Allowed error per row where x d and x d scale are rounded to 16 bits (see kernels/block_sums.py): six standard
-        deviations of the sum of cols errors.
+        """Allowed error per row where x d and x d scale are rounded to 16 bits (see kernels/block_sums.py): six
+        standard deviations of the sum of cols errors.
 
-        A step is at most 1 / 32767 of the row's largest 63 x d. Each rounding is off by half a step at most, times a quant
-        of up to 15, less the mean of 7.5 that is taken off. One input lost is seen: it is worth thousands of steps.
+        A step is at most 1 / 32767 of the row's largest 63 x d. Each rounding is off by half a step at most, times a
+        quant of up to 15, less the mean of 7.5 that is taken off. One input lost is seen: it is worth thousands of
+        steps.
         """
         largest = (self.largest_scales * np.abs(x.astype(np.float64))).max(axis=1)
         return 6 / np.sqrt(12) * np.sqrt(2) * 7.5 * np.sqrt(np.count_nonzero(x)) * largest / 32767

@@ -2,8 +2,8 @@
 
 There are two of them. The exact one multiplies in f32. Where the CPU has AVX-512 VNNI, x d is rounded to 16 bits
 instead, and so is its product with a scale, and one instruction multiplies and adds two columns of 16 rows: half the
-time per superblock. A step is 1/32767 of the largest x d of a band in a block of columns, times 63, the largest scale. A
-weight is off by at most one step x |nibble - 7.5|: what both roundings add for an average nibble is taken off again.
+time per superblock. A step is 1/32767 of the largest x d of a band in a block of columns, times 63, the largest scale.
+A weight is off by at most one step x |nibble - 7.5|: what both roundings add for an average nibble is taken off again.
 
 The sums of a group of bands are GROUP_VECTORS vectors of scratch: 16 per band, sums[8 v + 2 byte + high], lane i: row
 128 v + 64 (i / 8) + 32 high + 4 (i % 8) + byte; then what the minima add up to, four vectors in an order that
