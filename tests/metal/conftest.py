@@ -1,20 +1,25 @@
-"""Whether this machine can translate kernels to MSL and run them."""
+"""Tests of the harness run where Taichi's SPIR-V code generator does: with --backend vulkan."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from metal.translation import missing_tools
 
-from spqt_ti.backend import devices
-from spqt_ti.errors import BackendError
+HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="session")
-def metal_tools() -> None:
-    """Skips, with what to install, where something is missing."""
-    if reason := missing_tools():
-        pytest.skip(reason)
-    try:
-        devices.find("vulkan")
-    except BackendError as error:
-        pytest.skip(f"Taichi's SPIR-V code generator needs a Vulkan device: {error}")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    elsewhere = config.getoption("--backend") not in ("cpu", "vulkan")
+    problem = "SPIR-V is compiled with --backend vulkan" if elsewhere else missing_tools()
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.threadgroups)
+            if problem:
+                item.add_marker(pytest.mark.skip(reason=problem))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runtime(backend_name: str) -> None:
+    """The backend, started."""

@@ -95,7 +95,7 @@ class Emulator:
         return arrays
 
     def _name(self, what: str | int) -> str:
-        return what if isinstance(what, str) else self.kernel.arguments[what].name.lstrip("_")
+        return what if isinstance(what, str) else self.kernel.arguments[what].name
 
 
 def build(kernels: Iterable[Kernel], folder: Path) -> dict[str, Emulator]:

@@ -23,7 +23,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Task:
-    """One dispatch: its MSL, its grid, and which buffer each binding is ("args", "rets", "globals" or an argument's
+    """One dispatch: its MSL, its grid, and which buffer each binding is ("args", "globals" or an argument's
     index).
     """
 
@@ -36,9 +36,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel's arguments and the tasks it consists of, in order. `args_bytes` is the size of its args buffer."""
+    """A kernel's arguments and the tasks it consists of, in order. `args_bytes` is the size of its args buffer;
+    `written`: the arrays, by their places among the arguments, that a task writes to.
+    """
 
     name: str
     arguments: tuple[Argument, ...]
     args_bytes: int
     tasks: tuple[Task, ...]
+    written: frozenset[int]

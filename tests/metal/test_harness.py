@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metal import limits
 from metal.emulator import Emulator, LaunchError, build
-from metal.harness_kernels import GROUPS, SIZE, THREADS
-from metal.tasks import MetalError
-from metal.translation import Translation, translate
+from metal.harness_kernels import GROUPS, SIZE, THREADS, correct, wrong
+from metal.tasks import Kernel, MetalError
+from metal.translation import checked, translate
 
 
 @pytest.fixture(scope="module")
-def correct(metal_tools, tmp_path_factory) -> Translation:
-    return translate("metal.harness_kernels:correct", tmp_path_factory.mktemp("metal") / "correct")
+def translated(tmp_path_factory) -> Callable[[str, Any], Kernel]:
+    """Translates a kernel."""
 
+    def translate_kernel(name: str, kernel: Any) -> Kernel:
+        return translate(name, checked(kernel), tmp_path_factory.mktemp(name))
 
-@pytest.fixture(scope="module")
-def wrong(metal_tools, tmp_path_factory) -> Translation:
-    return translate("metal.harness_kernels:wrong", tmp_path_factory.mktemp("metal") / "wrong")
+    return translate_kernel
 
 
 # Computing ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def emulators(correct, tmp_path_factory) -> dict[str, Emulator]:
-    return build(correct.kernels.values(), tmp_path_factory.mktemp("emulated"))
+def emulators(translated, tmp_path_factory) -> dict[str, Emulator]:
+    return build(itertools.starmap(translated, correct().items()), tmp_path_factory.mktemp("correct"))
 
 
 @settings(max_examples=20, deadline=None)
@@ -65,6 +69,8 @@ def test_wrong_arguments_are_refused(emulators):
 
 # What Metal would run wrongly -----------------------------------------------------------------------------------------
 
+WRONG = wrong()
+
 MISTAKES = {
     "divergent_barrier": r"divergent barrier in group \d: thread \d+ waits in line \d+, .* has finished",
     "barrier_in_a_loop_of_different_length": r"divergent barrier in group 1: thread 13 waits .* has finished",
@@ -82,8 +88,9 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def mistaken(wrong, tmp_path_factory) -> dict[str, Emulator]:
-    return build([wrong.kernel(name) for name in MISTAKES], tmp_path_factory.mktemp("mistaken"))
+def mistaken(translated, tmp_path_factory) -> dict[str, Emulator]:
+    kernels = [translated(name, kernel) for name, kernel in WRONG.items() if name in MISTAKES]
+    return build(kernels, tmp_path_factory.mktemp("mistaken"))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -109,17 +116,17 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_metal_does_not_have_is_refused(wrong, name):
+def test_what_metal_does_not_have_is_refused(translated, name):
     with pytest.raises(MetalError, match=REFUSALS[name]):
-        wrong.kernel(name)
+        translated(name, WRONG[name])
 
 
-def test_every_wrong_kernel_is_expected_to_fail(wrong):
-    assert set(wrong.kernels) | set(wrong.failures) == set(MISTAKES) | set(REFUSALS)
+def test_every_wrong_kernel_is_expected_to_fail():
+    assert set(WRONG) == {*MISTAKES, *REFUSALS}
 
 
-def test_limits_as_measured_on_a_task(correct):
-    (task,) = correct.kernel("scan").tasks
+def test_limits_as_measured_on_a_task(emulators):
+    (task,) = emulators["scan"].kernel.tasks
     assert limits.threadgroup_bytes(task) == 4 * THREADS
     assert (task.threads, task.groups) == (THREADS, GROUPS)
     assert len(limits.buffer_indices(task)) == 4  # three arrays and the scalar

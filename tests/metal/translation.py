@@ -1,18 +1,16 @@
 """Kernels as Metal would get them: Taichi's SPIR-V for Metal's capabilities, translated to MSL by SPIRV-Cross.
 
-Taichi's Metal backend does the same on a Mac at run time, with the SPIRV-Cross that is built into it and these options:
-MSL 2.3, bindings as decorated.
+Taichi's code generator for SPIR-V, which comes with its Vulkan backend, is the one behind its Metal backend too: what
+differs is the list of capabilities, given here. On a Mac, Taichi then calls the SPIRV-Cross that is built into it, with
+the same options as here: MSL 2.3, bindings as decorated. Taichi must have been started on Vulkan.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,79 +18,73 @@ import numpy as np
 from metal import limits
 from metal.tasks import Argument, Kernel, MetalError, Task
 
-_TESTS = Path(__file__).parent.parent
+from spqt_ti.backend import ti
+
 _COMMANDS = {"spirv-cross": "spirv-cross", "spirv-val": "spirv-tools", "g++": "g++"}  # command -> Debian package
 _SECONDS = 300
 
+# Those of Apple GPUs of family 7 (M1) and later: Taichi 1.7.4, rhi/metal/metal_device.mm, collect_metal_device_caps.
+_CAPABILITIES = [
+    "spirv_version_1_3", "spirv_has_int8", "spirv_has_int16", "spirv_has_float16", "spirv_has_int64",
+    "spirv_has_subgroup_basic", "spirv_has_subgroup_vote", "spirv_has_subgroup_ballot", "spirv_has_subgroup_arithmetic",
+]  # fmt: skip
 
-@dataclass(frozen=True)
-class Translation:
-    """What came of a set of kernels: those that Metal could take, and why the others could not."""
-
-    kernels: dict[str, Kernel]
-    failures: dict[str, str]
-
-    def kernel(self, name: str) -> Kernel:
-        """Raises MetalError for a kernel that could not be translated."""
-        if name in self.failures:
-            raise MetalError(f"{name}: {self.failures[name]}")
-        return self.kernels[name]
+# Numbers in Taichi's enumerations.
+_GLOBALS, _ARGS, _ARRAY = 1, 2, 5  # BufferType
+_SCALARS = {1: np.dtype(np.float32), 5: np.dtype(np.int32), 10: np.dtype(np.uint32)}  # PrimitiveTypeID
+_WRITTEN = 2  # ParameterAccess
 
 
 def missing_tools() -> str | None:
-    """Why kernels cannot be translated and run here, None if they can."""
+    """What has to be installed to translate kernels and run them here; None if nothing."""
     lacking = [f"{command} (Debian: {package})" for command, package in _COMMANDS.items() if not shutil.which(command)]
     return f"needs {', '.join(lacking)}" if lacking else None
 
 
-def translate(function: str, folder: Path) -> Translation:
-    """Compile and translate the kernels that `function` ("module:name", importable from tests/) returns, in `folder`.
+def checked(kernel: Any) -> Any:
+    """A @ti.kernel, all of whose arguments are annotated with their types, as `translate` takes it."""
+    primal = kernel._primal
+    return primal.compiled_kernels[primal.ensure_compiled(*ti.aot.utils.produce_injected_args(primal))]
 
-    Raises MetalError when the compiling process fails as a whole.
+
+def translate(name: str, kernel: Any, folder: Path) -> Kernel:
+    """Translate a kernel as Taichi has type-checked it, using `folder`, which must be empty.
+
+    Raises MetalError for what Metal would not take, and for what these tests do not know.
     """
-    command = [sys.executable, Path(__file__).with_name("compile_kernels.py"), function, folder]
-    paths = os.pathsep.join([str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "SPQT_TAICHI": "taichi"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=_SECONDS, check=False)
-    if done.returncode:
-        raise MetalError(f"{function} does not compile: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    metadata = json.loads((folder / "metadata.json").read_text())
-    failures = json.loads((folder / "failures.json").read_text())
-    kernels = {}
-    for entry in metadata["kernels"]:
-        try:
-            kernels[entry["name"]] = _kernel(entry, folder)
-        except MetalError as error:
-            failures[entry["name"]] = str(error)
-    return Translation(kernels, failures)
-
-
-def _kernel(entry: dict[str, Any], folder: Path) -> Kernel:
+    known = ti.lang.enums.DeviceCapability
+    # What ti.aot.Module wraps, which a process can have only one of.
+    builder = ti.lang.impl.get_runtime().prog.make_aot_module_builder(
+        ti.vulkan, [getattr(known, capability) for capability in _CAPABILITIES]
+    )
+    try:
+        builder.add(name, kernel)
+    except RuntimeError as error:
+        raise MetalError(f"{name}: {error}") from error
+    builder.dump(str(folder), "")
+    (entry,) = json.loads((folder / "metadata.json").read_text())["kernels"]
     context = entry["ctx_attribs"]
+    return Kernel(
+        name,
+        tuple(_arguments(name, context)),
+        context["args_bytes_"],
+        tuple(_task(task, folder) for task in entry["tasks_attribs"]),
+        frozenset(item["key"][0] for item in context["arr_access"] if item["value"] & _WRITTEN),
+    )
+
+
+def _arguments(kernel: str, context: dict[str, Any]) -> list[Argument]:
+    fields = context["args_type_"]["content"]["elements_"]
     attributes = {item["key"][0]: item["value"] for item in context["arg_attribs_vec_"]}
-    fields = context["args_type_"]["content"]["elements_"] if attributes else []
-    arguments = tuple(_argument(attributes[i], field) for i, field in enumerate(fields))
-    tasks = tuple(_task(task, folder) for task in entry["tasks_attribs"])
-    return Kernel(entry["name"], arguments, context["args_bytes_"], tasks)
-
-
-# Numbers of Taichi's PrimitiveTypeID.
-_SCALARS = {1: np.dtype(np.float32), 5: np.dtype(np.int32), 10: np.dtype(np.uint32)}
-
-
-def _argument(attributes: dict[str, Any], field: dict[str, Any]) -> Argument:
-    if not attributes["is_array"]:
-        if attributes["dtype"] not in _SCALARS:
-            raise MetalError(f"argument {attributes['name']}: only f32, i32 and u32 scalars are known here")
-        return Argument(attributes["name"], False, _SCALARS[attributes["dtype"]], field["offset"])
-    if attributes["field_dim"] != 1 or attributes["element_shape"]:
-        raise MetalError(f"argument {attributes['name']}: only one-dimensional arrays of scalars are known here")
-    # Their number of elements comes first in what args has of an array.
-    return Argument(attributes["name"], True, None, field["offset"])
-
-
-# Numbers of Taichi's BufferType.
-_GLOBALS, _ARGS, _RETS, _ARRAY = 1, 2, 3, 5
+    arguments = []
+    for i, field in enumerate(fields[: len(attributes)]):
+        name, is_array, number = (attributes[i][key] for key in ("name", "is_array", "dtype"))
+        if is_array and (attributes[i]["field_dim"] != 1 or attributes[i]["element_shape"]):
+            raise MetalError(f"{kernel}: {name}: only one-dimensional arrays of scalars are known here")
+        if not is_array and number not in _SCALARS:
+            raise MetalError(f"{kernel}: {name}: only f32, i32 and u32 scalars are known here")
+        arguments.append(Argument(name.lstrip("_"), is_array, None if is_array else _SCALARS[number], field["offset"]))
+    return arguments
 
 
 def _task(task: dict[str, Any], folder: Path) -> Task:
@@ -114,9 +106,9 @@ def _task(task: dict[str, Any], folder: Path) -> Task:
 def _buffer(buffer: dict[str, Any]) -> str | int:
     if buffer["type"] == _ARRAY:
         return buffer["root_id"][0]
-    names = {_GLOBALS: "globals", _ARGS: "args", _RETS: "rets"}
+    names = {_GLOBALS: "globals", _ARGS: "args"}
     if buffer["type"] not in names:
-        raise MetalError(f"a buffer of Taichi's type {buffer['type']}: fields are not known here, only ndarrays")
+        raise MetalError(f"a buffer of Taichi's type {buffer['type']}: neither fields nor results are known here")
     return names[buffer["type"]]
 
 

@@ -38,10 +38,11 @@ def make_row_gemv_kernel(rows: int, cols: int, skips: bool):
             shared = ti.simt.block.SharedArray((_THREADS,), ti.f32)
             t = i & (_THREADS - 1)
             lane = t & (LANES - 1)
-            row = ti.min((i >> threads_log2) * _ROWS + (t >> 5), rows - 1)
+            row = (i >> threads_log2) * _ROWS + (t >> 5)
+            stored = ti.min(row, rows - 1)
             total = 0.0
             for block in range(blocks):
-                at = (copy * rows + row) * blocks + block
+                at = (copy * rows + stored) * blocks + block
                 word = quants[at * LANES + lane]
                 header = ti.Vector([headers[at * 4 + k] for k in ti.static(range(4))])
                 for high in ti.static(range(2)):

@@ -1,8 +1,6 @@
 // What SPIRV-Cross's compute kernels use of Metal's standard library, for g++. What is missing does not compile.
 #pragma once
 
-#include <cmath>
-
 #include "threadgroups.h"
 
 typedef unsigned char uchar;

@@ -6,7 +6,6 @@
 #include <ucontext.h>
 
 #include <cstdlib>
-#include <utility>
 
 #include "checked_memory.h"
 
@@ -81,11 +80,17 @@ inline void step(uint32_t thread) {
     setcontext(&fibers[thread].start);
 }
 
+inline void swap(uint32_t& a, uint32_t& b) {
+    const uint32_t kept = a;
+    a = b;
+    b = kept;
+}
+
 inline void shuffle(uint32_t* values, uint32_t count, uint32_t& state) {
     for (uint32_t i = 0; i < count; i++) values[i] = i;
     for (uint32_t i = count; i > 1 && launch.seed; i--) {
         state = state * 1664525u + 1013904223u;
-        std::swap(values[i - 1], values[(state >> 8) % i]);
+        swap(values[i - 1], values[(state >> 8) % i]);
     }
 }
 
