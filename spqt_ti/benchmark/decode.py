@@ -10,6 +10,7 @@ import numpy as np
 
 from spqt_ti.api import Model, load
 from spqt_ti.benchmark.bandwidth import read_bandwidth
+from spqt_ti.model.plans import MOST_TOKENS
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 PROMPT = "The history of the city begins with a small settlement on the bank of the river,"
@@ -94,9 +95,8 @@ def decode_once(model: Model, prompt: Sequence[int], tokens: int) -> tuple[float
     token = int(np.argmax(llama.prefill(prompt)[0]))
     active = np.zeros(llama.active.shape)
     begin = time.perf_counter()
-    for _ in range(tokens):
-        llama.decode(token)
-        token = llama.best_token()
+    for done in range(0, tokens, MOST_TOKENS):
+        token = llama.decode_greedy(token, min(MOST_TOKENS, tokens - done))[-1]
         active += llama.active
     return tokens / (time.perf_counter() - begin), active / tokens
 

@@ -1,4 +1,4 @@
-"""The decode step: one token through the whole model as one persistent kernel (`decode_kernel`).
+"""The decode step: tokens through the whole model as one persistent kernel (`decode_kernel`).
 
 No allocation and no Python between blocks.
 """
@@ -16,13 +16,13 @@ from spqt_ti.kernels.stopwatch import seconds_per_tick
 from spqt_ti.kernels.vectors import f32x16
 from spqt_ti.model.decode_kernel import PHASES, make_decode_kernel
 from spqt_ti.model.gates import Gates
-from spqt_ti.model.plans import SITE_TABLE, IntegerPlan, Scratch
+from spqt_ti.model.plans import MOST_TOKENS, SITE_TABLE, IntegerPlan, Scratch
 from spqt_ti.model.sites import SITES
 from spqt_ti.model.weights import Weights
 
 
 class DecodeStep:
-    """Runs tokens one at a time through `weights`, on a KV cache that prefill shares.
+    """Runs tokens one after the other through `weights`, on a KV cache that prefill shares.
 
     `gates` says per layer and site which inputs are skipped. `exact`: multiply in f32 throughout.
     """
@@ -47,6 +47,8 @@ class DecodeStep:
         most = scratch.input_stride * 16
         self._ints_view[self._integers.everything :][:most] = np.arange(most)
         self.active = self._ints_view[self._integers.counts :][:sites].reshape(-1, len(SITES))
+        self._tokens = self._ints_view[self._integers.tokens :][:MOST_TOKENS]
+        self.best_tokens: list[int] = []
         self._warm = False
         self._ticks = ti.ndarray(ti.i64, (len(PHASES),))
         self._make_kernel = functools.partial(
@@ -61,10 +63,13 @@ class DecodeStep:
         if not self._warm:
             self.run(0, position)
 
-    def run(self, token: int, position: int) -> None:
-        """Decode `token` at `position`; `logits`, `best_token` and `active` then describe it."""
+    def run(self, token: int, position: int, steps: int = 1) -> None:
+        """Decode `token` at `position`, then the best token after it, and so on: `steps` tokens, at most MOST_TOKENS.
+
+        `best_tokens` then has the best one after each, `logits` describes the last, `active` is the sum of all.
+        """
         self._warm = True
-        self._launch(self._kernel, token, position)
+        self._launch(self._kernel, token, position, steps)
 
     def profile(self, token: int, position: int) -> dict[str, float]:
         """As `run`, with the seconds that each of PHASES took worker 0.
@@ -72,7 +77,7 @@ class DecodeStep:
         Raises BackendError where the kernel cannot read a clock.
         """
         host_view(self._ticks)[:] = 0
-        self._launch(self._profiling_kernel, token, position)
+        self._launch(self._profiling_kernel, token, position, 1)
         seconds = host_view(self._ticks) * seconds_per_tick()
         return dict(zip(PHASES, seconds.tolist(), strict=True))
 
@@ -80,15 +85,17 @@ class DecodeStep:
     def _profiling_kernel(self) -> Any:
         return self._make_kernel(profile=True)
 
-    def _launch(self, kernel: Any, token: int, position: int) -> None:
+    def _launch(self, kernel: Any, token: int, position: int, steps: int) -> None:
         w = self._weights
         self._ints_view[0] = 0
+        self.active[:] = 0
         kernel(
             w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
             self._gates.array, address(w.quants), address(w.headers), address(self._ints),
-            token, position, self._ticks,
+            token, position, steps, self._ticks,
         )  # fmt: skip
         ti.sync()
+        self.best_tokens = self._tokens[:steps].tolist()
 
     def logits(self) -> np.ndarray:
         """Logits of the last token, f32 [vocabulary]: a view that the next `run` overwrites."""
@@ -96,8 +103,3 @@ class DecodeStep:
         return self._view[start : start + self._weights.vocabulary_tiles * 4].reshape(-1)[
             : self._weights.config.vocab_size
         ]
-
-    def best_token(self) -> int:
-        """Token of the highest logit of the last run, the lowest id among equals."""
-        best = self._view[self._scratch_plan.best :][: self._workers, :2]
-        return int(best[np.argmax(best[:, 0]), 1])

@@ -1,4 +1,4 @@
-"""The kernel of the decode step: one token through every block, each worker running the whole of it.
+"""The kernel of the decode step: tokens through every block, one after the other, each worker running the whole of it.
 
 Where a phase needs what other workers wrote, all wait at a spin barrier; what is cheap (a norm, an index list) every
 worker computes for itself instead of waiting for another.
@@ -36,6 +36,8 @@ def make_decode_kernel(
 ):  # fmt: skip
     """The decode step of a model of these shapes, for a fixed number of workers; `exact`: in f32 throughout; `profile`:
     worker 0 adds the clock ticks of each of PHASES to its last argument.
+
+    A launch decodes `token` and then, `steps` - 1 times, the best token after the one before.
     """
     config = weights.config
     layers, hidden, width = config.num_hidden_layers, config.hidden_size // 16, config.intermediate_size // 16
@@ -84,7 +86,7 @@ def make_decode_kernel(
             else:
                 count = collect(a, x, cols >> 4, threshold, integers, active)
         if worker == 0:
-            integers[ints.counts + layer * 4 + site] = count
+            integers[ints.counts + layer * 4 + site] += count
         mark(ticks, last_mark, COLLECT, worker)
         gemv(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
@@ -200,67 +202,101 @@ def make_decode_kernel(
         a[scratch.best + worker][0] = best
         a[scratch.best + worker][1] = ti.cast(best_row, ti.f32)
 
+    @ti.func
+    def decode_one(
+        quants: ti.template(), tail: ti.template(), headers: ti.template(), words: ti.template(), scales: ti.template(),
+        constants: ti.template(), cache: ti.template(), a: ti.template(), integers: ti.template(),
+        gates: ti.template(), quants_address, headers_address, token, position, ring, worker, before,
+        ticks: ti.template(), last_mark: ti.template(),
+    ):  # fmt: skip
+        """A token through every block and the head. `before`, and what it returns: arrivals at the barrier so far."""
+        arrived = before
+        x = scratch.inputs + worker * scratch.input_stride
+        first = share_start(hidden, worker, workers)
+        last = share_start(hidden, worker + 1, workers)
+        for i in range(first, last):
+            a[scratch.hidden + i] = embed(words, scales, token, i)
+        a[scratch.squares + worker][0] = square_sum(a, scratch.hidden + first, scratch.hidden + last)
+        mark(ticks, last_mark, EMBEDDING, worker)
+        arrived += workers
+        wait_for_all(integers, 0, arrived)
+        mark(ticks, last_mark, WAIT, worker)
+        for layer in range(layers):
+            for site in range(4):
+                source = x
+                if site == 1:
+                    join_heads(a, x)
+                    mark(ticks, last_mark, ATTENTION, worker)
+                elif site == 3:
+                    source = scratch.activation
+                else:
+                    norm = ti.select(site == 0, attention_norm, ffn_norm)
+                    normalised(a, constants, layer * constants_stride + norm, x)
+                    mark(ticks, last_mark, NORM, worker)
+                multiply(
+                    quants, tail, headers, quants_address, headers_address, a, integers, gates, layer, site,
+                    source, ring, worker, ticks, last_mark,
+                )  # fmt: skip
+                arrived += workers
+                wait_for_all(integers, 0, arrived)
+                mark(ticks, last_mark, WAIT, worker)
+                if site == 0:
+                    place_heads(a, constants, integers, cache, layer, position, worker)
+                    mark(ticks, last_mark, ROPE, worker)
+                    arrived += workers
+                    wait_for_all(integers, 0, arrived)
+                    mark(ticks, last_mark, WAIT, worker)
+                    attend_share(a, cache, layer, position, worker)
+                    mark(ticks, last_mark, ATTENTION, worker)
+                elif site == 2:
+                    gate(a, constants, integers, layer, worker)
+                    mark(ticks, last_mark, SWIGLU, worker)
+                else:
+                    add_residual(a, constants, integers, layer, site, worker)
+                    mark(ticks, last_mark, RESIDUAL, worker)
+                arrived += workers
+                wait_for_all(integers, 0, arrived)
+                mark(ticks, last_mark, WAIT, worker)
+        normalised(a, constants, final_norm, x)
+        mark(ticks, last_mark, NORM, worker)
+        score_vocabulary(words, scales, a, x, worker)
+        mark(ticks, last_mark, HEAD, worker)
+        arrived += workers
+        wait_for_all(integers, 0, arrived)
+        mark(ticks, last_mark, WAIT, worker)
+        return arrived
+
+    @ti.func
+    def best_token(a: ti.template()):
+        """The token with the highest logit, the lowest id among equals."""
+        best = -3.0e38
+        token = 0
+        for w in range(workers):
+            if a[scratch.best + w][0] > best:
+                best = a[scratch.best + w][0]
+                token = ti.cast(a[scratch.best + w][1], ti.i32)
+        return token
+
     @ti.kernel
-    def decode_token(
+    def decode_tokens(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), words: array_of(u32x16),
         scales: array_of(f16x16), constants: array_of(f32x16), cache: array_of(f32x16), a: array_of(f32x16),
         integers: array_of(ti.i32), gates: array_of(f32x16), quants_address: ti.i64, headers_address: ti.i64,
-        integers_address: ti.i64, token: ti.i32, position: ti.i32, ticks: array_of(ti.i64),
+        integers_address: ti.i64, token: ti.i32, position: ti.i32, steps: ti.i32, ticks: array_of(ti.i64),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             arrived = 0
             last_mark = read_clock()
             ring = integers_address + ti.cast((ints.rings + worker * RING_STRIDE) * 4, ti.i64)
-            x = scratch.inputs + worker * scratch.input_stride
-            first = share_start(hidden, worker, workers)
-            last = share_start(hidden, worker + 1, workers)
-            for i in range(first, last):
-                a[scratch.hidden + i] = embed(words, scales, token, i)
-            a[scratch.squares + worker][0] = square_sum(a, scratch.hidden + first, scratch.hidden + last)
-            mark(ticks, last_mark, EMBEDDING, worker)
-            arrived += workers
-            wait_for_all(integers, 0, arrived)
-            mark(ticks, last_mark, WAIT, worker)
-            for layer in range(layers):
-                for site in range(4):
-                    source = x
-                    if site == 1:
-                        join_heads(a, x)
-                        mark(ticks, last_mark, ATTENTION, worker)
-                    elif site == 3:
-                        source = scratch.activation
-                    else:
-                        norm = ti.select(site == 0, attention_norm, ffn_norm)
-                        normalised(a, constants, layer * constants_stride + norm, x)
-                        mark(ticks, last_mark, NORM, worker)
-                    multiply(
-                        quants, tail, headers, quants_address, headers_address, a, integers, gates, layer, site,
-                        source, ring, worker, ticks, last_mark,
-                    )  # fmt: skip
-                    arrived += workers
-                    wait_for_all(integers, 0, arrived)
-                    mark(ticks, last_mark, WAIT, worker)
-                    if site == 0:
-                        place_heads(a, constants, integers, cache, layer, position, worker)
-                        mark(ticks, last_mark, ROPE, worker)
-                        arrived += workers
-                        wait_for_all(integers, 0, arrived)
-                        mark(ticks, last_mark, WAIT, worker)
-                        attend_share(a, cache, layer, position, worker)
-                        mark(ticks, last_mark, ATTENTION, worker)
-                    elif site == 2:
-                        gate(a, constants, integers, layer, worker)
-                        mark(ticks, last_mark, SWIGLU, worker)
-                    else:
-                        add_residual(a, constants, integers, layer, site, worker)
-                        mark(ticks, last_mark, RESIDUAL, worker)
-                    arrived += workers
-                    wait_for_all(integers, 0, arrived)
-                    mark(ticks, last_mark, WAIT, worker)
-            normalised(a, constants, final_norm, x)
-            mark(ticks, last_mark, NORM, worker)
-            score_vocabulary(words, scales, a, x, worker)
-            mark(ticks, last_mark, HEAD, worker)
+            last = token
+            for step in range(steps):
+                arrived = decode_one(
+                    quants, tail, headers, words, scales, constants, cache, a, integers, gates, quants_address,
+                    headers_address, last, position + step, ring, worker, arrived, ticks, last_mark,
+                )  # fmt: skip
+                last = best_token(a)
+                if worker == 0:
+                    integers[ints.tokens + step] = last
 
-    return decode_token
+    return decode_tokens

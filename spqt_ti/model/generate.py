@@ -1,4 +1,4 @@
-"""The decode loop: from prompt tokens to new tokens, one at a time."""
+"""The decode loop: from prompt tokens to new tokens."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ import numpy as np
 
 from spqt_ti.errors import GenerationError
 from spqt_ti.model.llama import Llama
+from spqt_ti.model.plans import MOST_TOKENS
 from spqt_ti.model.sampler import Sampling, draw
 from spqt_ti.model.sites import SITES
+
+LAUNCH_SECONDS = (
+    0.05  # of greedy decoding in one launch: text comes in pieces of that length, and so much may be wasted
+)
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What a generation cost. Times in seconds; `sparsity`: site -> share of inputs skipped while decoding."""
+    """What a generation cost. Times in seconds; `sparsity`: site -> share of inputs skipped while decoding.
+
+    `decode_tokens` counts every token that was decoded: a few more than were made where a launch went on after the end.
+    """
 
     prompt_tokens: int
     prompt_seconds: float
@@ -54,9 +62,15 @@ class _Meter:
         self.prompt_tokens = self.decode_tokens = 0
         self.prompt_seconds = self.decode_seconds = 0.0
 
-    def count_active(self) -> None:
+    def count(self, tokens: int, seconds: float) -> None:
+        """Tokens that were decoded at once just now."""
         self._active += self._llama.active
-        self.decode_tokens += 1
+        self.decode_tokens += tokens
+        self.decode_seconds += seconds
+
+    def tokens_in(self, seconds: float) -> int:
+        """How many tokens can be decoded in that time, as far as is known: one, if nothing is known."""
+        return int(seconds * self.decode_tokens / self.decode_seconds) if self.decode_tokens else 1
 
     def stats(self) -> Stats:
         decoded = max(1, self.decode_tokens)
@@ -87,22 +101,28 @@ def generate_tokens(
     logits = llama.prefill(prompt)[0]
     token = draw(logits, sampling, generator)
     meter.prompt_tokens, meter.prompt_seconds = len(prompt), time.perf_counter() - start
-    for made in range(1, max_new_tokens + 1):
-        reason = _finish_reason(token, made, max_new_tokens, llama, stop)
-        yield Step(token, reason, meter.stats() if reason else None)
-        if reason:
-            return
+    made, new = 0, [token]
+    while True:
+        for token in new:
+            made += 1
+            reason = _finish_reason(token, made, max_new_tokens, llama.context - len(prompt), stop)
+            yield Step(token, reason, meter.stats() if reason else None)
+            if reason:
+                return
         llama.warm_up_decode()
         start = time.perf_counter()
-        logits = llama.decode(token)
-        token = llama.best_token() if sampling.greedy else draw(logits, sampling, generator)
-        meter.decode_seconds += time.perf_counter() - start
-        meter.count_active()
+        if sampling.greedy:
+            room = min(max_new_tokens - made, llama.context - llama.position)
+            new = llama.decode_greedy(token, max(1, min(MOST_TOKENS, room, meter.tokens_in(LAUNCH_SECONDS))))
+        else:
+            new = [draw(llama.decode(token), sampling, generator)]
+        meter.count(len(new), time.perf_counter() - start)
 
 
-def _finish_reason(token: int, made: int, wanted: int, llama: Llama, stop: Collection[int]) -> str | None:
+def _finish_reason(token: int, made: int, wanted: int, room: int, stop: Collection[int]) -> str | None:
+    """`room`: positions of the cache for new tokens, of which the last made needs none yet."""
     if token in stop:
         return "stop"
     if made == wanted:
         return "length"
-    return "context" if llama.position >= llama.context else None
+    return "context" if made > room else None

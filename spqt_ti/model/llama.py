@@ -20,6 +20,7 @@ from spqt_ti.model.container import Container
 from spqt_ti.model.decode import DecodeStep
 from spqt_ti.model.dispatch import choose
 from spqt_ti.model.gates import Gates
+from spqt_ti.model.plans import MOST_TOKENS
 from spqt_ti.model.prefill import CHUNK, Observer, Prefill
 from spqt_ti.model.sites import bytes_per_token, inputs_per_site, matrix_shapes
 from spqt_ti.model.weights import Weights
@@ -80,7 +81,9 @@ class Llama:
 
     @property
     def active(self) -> np.ndarray:
-        """Inputs that were active in the last decoded token, i32 [layers, 4]."""
+        """Inputs that were active in the last decoded token, i32 [layers, 4]; after `decode_greedy` in all of its
+        tokens together.
+        """
         return self._decode.active
 
     def inputs(self) -> np.ndarray:
@@ -122,6 +125,19 @@ class Llama:
         self.position += 1
         return self._decode.logits()
 
+    def decode_greedy(self, token: int, count: int) -> list[int]:
+        """Append one token, then the best token after it, and so on, `count` (at most MOST_TOKENS) in one launch.
+        Returns the best token after each: the last of them is not appended.
+
+        A launch costs a few hundred microseconds beside its tokens.
+        """
+        self._check([token])
+        if not 1 <= count <= min(MOST_TOKENS, self.context - self.position):
+            raise GenerationError(f"{count} tokens in one launch, with room for {self.context - self.position}")
+        self._decode.run(token, self.position, count)
+        self.position += count
+        return self._decode.best_tokens
+
     def profile(self, token: int) -> dict[str, float]:
         """As `decode`; returns the seconds that each phase took (see decode_kernel.PHASES).
 
@@ -133,8 +149,8 @@ class Llama:
         return seconds
 
     def best_token(self) -> int:
-        """Token with the highest logit after `decode`, found by the kernel; the lowest id among equals."""
-        return self._decode.best_token()
+        """Token with the highest logit after the last one, found by the kernel; the lowest id among equals."""
+        return self._decode.best_tokens[-1]
 
     def weight_bytes(self, active: np.ndarray) -> float:
         """Bytes of weights that a token reads with these numbers of active inputs [layers, 4], head included."""

@@ -14,6 +14,7 @@ from spqt_ti.model.sites import SITES
 from spqt_ti.model.weights import SITE_FIELDS, Weights
 
 CHUNK = 256  # tokens per prefill launch: enough to make decoding a strip of weights cheap, small enough for the caches
+MOST_TOKENS = 16  # that one launch decodes
 LOGIT_ROWS = 32  # tokens whose logits prefill computes at a time
 SITE_TABLE = 16  # Weights.site_table among the integers; the barrier's counter is element 0, in a cache line of its own
 
@@ -67,7 +68,8 @@ class Scratch:
 class IntegerPlan:
     """Places in the decode step's i32 array; the barrier's counter is element 0, alone in its cache line."""
 
-    counts: int  # [layers][4], active inputs of the last token
+    counts: int  # [layers][4], active inputs of all tokens of the launch
+    tokens: int  # [MOST_TOKENS], the best token after each of them
     everything: int  # 0, 1, 2, ...: the active list of a dense site
     lists: int  # [workers][list_stride], active lists
     list_stride: int
@@ -79,11 +81,12 @@ class IntegerPlan:
         """Lay the parts out, each on cache lines of its own."""
         most = max(place.shape.cols for place in weights.places.values())
         counts = SITE_TABLE + len(SITES) * len(SITE_FIELDS)
-        everything = counts + -(-weights.config.num_hidden_layers * len(SITES) // 16) * 16
+        tokens = counts + -(-weights.config.num_hidden_layers * len(SITES) // 16) * 16
+        everything = tokens + -(-MOST_TOKENS // 16) * 16
         lists = everything + -(-most // 16) * 16
         list_stride = (most // 16 + 1) * 16
         rings = lists + workers * list_stride
-        return cls(counts, everything, lists, list_stride, rings, rings + workers * RING_STRIDE)
+        return cls(counts, tokens, everything, lists, list_stride, rings, rings + workers * RING_STRIDE)
 
 
 @dataclass(frozen=True)

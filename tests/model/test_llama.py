@@ -16,7 +16,7 @@ import tiny_models
 
 from spqt_ti.errors import ContainerError, GenerationError
 from spqt_ti.model.llama import Llama
-from spqt_ti.model.plans import CHUNK
+from spqt_ti.model.plans import CHUNK, MOST_TOKENS
 from spqt_ti.model.quantize import quantize
 from spqt_ti.model.sites import SITES
 
@@ -132,6 +132,36 @@ def test_best_token_is_the_argmax() -> None:
     for token in TOKENS:
         logits = model.decode(token)
         assert model.best_token() == int(np.argmax(logits))
+
+
+def test_greedy_tokens_in_one_launch_are_those_of_many() -> None:
+    """Also what they leave behind: logits of the last one, sums of active inputs, the cache."""
+    model, prompt = fresh("gqa"), [5, 7, 11]
+    model.thresholds[:] = 0.3
+    model.prefill(prompt)
+    active, expected, token = np.zeros_like(model.active), [], 3
+    for _ in range(7):
+        logits = model.decode(token).copy()
+        token = model.best_token()
+        expected.append(token)
+        active += model.active
+    following = model.decode(token).copy()
+    model.reset()
+    model.prefill(prompt)
+    assert model.decode_greedy(3, 7) == expected
+    np.testing.assert_array_equal(model._decode.logits(), logits)
+    np.testing.assert_array_equal(model.active, active)
+    assert model.position == 10
+    assert model.best_token() == expected[-1]
+    np.testing.assert_array_equal(model.decode(expected[-1]), following)
+
+
+@pytest.mark.parametrize("count", [0, MOST_TOKENS + 1, 3])
+def test_too_many_greedy_tokens(count) -> None:
+    model = fresh("gqa")
+    model.position = model.context - 2
+    with pytest.raises(GenerationError, match=f"{count} tokens in one launch, with room for 2"):
+        model.decode_greedy(3, count)
 
 
 def test_best_token_is_the_lowest_among_equals(long_model: tuple[Llama, dict[str, np.ndarray]]) -> None:
