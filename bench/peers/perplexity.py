@@ -77,12 +77,13 @@ def own_scores(arguments: argparse.Namespace, peers_ids: Sequence[int]) -> dict[
     def in_q8_0(w: np.ndarray) -> np.ndarray:
         return q8_0.dequantize(q8_0.quantize(w.reshape(-1, q8_0.VALUES))).reshape(w.shape)
 
-    scores = {}
+    scorers = {}
     for name, rounded in {"F16": lambda w: w.astype(np.float16).astype(np.float32), "Q8_0": in_q8_0}.items():
         weights = {key: rounded(w) if w.ndim == 2 else w for key, w in source.items()}
-        scorer = FloatModel(checkpoint.config, weights).second_half
-        scores[name] = np.array(compare(parts, scorer, [scorer])[0].nll)
-    return scores | {"Q4_K zigzag, the runner": np.array(runner.nll)}
+        scorers[name] = FloatModel(checkpoint.config, weights).second_half
+    scores = compare(parts, scorers["F16"], list(scorers.values()))
+    found = {name: np.array(score.nll) for name, score in zip(scorers, scores, strict=True)}
+    return found | {"Q4_K zigzag, the runner": np.array(runner.nll)}
 
 
 def perplexity(nll: np.ndarray) -> tuple[float, float]:
