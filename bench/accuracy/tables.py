@@ -4,8 +4,9 @@
     python bench/accuracy/tables.py smollm2-135m --text texts/calibration.txt --evaluation texts/evaluation.txt \
         --policies policies -o results.json
 
-Policies that are in the folder already, from the same model and text, are not made again. The results also hold what
-plots.py draws: what was skipped per layer and site, and the mean KL divergence of every window.
+Nothing is done twice: policies of the same model and text that are in the folder are not made again, and rows that
+the results have already (of the same policy, text, context and windows) are kept. So methods and levels may be added
+one after the other. The results also hold what plots.py draws: what was skipped per layer and site.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import spqt_ti
 from spqt_ti.cli.levels import levels
 from spqt_ti.cli.main import main as spqt
 from spqt_ti.errors import PolicyError, SpqtError
-from spqt_ti.evaluation.perplexity import Scores, evaluate, mean_and_error, windows
+from spqt_ti.evaluation.perplexity import Scores, evaluate, windows
+from spqt_ti.sparsity.methods import METHODS
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.texts import check_disjoint, read_text
 
@@ -64,32 +66,62 @@ def made_before(path: Path, fingerprint: str, sha256: str) -> bool:
     return policy.model == fingerprint and policy.calibration.get("text_sha256") == sha256
 
 
-def row(method: str, level: float, score: Scores, rival: Scores | None) -> dict[str, Any]:
-    """A line of the table; `rival`: the same level of the first method, for the paired difference."""
-    fields = {"method": method, **dataclasses.asdict(score.row(level))}
-    fields["kl_se"] = mean_and_error(score.kl)[1]
-    if rival is not None:
-        change = mean_and_error([ours - theirs for ours, theirs in zip(score.kl, rival.kl, strict=True)])
-        fields["kl_over_first"], fields["kl_over_first_se"] = change
-    fields["kl_windows"] = [float(np.mean(kl)) for kl in score.kl]
-    fields["skipped"] = (score.skipped / score.possible).round(4).tolist()
-    return fields
+def read_results(path: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Hash of a policy -> its row, from an earlier run with the same header."""
+    if not path.exists():
+        return {}
+    results = json.loads(path.read_text(encoding="utf-8"))
+    rows = results.pop("rows")
+    if results != header:
+        sys.exit(f"{path} holds results of {results}, this run is {header}; name another file")
+    return {row["policy"]: row for row in rows}
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def measured(policy: SparsityPolicy | None, score: Scores) -> dict[str, Any]:
+    """A row of the results; `kl_windows` is for paired comparisons."""
+    return {
+        "policy": digest(policy),
+        "method": policy.method if policy else "dense",
+        **dataclasses.asdict(score.row(policy.sparsity if policy else 0.0)),
+        "kl_windows": [float(np.mean(kl)) for kl in score.kl],
+        "skipped": (score.skipped / score.possible).round(4).tolist(),
+    }
+
+
+def digest(policy: SparsityPolicy | None) -> str:
+    """What a row of the results is known by."""
+    return hashlib.sha256(policy.to_json().encode()).hexdigest()[:16] if policy else "dense"
+
+
+def difference(row: dict[str, Any], rows: Sequence[dict[str, Any]], rival: str) -> str:
+    """KL over the rival's at the same level, paired by window."""
+    theirs = [r for r in rows if r["method"] == rival and r["sparsity"] == row["sparsity"]]
+    if not theirs or row["method"] == rival:
+        return ""
+    change = np.subtract(row["kl_windows"], theirs[0]["kl_windows"])
+    return f"{change.mean():+.3f} ± {change.std(ddof=1) / change.size**0.5:.3f}"
+
+
+def markdown(rows: Sequence[dict[str, Any]], rivals: Sequence[str]) -> str:
     """The rows as a Markdown table."""
-    first = next(r["method"] for r in rows if r["method"] != "dense")
+    over = "".join(f" KL over {rival}'s |" for rival in rivals)
     lines = [
-        f"| method | level | realised | perplexity | KL mean | KL over {first}'s | KL p99 | same top 1 |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| method | level | realised | perplexity | KL mean |{over} KL p99 | same top 1 |",
+        "|---|---|---|---|---|---|---|" + "---|" * len(rivals),
     ]
     for r in rows:
-        paired = f"{r['kl_over_first']:+.3f} ± {r['kl_over_first_se']:.3f}" if "kl_over_first" in r else ""
-        lines.append(
-            f"| {r['method']} | {r['sparsity']:.0%} | {r['realised_sparsity']:.3f} | {r['perplexity']:.2f} ± "
-            f"{r['perplexity_se']:.2f} | {r['kl_mean']:.3f} ± {r['kl_se']:.3f} | {paired} | {r['kl_p99']:.2f} "
-            f"| {r['top1']:.1%} |"
+        kl = np.array(r["kl_windows"])
+        cells = (
+            r["method"],
+            f"{r['sparsity']:.0%}",
+            f"{r['realised_sparsity']:.3f}",
+            f"{r['perplexity']:.2f} ± {r['perplexity_se']:.2f}",
+            f"{r['kl_mean']:.3f} ± {kl.std(ddof=1) / kl.size**0.5:.3f}",
+            *(difference(r, rows, rival) for rival in rivals),
+            f"{r['kl_p99']:.2f}",
+            f"{r['top1']:.1%}",
         )
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"{rows[0]['tokens']} tokens scored"])
 
 
@@ -104,6 +136,8 @@ def main() -> None:
     parser.add_argument("--sparsity", type=levels, default=[0.25, 0.4, 0.5, 0.65])
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--rivals", default="uniform,teal", help="paired with (default: %(default)s)")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--policies", type=Path, required=True, help="folder for the policies")
     parser.add_argument("-o", "--output", type=Path, required=True, help="results, as JSON")
     arguments = parser.parse_args()
@@ -116,8 +150,13 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """What `main` has parsed."""
     arguments.policies.mkdir(parents=True, exist_ok=True)
-    model = spqt_ti.load(arguments.model, context=arguments.context)
+    model = spqt_ti.load(arguments.model, threads=arguments.threads, context=arguments.context)
     text, methods = read_text(arguments.evaluation), arguments.methods.split(",")
+    header = {
+        "model": arguments.model, "fingerprint": model.container.fingerprint, "context": arguments.context,
+        "windows": arguments.windows, "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }  # fmt: skip
+    rows = read_results(arguments.output, header)
     for method in methods:
         calibrate(arguments, method, model.container.fingerprint)
     cases = [(method, level) for level in arguments.sparsity for method in methods]
@@ -125,16 +164,14 @@ def run(arguments: argparse.Namespace) -> None:
     for policy in policies:
         policy.check(model.container.fingerprint, model.llama.config.num_hidden_layers)
         check_disjoint(text, policy.calibration)
+    wanted = [policy for policy in (None, *policies) if digest(policy) not in rows]
     parts = windows(model.tokenizer.encode(text), arguments.context, arguments.windows, model.tokenizer.bos)
-    dense, *scores = evaluate(model.llama, parts, [None, *policies])
-    of = dict(zip(cases, scores, strict=True))
-    rows = [row("dense", 0.0, dense, None)]
-    for method, level in cases:
-        rival = of[methods[0], level] if method != methods[0] else None
-        rows.append(row(method, level, of[method, level], rival))
-    what = {"model": arguments.model, "context": arguments.context, "windows": len(parts), "rows": rows}
-    arguments.output.write_text(json.dumps(what, indent=1) + "\n", encoding="utf-8")
-    print(markdown(rows))
+    for policy, score in zip(wanted, evaluate(model.llama, parts, wanted) if wanted else (), strict=True):
+        rows[digest(policy)] = measured(policy, score)
+    order = ("dense", *METHODS)
+    ordered = sorted(rows.values(), key=lambda r: (r["sparsity"], order.index(r["method"])))
+    arguments.output.write_text(json.dumps({**header, "rows": ordered}, indent=1) + "\n", encoding="utf-8")
+    print(markdown(ordered, arguments.rivals.split(",")))
 
 
 if __name__ == "__main__":
