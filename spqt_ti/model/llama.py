@@ -6,7 +6,7 @@ of text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -118,6 +118,33 @@ class Llama:
         ti.sync()
         return np.concatenate(rows) if rows else np.zeros((0, self.config.vocab_size), np.float32)
 
+    def embed(self, tokens: Sequence[int]) -> np.ndarray:
+        """Hidden states f32 [n, hidden] before the first block, of a short sequence (see `blocks`)."""
+        self._check_short(len(tokens))
+        self.reset()
+        self._check(tokens)
+        self._prefill.embed(tokens)
+        return self._prefill.states(len(tokens)).copy()
+
+    def blocks(self, states: np.ndarray, first: int, masked: bool = False) -> Iterator[np.ndarray]:
+        """Put the hidden states f32 [n, hidden] of a sequence from its start through block `first` and those after it;
+        yields the states after each block. Whatever sequence there was is forgotten.
+
+        `masked` as for `prefill`. For sequences of one chunk (256 tokens); GenerationError for longer ones.
+        """
+        self._check_short(len(states))
+        self.reset()
+        self._prefill.states(len(states))[:] = states
+        for layer in range(first, self.config.num_hidden_layers):
+            self._prefill.block(layer, 0, len(states), masked)
+            yield self._prefill.states(len(states)).copy()
+
+    def head(self, states: np.ndarray) -> np.ndarray:
+        """Logits f32 [n, vocab] of hidden states f32 [n, hidden] after the last block, of one chunk at most."""
+        self._check_short(len(states))
+        self._prefill.states(len(states))[:] = states
+        return self._prefill.logits(0, len(states))
+
     def decode(self, token: int) -> np.ndarray:
         """Append one token through the sparse step; logits f32 [vocab], a view that the next call overwrites."""
         self._check([token])
@@ -155,6 +182,11 @@ class Llama:
     def weight_bytes(self, active: np.ndarray) -> float:
         """Bytes of weights that a token reads with these numbers of active inputs [layers, 4], head included."""
         return bytes_per_token(self.config, active)
+
+    def _check_short(self, count: int) -> None:
+        longest = min(CHUNK, self.context)
+        if not 0 < count <= longest:
+            raise GenerationError(f"{count} tokens in one chunk, which holds 1 to {longest}")
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not len(tokens):

@@ -57,19 +57,34 @@ class Prefill:
         """Put up to CHUNK tokens, the first at position `start`, through every block; their hidden states stay for
         `logits`.
         """
-        w, count = self._weights, len(tokens)
-        host_view(self._tokens)[:count] = tokens
-        self._embed(w.words, w.scales, self._scratch, self._tokens, count)
-        for layer in range(w.config.num_hidden_layers):
-            host_view(self._integers)[0] = 0
-            self._block(
-                w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers, self._gates.array,
-                layer, start, count, int(masked),
-            )  # fmt: skip
+        self.embed(tokens)
+        for layer in range(self._weights.config.num_hidden_layers):
+            self.block(layer, start, len(tokens), masked)
             if observer is not None:
                 ti.sync()
                 for site in SITES:
-                    observer(layer, site, self._input(site, count))
+                    observer(layer, site, self._input(site, len(tokens)))
+
+    def embed(self, tokens: Sequence[int]) -> None:
+        """Make the embeddings of up to CHUNK tokens the hidden states."""
+        w, count = self._weights, len(tokens)
+        host_view(self._tokens)[:count] = tokens
+        self._embed(w.words, w.scales, self._scratch, self._tokens, count)
+
+    def block(self, layer: int, start: int, count: int, masked: bool) -> None:
+        """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
+        w = self._weights
+        host_view(self._integers)[0] = 0
+        self._block(
+            w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers, self._gates.array,
+            layer, start, count, int(masked),
+        )  # fmt: skip
+
+    def states(self, count: int) -> np.ndarray:
+        """View f32 [count, hidden] of the hidden states, which may be written to."""
+        ti.sync()
+        hidden = self._weights.config.hidden_size
+        return self._view[: count * hidden // 16].reshape(count, hidden)
 
     def _input(self, site: str, count: int) -> np.ndarray:
         cols = self._weights.places[site].shape.cols

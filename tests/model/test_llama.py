@@ -378,3 +378,35 @@ def test_refused_context(context: int) -> None:
 def test_row_layout_is_refused() -> None:
     with pytest.raises(ContainerError, match="zigzag"):
         Llama(tiny_containers.container("gqa", layout="row"))
+
+
+# Hidden states --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_one_by_one_are_prefill(masked: bool) -> None:
+    """Embedding, blocks and head give prefill's logits, bit for bit, also from a later block on."""
+    model, tokens = tiny_containers.llama("gqa"), np.random.default_rng(2).integers(0, 300, 40).tolist()
+    model.gates.clear()
+    model.thresholds[:] = 0.3
+    model.reset()
+    expected = model.prefill(tokens, "all", masked)
+    embedded = model.embed(tokens)
+    states = list(model.blocks(embedded, 0, masked))
+    assert len(states) == model.config.num_hidden_layers
+    np.testing.assert_array_equal(model.head(states[-1]), expected)
+    (last,) = model.blocks(states[0], 1, masked)
+    np.testing.assert_array_equal(last, states[1])
+    np.testing.assert_array_equal(model.head(states[-1][30:]), expected[30:])
+    model.gates.clear()
+
+
+def test_longest_sequence_of_hidden_states() -> None:
+    model = tiny_containers.llama("gqa")
+    for call in (
+        lambda: model.embed([1] * 65),
+        lambda: model.head(np.zeros((65, 192), np.float32)),
+        lambda: model.embed([]),
+    ):
+        with pytest.raises(GenerationError, match="in one chunk, which holds 1 to 64"):
+            call()
