@@ -1,11 +1,11 @@
 """Magnitudes of the inputs at every site over a text: the raw material of every threshold.
 
-Each site keeps one histogram of |x| over the whole range of f32: the bins are the upper 16 bits of the magnitude, so
-a bin is 0.2 to 0.4 % wide, memory is bounded (256 KB a site) and histograms of several texts add up.
+Each site keeps one histogram of |x| over the whole range of f32 (histogram.py), so memory is bounded.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,9 +14,10 @@ from tqdm import tqdm
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.llama import Llama
 from spqt_ti.model.sites import SITES
+from spqt_ti.sparsity.checkpoint import Checkpoint
+from spqt_ti.sparsity.histogram import BINS, histogram, quantiles
 
-_BINS = 1 << 16
-_SHIFT = 15  # of a magnitude's 31 bits
+SAVE_SECONDS = 10.0  # between checkpoints
 
 
 class Magnitudes:
@@ -26,53 +27,67 @@ class Magnitudes:
 
     def __init__(self, layers: int, weights: Mapping[tuple[int, str], np.ndarray] | None = None) -> None:
         self._weights = weights or {}
-        self.counts = np.zeros((layers, len(SITES), _BINS), np.int64)
+        self.counts = np.zeros((layers, len(SITES), BINS), np.int64)
 
     def observe(self, layer: int, site: str, inputs: np.ndarray) -> None:
         """Count the inputs f32 [tokens, cols] of a site; an Observer of `Llama.prefill`."""
         if (layer, site) in self._weights:
             inputs = inputs * self._weights[layer, site]
-        bits = np.ascontiguousarray(inputs, np.float32).view(np.uint32).reshape(-1) & np.uint32(0x7FFFFFFF)
-        self.counts[layer, SITES.index(site)] += np.bincount(bits >> _SHIFT, minlength=_BINS)
+        self.counts[layer, SITES.index(site)] += histogram(inputs)
+
+    def arrays(self, done: int) -> dict[str, np.ndarray]:
+        """What `restore` takes: the bins that are not empty, and how many tokens were counted."""
+        places = np.flatnonzero(self.counts)
+        return {"places": places, "counts": self.counts.reshape(-1)[places], "done": np.array(done)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray] | None) -> int:
+        """Take the counts that `arrays` gave (None: nothing); returns how many tokens they are of."""
+        if arrays is None:
+            return 0
+        self.counts.reshape(-1)[arrays["places"]] = arrays["counts"]
+        return int(arrays["done"])
 
     def quantiles(self, levels: Sequence[float]) -> np.ndarray:
         """f32 [layers, 4, len(levels)]: the magnitude below which a share `level` of the inputs lies, linear inside a
         bin.
         """
-        result = np.zeros((*self.counts.shape[:2], len(levels)))
+        result = np.zeros((*self.counts.shape[:2], len(levels)), np.float32)
         for layer, site in np.ndindex(self.counts.shape[:2]):
-            result[layer, site] = _quantiles(self.counts[layer, site], np.asarray(levels))
-        return result.astype(np.float32)
-
-
-def _edge(place: np.ndarray) -> np.ndarray:
-    """Lower edge of a bin."""
-    return (place.astype(np.uint32) << _SHIFT).view(np.float32).astype(np.float64)
-
-
-def _quantiles(counts: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    below = np.concatenate([[0], np.cumsum(counts)])
-    wanted = levels * below[-1]
-    place = np.clip(np.searchsorted(below, wanted, side="right") - 1, 0, int(np.flatnonzero(counts)[-1]))
-    inside = (wanted - below[place]) / np.maximum(counts[place], 1)
-    return _edge(place) + inside * (_edge(place + 1) - _edge(place))
+            result[layer, site] = quantiles(self.counts[layer, site], levels)
+        return result
 
 
 def capture(
-    llama: Llama, tokens: Sequence[int], window: int, weights: Mapping[tuple[int, str], np.ndarray] | None = None
+    llama: Llama,
+    tokens: Sequence[int],
+    window: int,
+    weights: Mapping[tuple[int, str], np.ndarray] | None = None,
+    checkpoint: Checkpoint | None = None,
+    name: str = "capture",
 ) -> Magnitudes:
     """Run `tokens` densely, in windows of `window` tokens (of the context, if that is shorter), and count every input,
-    times its weight if it has one.
+    times its weight if it has one. With a `checkpoint` the counts are kept there under `name`, now and then.
 
-    Raises PolicyError without tokens.
+    Raises PolicyError without tokens, and for a checkpoint of something else.
     """
     if not len(tokens):
         raise PolicyError("the calibration text has no tokens")
-    magnitudes = Magnitudes(llama.config.num_hidden_layers, weights)
+    checkpoint = checkpoint or Checkpoint()
     window = min(window, llama.context)
+    magnitudes = Magnitudes(llama.config.num_hidden_layers, weights)
+    done = magnitudes.restore(checkpoint.load(name, window=window))
     # tqdm takes None for "only on a terminal".
-    for begin in tqdm(range(0, len(tokens), window), desc="calibrate", unit="window", leave=False, disable=None):
-        llama.reset()
-        llama.prefill(tokens[begin : begin + window], logits="none", observer=magnitudes.observe)
+    bar = tqdm(total=len(tokens), initial=done, desc="calibrate", unit="token", leave=False, disable=None)
+    saved = time.monotonic()
+    with bar:
+        while done < len(tokens):
+            part = tokens[done : done + window]
+            llama.reset()
+            llama.prefill(part, logits="none", observer=magnitudes.observe)
+            done += len(part)
+            bar.update(len(part))
+            if done == len(tokens) or time.monotonic() - saved >= SAVE_SECONDS:
+                checkpoint.save(name, magnitudes.arrays(done), window=window)
+                saved = time.monotonic()
     llama.reset()
     return magnitudes

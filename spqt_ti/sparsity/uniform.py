@@ -20,6 +20,7 @@ import numpy as np
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.llama import Llama
 from spqt_ti.sparsity.capture import capture
+from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 FORMAT = 1
@@ -82,9 +83,11 @@ def sample_text() -> str:
     return resources.files("spqt_ti").joinpath("data/calibration.txt").read_text(encoding="utf-8")
 
 
-def calibrate(llama: Llama, model: str, text: str, tokens: Sequence[int]) -> Calibration:
+def calibrate(
+    llama: Llama, model: str, text: str, tokens: Sequence[int], checkpoint: Checkpoint | None = None
+) -> Calibration:
     """Measure the quantiles of `tokens` (of `text`, whose hash is kept) on a model with fingerprint `model`."""
-    quantiles = capture(llama, tokens, WINDOW).quantiles(LEVELS)
+    quantiles = capture(llama, tokens, WINDOW, checkpoint=checkpoint).quantiles(LEVELS)
     return Calibration(model, sha256(text), len(tokens), quantiles)
 
 

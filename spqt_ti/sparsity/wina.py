@@ -16,6 +16,7 @@ from spqt_ti.model.llama import Llama
 from spqt_ti.model.sites import MODULES, SITES
 from spqt_ti.sparsity import uniform
 from spqt_ti.sparsity.capture import capture
+from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 Weights = dict[tuple[int, str], np.ndarray]
@@ -42,9 +43,11 @@ def column_norms(container: Container) -> Weights:
     }
 
 
-def calibrate(llama: Llama, container: Container, text: str, tokens: Sequence[int]) -> WinaCalibration:
+def calibrate(
+    llama: Llama, container: Container, text: str, tokens: Sequence[int], checkpoint: Checkpoint | None = None
+) -> WinaCalibration:
     """Measure the quantiles of the scores on `tokens` (of `text`, whose hash is kept)."""
     weights = column_norms(container)
-    levels = capture(llama, tokens, uniform.WINDOW, weights).quantiles(uniform.LEVELS)
+    levels = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wina").quantiles(uniform.LEVELS)
     source = uniform.Calibration(container.fingerprint, uniform.sha256(text), len(tokens), levels)
     return WinaCalibration(source, weights)

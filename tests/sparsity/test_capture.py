@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny_containers
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.sites import SITES
+from spqt_ti.sparsity import capture as capturing
 from spqt_ti.sparsity.capture import Magnitudes, capture
+from spqt_ti.sparsity.checkpoint import Checkpoint
 
 BIN = 1 / 128  # a bin is at most half as wide, relative to its lower edge
 SMALLEST = 2.0**-134  # upper edge of the bin that holds 0
@@ -141,3 +144,39 @@ def test_any_memory_layout_and_float_type(inputs):
 def test_no_tokens():
     with pytest.raises(PolicyError, match="no tokens"):
         capture(None, [], 512)
+
+
+# Interrupted ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_goes_on_where_it_was(cut, tmp_path, monkeypatch):
+    """Interrupted in window `cut` of five: windows that were counted are not run again, and the counts are the same."""
+    model, tokens = tiny_containers.llama("gqa"), np.random.default_rng(7).integers(0, 300, 300).tolist()
+    model.gates.clear()
+    whole = capture(model, tokens, 512)
+    monkeypatch.setattr(capturing, "SAVE_SECONDS", 0.0)
+    checkpoint, run, ran = Checkpoint(tmp_path), model.prefill, []
+
+    def until_interrupted(part, **options):
+        if len(ran) == cut:
+            ran.append(None)
+            raise KeyboardInterrupt
+        ran.append(part)
+        return run(part, **options)
+
+    monkeypatch.setattr(model, "prefill", until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        capture(model, tokens, 512, checkpoint=checkpoint)
+    resumed = capture(model, tokens, 512, checkpoint=checkpoint)
+    assert [token for part in ran if part for token in part] == tokens
+    np.testing.assert_array_equal(resumed.counts, whole.counts)
+    capture(model, tokens, 512, checkpoint=checkpoint)
+    assert len(ran) == 6  # five windows and the interruption: what is finished is not run at all
+
+
+def test_checkpoint_of_another_window(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    capture(tiny_containers.llama("gqa"), [1, 2, 3], 64, checkpoint=checkpoint)
+    with pytest.raises(PolicyError, match="window is 64, not 32"):
+        capture(tiny_containers.llama("gqa"), [1, 2, 3], 32, checkpoint=checkpoint)

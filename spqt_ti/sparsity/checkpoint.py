@@ -1,0 +1,81 @@
+"""What a calibration has done so far, on disk, so that it can be interrupted and go on to the same result.
+
+Every file says what it belongs to, and one that belongs to something else is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from spqt_ti.errors import PolicyError
+
+FORMAT = 1  # of everything that is kept; a change of any search's arithmetic changes it too
+
+Value = str | int | float
+Identity = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named files of arrays in a folder, each of the calibration `identity` (model, text, number of tokens).
+
+    A folder of None keeps nothing.
+    """
+
+    folder: Path | None = None
+    identity: Identity = field(default_factory=dict)
+
+    def load(self, name: str, **settings: Value) -> dict[str, np.ndarray] | None:
+        """What was saved last under `name`, None if nothing was.
+
+        Raises PolicyError for a file that is damaged, or of another calibration, format or other `settings`.
+        """
+        path = self._path(name)
+        if path is None or not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+            found = json.loads(str(arrays.pop("identity")))
+            wanted = self._identity(settings)
+            different = [key for key in wanted if found.get(key) != wanted[key]]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            raise PolicyError(f"{path}: not a checkpoint ({error}); delete it to start again") from error
+        if different:
+            key = different[0]
+            raise PolicyError(
+                f"{path}: checkpoint of another calibration ({key} is {found.get(key)}, not {wanted[key]}); "
+                "delete it, or keep checkpoints in another folder"
+            )
+        return arrays
+
+    def save(self, name: str, arrays: Mapping[str, np.ndarray], **settings: Value) -> None:
+        """Replace what is under `name`, whole or not at all. Raises PolicyError where that is impossible."""
+        path = self._path(name)
+        if path is None:
+            return
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, identity=np.array(json.dumps(self._identity(settings))), **arrays)
+            temporary.replace(path)
+        except OSError as error:
+            raise PolicyError(f"{path}: cannot be written: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.npz"
+
+    def _identity(self, settings: Identity) -> dict[str, Value]:
+        return {"format": FORMAT, **self.identity, **settings}

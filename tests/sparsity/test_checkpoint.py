@@ -1,0 +1,100 @@
+"""Checkpoints: what was saved comes back, and nothing else does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spqt_ti.errors import PolicyError
+from spqt_ti.sparsity import checkpoint
+from spqt_ti.sparsity.checkpoint import Checkpoint
+
+IDENTITY = {"model": "m", "text": "t", "tokens": 300}
+ARRAYS = {"a": np.arange(5), "b.c": np.array(2.5)}
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Checkpoint:
+    kept = Checkpoint(tmp_path / "new" / "folder", IDENTITY)
+    kept.save("search", ARRAYS, seed=3)
+    return kept
+
+
+def test_comes_back(kept: Checkpoint) -> None:
+    found = kept.load("search", seed=3)
+    assert found is not None
+    assert set(found) == set(ARRAYS)
+    for name, values in ARRAYS.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+def test_the_last_one_counts(kept: Checkpoint) -> None:
+    kept.save("search", {"a": np.zeros(1)}, seed=3)
+    found = kept.load("search", seed=3)
+    assert found is not None
+    assert list(found) == ["a"]
+    assert [file.name for file in kept.folder.iterdir()] == ["search.npz"]
+
+
+def test_nothing_there(kept: Checkpoint) -> None:
+    assert kept.load("other") is None
+
+
+def test_no_folder_keeps_nothing(tmp_path: Path) -> None:
+    nowhere = Checkpoint()
+    nowhere.save("search", ARRAYS)
+    assert nowhere.load("search") is None
+
+
+@pytest.mark.parametrize("change", [{"model": "n"}, {"text": "u"}, {"tokens": 299}])
+def test_of_another_calibration(kept: Checkpoint, change: dict[str, str | int]) -> None:
+    (key,) = change
+    with pytest.raises(PolicyError, match=rf"search\.npz: checkpoint of another calibration \({key} is"):
+        Checkpoint(kept.folder, IDENTITY | change).load("search", seed=3)
+
+
+def test_of_another_seed(kept: Checkpoint) -> None:
+    with pytest.raises(PolicyError, match=r"seed is 3, not 4"):
+        kept.load("search", seed=4)
+
+
+def test_of_another_format(kept: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    with pytest.raises(PolicyError, match="format is"):
+        kept.load("search", seed=3)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zip at all", b"PK\x03\x04 cut off"])
+def test_damaged(kept: Checkpoint, damage: bytes) -> None:
+    (kept.folder / "search.npz").write_bytes(damage)
+    with pytest.raises(PolicyError, match="delete it to start again"):
+        kept.load("search", seed=3)
+
+
+def test_cut_short(kept: Checkpoint) -> None:
+    path = kept.folder / "search.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(PolicyError, match="delete it to start again"):
+        kept.load("search", seed=3)
+
+
+def test_an_interrupted_save_leaves_the_one_before(kept: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kept.save("search", {"a": np.zeros(9)}, seed=3)
+    assert [file.name for file in kept.folder.iterdir()] == ["search.npz"]
+    found = kept.load("search", seed=3)
+    assert found is not None
+    np.testing.assert_array_equal(found["a"], ARRAYS["a"])
+
+
+def test_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PolicyError, match="cannot be written"):
+        Checkpoint(tmp_path / "file", IDENTITY).save("search", ARRAYS)
