@@ -1,8 +1,7 @@
-"""TEAL (arXiv 2408.14690): inside every block the sparsity goes where it costs the block's output least.
+"""TEAL (arXiv 2408.14690): inside every block the sparsity goes where it costs the block's output least (greedy.py).
 
-Greedy, as in the paper's algorithm 1, with three differences. The unit is a site, not a projection, since q, k, v and
-gate, up share a list of active inputs here. A step is the same number of weights at every site, from the real shapes.
-The error is taken over all tokens of the sample, and thresholds are quantiles of |x| over its full range.
+Every block has the same budget. Thresholds are quantiles of |x| over its full range, at the level that skips as much as
+was asked for (realise.py).
 """
 
 from __future__ import annotations
@@ -16,103 +15,57 @@ from tqdm import tqdm
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.container import Container
 from spqt_ti.model.llama import Llama
-from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity import uniform
-from spqt_ti.sparsity.block import Block, Mask, unmasked
+from spqt_ti.sparsity.block import Block, unmasked
+from spqt_ti.sparsity.checkpoint import Checkpoint
+from spqt_ti.sparsity.greedy import MOST, WINDOW, WINDOWS, Path, allocate, from_arrays, to_arrays
 from spqt_ti.sparsity.policy import SparsityPolicy
-
-STEP = 0.02  # of a block's weights, per pick
-MOST = 0.9  # where the search ends
-WINDOWS, WINDOW = 4, 64  # the sample that candidates are compared on, spread over the text
-
-
-@dataclass(frozen=True)
-class Path:
-    """Picks of one block: after each, the block's sparsity (share of its weights), its error, and every site's
-    sparsity. `effective` f64 [n], `errors` f64 [n], `sparsities` f64 [n, 4]; the first entry is dense.
-    """
-
-    effective: np.ndarray
-    errors: np.ndarray
-    sparsities: np.ndarray
-
-    def nearest(self, sparsity: float) -> np.ndarray:
-        """Sparsities f64 [4] of the entry nearest to a level."""
-        return self.sparsities[int(np.argmin(np.abs(self.effective - sparsity)))]
+from spqt_ti.sparsity.realise import realise
+from spqt_ti.sparsity.sample import embeddings, spread
+from spqt_ti.sparsity.scores import thresholds_at
 
 
 @dataclass(frozen=True)
 class TealCalibration:
-    """Quantiles of every site and the picks of every block."""
+    """The picks of every block, and what thresholds are taken from."""
 
+    llama: Llama
+    tokens: Sequence[int]
     quantiles: uniform.Calibration
     paths: list[Path]
 
     def policy(self, sparsity: float) -> SparsityPolicy:
-        """The picks nearest to `sparsity` in every block. Raises PolicyError outside 0 .. 0.9."""
-        if not 0 <= sparsity <= MOST:
-            raise PolicyError(f"sparsity must be between 0 and {MOST} for TEAL, not {sparsity}")
-        thresholds = np.array(
-            [thresholds_at(self.quantiles, layer, path.nearest(sparsity)) for layer, path in enumerate(self.paths)]
-        )
-        source = {"text_sha256": self.quantiles.text_sha256, "tokens": self.quantiles.tokens}
-        return SparsityPolicy("teal", sparsity, thresholds, self.quantiles.model, source)
+        """Every block at the level that skips `sparsity`. Raises PolicyError outside 0 .. 0.9."""
+        check_level(sparsity, "TEAL")
+        level = realise(self.llama, self.tokens, sparsity, MOST, self._thresholds, {})
+        source = {
+            "text_sha256": self.quantiles.text_sha256, "tokens": self.quantiles.tokens, "level": round(level, 6),
+        }  # fmt: skip
+        return SparsityPolicy("teal", sparsity, self._thresholds(level), self.quantiles.model, source)
+
+    def _thresholds(self, level: float) -> np.ndarray:
+        return thresholds_at(self.quantiles.quantiles, np.array([path.at(level) for path in self.paths]))
 
 
-def thresholds_at(quantiles: uniform.Calibration, layer: int, sparsities: np.ndarray) -> np.ndarray:
-    """Thresholds f32 [4] of a block at a sparsity per site, linear between LEVELS; 0 where the sparsity is 0."""
-    table = quantiles.quantiles[layer]
-    found = [np.interp(s, uniform.LEVELS, row) if s > 0 else 0.0 for s, row in zip(sparsities, table, strict=True)]
-    return np.array(found, np.float32)
+def check_level(sparsity: float, method: str) -> None:
+    """Raise PolicyError for a level that the greedy search does not reach."""
+    if not 0 <= sparsity <= MOST:
+        raise PolicyError(f"sparsity must be between 0 and {MOST} for {method}, not {sparsity}")
 
 
-def calibrate(llama: Llama, container: Container, text: str, tokens: Sequence[int]) -> TealCalibration:
+def calibrate(
+    llama: Llama, container: Container, text: str, tokens: Sequence[int], checkpoint: Checkpoint
+) -> TealCalibration:
     """Quantiles on all of `tokens` (of `text`, whose hash is kept), picks on a sample of them."""
-    quantiles = uniform.calibrate(llama, container.fingerprint, text, tokens)
-    x, paths = sample(container, tokens), []
-    for layer in tqdm(range(container.config.num_hidden_layers), desc="TEAL", unit="block", leave=False, disable=None):
+    quantiles = uniform.calibrate(llama, container.fingerprint, text, tokens, checkpoint)
+    paths = from_arrays(checkpoint.load("teal"))
+    x = embeddings(container, spread(tokens, WINDOWS, WINDOW))
+    layers = container.config.num_hidden_layers
+    for layer in tqdm(range(layers), desc="TEAL", unit="block", leave=False, disable=None):
         block = Block.load(container, layer)
-        paths.append(allocate(block, x, quantiles, layer))
-        x = block.run(x, unmasked).output
-    return TealCalibration(quantiles, paths)
-
-
-def sample(container: Container, tokens: Sequence[int]) -> np.ndarray:
-    """Embeddings f32 [windows, 64, hidden] of windows spread evenly over `tokens`."""
-    length = min(WINDOW, len(tokens))
-    starts = np.unique(np.linspace(0, len(tokens) - length, WINDOWS).astype(int))
-    table = container.dequantize("model.embed_tokens")
-    return np.stack([table[np.asarray(tokens[start : start + length])] for start in starts])
-
-
-def allocate(block: Block, x: np.ndarray, quantiles: uniform.Calibration, layer: int) -> Path:
-    """Greedy picks for a block with inputs x f32 [windows, tokens, hidden]: the cheapest step every time."""
-    sizes = np.array([block.matrices[site].size for site in SITES], np.float64)
-    steps = STEP * sizes.sum() / sizes
-    dense = block.run(x, unmasked)
-    sparsities, trace = np.zeros(len(SITES)), dense
-    record = [(0.0, 0.0, sparsities)]
-    while record[-1][0] < MOST and (sparsities < MOST).any():
-        best = None
-        for i in np.flatnonzero(sparsities < MOST):
-            tried = sparsities.copy()
-            tried[i] = min(tried[i] + steps[i], MOST)
-            candidate = block.run(x, threshold_mask(thresholds_at(quantiles, layer, tried)), SITES[i], trace)
-            error = float(np.square(candidate.output - dense.output, dtype=np.float64).sum())
-            if best is None or error < best[0]:
-                best = error, tried, candidate
-        assert best is not None
-        error, sparsities, trace = best
-        record.append((float(sparsities @ sizes / sizes.sum()), error, sparsities))
-    effective, errors, rows = zip(*record, strict=True)
-    return Path(np.array(effective), np.array(errors), np.array(rows))
-
-
-def threshold_mask(thresholds: np.ndarray) -> Mask:
-    """The Mask of thresholds f32 [4]."""
-
-    def mask(site: str, inputs: np.ndarray) -> np.ndarray:
-        t = thresholds[SITES.index(site)]
-        return np.where(np.abs(inputs) > t, inputs, np.float32(0)) if t > 0 else inputs
-
-    return mask
+        if layer >= len(paths):
+            paths.append(allocate(block, x))
+            checkpoint.save("teal", to_arrays(paths))
+        if layer + 1 < layers:
+            x = block.run(x, unmasked).output
+    return TealCalibration(llama, tokens, quantiles, paths)

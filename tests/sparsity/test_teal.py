@@ -1,4 +1,4 @@
-"""The NumPy block is the model's, and the greedy search does what the paper says."""
+"""The greedy search does what the paper says."""
 
 from __future__ import annotations
 
@@ -10,48 +10,18 @@ import tiny_containers
 
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.sites import SITES
-from spqt_ti.sparsity import teal, uniform
-from spqt_ti.sparsity.block import Block, unmasked
+from spqt_ti.sparsity import greedy, teal
+from spqt_ti.sparsity.block import Block, relative_error, unmasked
+from spqt_ti.sparsity.checkpoint import Checkpoint
+from spqt_ti.sparsity.sample import embeddings, spread
+from spqt_ti.sparsity.scores import quantiles, score, threshold_mask, thresholds_at
 
 TOKENS = np.random.default_rng(7).integers(0, 300, 400).tolist()
 
 
-def embedded(case: str, tokens: list[int]) -> np.ndarray:
-    return tiny_containers.container(case).dequantize("model.embed_tokens")[tokens][None]
-
-
-@pytest.mark.parametrize("case", ["gqa", "mqa+wide_heads", "narrow_heads+biases", "llama3_rope"])
-def test_block_reads_what_the_model_reads(case: str) -> None:
-    model, seen = tiny_containers.llama(case), {}
-    model.reset()
-    model.gates.clear()
-    tokens = TOKENS[:48]
-    model.prefill(tokens, "none", observer=lambda layer, site, x: seen.__setitem__((layer, site), x.copy()))
-    x = embedded(case, tokens)
-    for layer in range(2):
-        trace = Block.load(tiny_containers.container(case), layer).run(x, unmasked)
-        for site in SITES:
-            got, expected = trace.inputs[site][0], seen[layer, site]
-            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-        x = trace.output
-
-
-@pytest.mark.parametrize("site", SITES)
-def test_reusing_what_comes_before_changes_nothing(site: str) -> None:
-    block, x = Block.load(tiny_containers.container("gqa"), 0), embedded("gqa", TOKENS[:20])
-    first = np.full(4, 0.3, np.float32)
-    changed = first.copy()
-    changed[SITES.index(site)] = 0.8
-    reused = block.run(x, teal.threshold_mask(changed), site, block.run(x, teal.threshold_mask(first)))
-    fresh = block.run(x, teal.threshold_mask(changed))
-    np.testing.assert_array_equal(reused.output, fresh.output)
-
-
 @pytest.fixture(scope="module")
 def calibration() -> teal.TealCalibration:
-    model = tiny_containers.llama("gqa")
-    model.gates.clear()
-    return teal.calibrate(model, tiny_containers.container("gqa"), "text", TOKENS)
+    return teal.calibrate(tiny_containers.llama("gqa"), tiny_containers.container("gqa"), "text", TOKENS, Checkpoint())
 
 
 def test_picks(calibration: teal.TealCalibration) -> None:
@@ -61,55 +31,60 @@ def test_picks(calibration: teal.TealCalibration) -> None:
         np.testing.assert_allclose(path.effective, path.sparsities @ sizes / sizes.sum())
         assert (np.count_nonzero(np.diff(path.sparsities, axis=0), axis=1) == 1).all()
         assert (np.diff(path.effective) > 0).all()
-        assert (np.diff(path.effective) <= teal.STEP + 1e-9).all()
-        assert path.sparsities.max() <= teal.MOST
-        assert path.effective[-1] == pytest.approx(teal.MOST)
+        assert (np.diff(path.effective) <= greedy.STEP + 1e-9).all()
+        assert path.sparsities.max() <= greedy.MOST
+        assert path.effective[-1] == pytest.approx(greedy.MOST)
 
 
-def test_every_pick_is_the_cheapest(calibration: teal.TealCalibration) -> None:
+@pytest.fixture(scope="module")
+def error():
+    """The error of block 0 at sparsities f64 [4], from a run of its own."""
     container = tiny_containers.container("gqa")
-    block, x, path = Block.load(container, 0), teal.sample(container, TOKENS), calibration.paths[0]
-    sizes = np.array([block.matrices[site].size for site in SITES], float)
-    dense = block.run(x, unmasked).output
+    block, x = Block.load(container, 0), embeddings(container, spread(TOKENS, greedy.WINDOWS, greedy.WINDOW))
+    dense = block.run(x, unmasked)
+    table = np.stack([quantiles(score(dense.inputs[site], None)) for site in SITES])
 
     def error(sparsities: np.ndarray) -> float:
-        mask = teal.threshold_mask(teal.thresholds_at(calibration.quantiles, 0, sparsities))
-        return float(np.square(block.run(x, mask).output - dense, dtype=np.float64).sum())
+        masked = block.run(x, threshold_mask(thresholds_at(table, sparsities)))
+        return relative_error(masked.output, dense.output)
 
+    return error
+
+
+def test_every_pick_is_the_cheapest(calibration: teal.TealCalibration, error) -> None:
+    block, path = Block.load(tiny_containers.container("gqa"), 0), calibration.paths[0]
+    sizes = np.array([block.matrices[site].size for site in SITES], float)
     for before, after, recorded in itertools.islice(
         zip(path.sparsities, path.sparsities[1:], path.errors[1:], strict=False), 0, None, 7
     ):
-        tried = np.minimum(before + np.diag(teal.STEP * sizes.sum() / sizes), teal.MOST)
-        errors = [error(row) for i, row in enumerate(tried) if before[i] < teal.MOST]
+        tried = np.minimum(before + np.diag(greedy.STEP * sizes.sum() / sizes), greedy.MOST)
+        errors = [error(row) for i, row in enumerate(tried) if before[i] < greedy.MOST]
         assert recorded == pytest.approx(min(errors), rel=1e-6)
         assert error(after) == pytest.approx(recorded, rel=1e-6)
 
 
-def test_greedy_is_no_worse_than_uniform(calibration: teal.TealCalibration) -> None:
-    container = tiny_containers.container("gqa")
-    block, x, path = Block.load(container, 0), teal.sample(container, TOKENS), calibration.paths[0]
-    dense = block.run(x, unmasked).output
-    greedy = even = 0.0
-    for row in range(1, len(path.effective), 4):
-        mask = teal.threshold_mask(teal.thresholds_at(calibration.quantiles, 0, np.full(4, path.effective[row])))
-        even += float(np.square(block.run(x, mask).output - dense, dtype=np.float64).sum())
-        greedy += path.errors[row]
-    assert greedy <= even
+def test_greedy_is_no_worse_than_uniform(calibration: teal.TealCalibration, error) -> None:
+    path = calibration.paths[0]
+    rows = range(1, len(path.effective), 4)
+    assert sum(path.errors[row] for row in rows) <= sum(error(np.full(4, path.effective[row])) for row in rows)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 0.4, 0.5, 0.9])
-def test_policy_is_within_a_step_of_its_level(calibration: teal.TealCalibration, level: float) -> None:
-    for path in calibration.paths:
+def test_policy_is_at_its_level(calibration: teal.TealCalibration, level: float) -> None:
+    """Between the two picks around it, and exactly the level by the sizes of the matrices."""
+    container = tiny_containers.container("gqa")
+    for layer, path in enumerate(calibration.paths):
+        sizes = np.array([Block.load(container, layer).matrices[s].size for s in SITES], float)
+        assert path.at(level) @ sizes / sizes.sum() == pytest.approx(level)
         place = int(np.argmin(np.abs(path.effective - level)))
-        assert abs(path.effective[place] - level) <= teal.STEP
+        assert np.abs(path.at(level) - path.sparsities[place]).max() <= greedy.STEP * sizes.sum() / sizes.min()
     policy = calibration.policy(level)
     assert policy.method == "teal"
     assert (policy.thresholds > 0).any() == (level > 0)
 
 
 def test_same_text_same_policy(calibration: teal.TealCalibration) -> None:
-    model = tiny_containers.llama("gqa")
-    again = teal.calibrate(model, tiny_containers.container("gqa"), "text", TOKENS)
+    again = teal.calibrate(tiny_containers.llama("gqa"), tiny_containers.container("gqa"), "text", TOKENS, Checkpoint())
     assert again.policy(0.5).to_json() == calibration.policy(0.5).to_json()
 
 
@@ -119,9 +94,22 @@ def test_levels_out_of_range(calibration: teal.TealCalibration, level: float) ->
         calibration.policy(level)
 
 
-def test_thresholds_of_a_share_of_the_inputs(calibration: teal.TealCalibration) -> None:
-    quantiles = calibration.quantiles
-    np.testing.assert_array_equal(teal.thresholds_at(quantiles, 1, np.zeros(4)), np.zeros(4))
-    np.testing.assert_allclose(
-        teal.thresholds_at(quantiles, 1, np.full(4, 0.5)), quantiles.quantiles[1, :, uniform.LEVELS.index(0.5)]
-    )
+@pytest.mark.parametrize("cut", [0, 1])
+def test_goes_on_where_it_was(cut: int, calibration: teal.TealCalibration, tmp_path, monkeypatch) -> None:
+    """Interrupted in block `cut`; nothing before it is searched again, and the policy is the same."""
+    container = tiny_containers.container("gqa")
+    checkpoint, searched, real = Checkpoint(tmp_path), [], teal.allocate
+
+    def until_interrupted(*arguments):
+        if len(searched) == cut:
+            raise KeyboardInterrupt
+        searched.append(cut)
+        return real(*arguments)
+
+    monkeypatch.setattr(teal, "allocate", until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        teal.calibrate(tiny_containers.llama("gqa"), container, "text", TOKENS, checkpoint)
+    monkeypatch.setattr(teal, "allocate", lambda *arguments: searched.append(2) or real(*arguments))
+    again = teal.calibrate(tiny_containers.llama("gqa"), container, "text", TOKENS, checkpoint)
+    assert len(searched) == 2
+    assert again.policy(0.5).to_json() == calibration.policy(0.5).to_json()
