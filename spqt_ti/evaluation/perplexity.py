@@ -16,6 +16,7 @@ from tqdm import tqdm
 from spqt_ti.errors import GenerationError
 from spqt_ti.model.llama import Llama
 from spqt_ti.model.sites import SITES, matrix_shapes
+from spqt_ti.sparsity.divergence import divergence, log_softmax
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 MIN_CONTEXT = 8
@@ -95,12 +96,12 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
     scores = [Scores(skipped=np.zeros(sites), possible=np.zeros(sites)) for _ in policies]
     for window in tqdm(parts, desc="evaluate", unit="window", leave=False, disable=None):
         llama.gates.clear()
-        dense = _log_softmax(_logits(llama, window, None))
+        dense = log_softmax(_logits(llama, window, None))
         for policy, score in zip(policies, scores, strict=True):
             llama.gates.clear()
             if policy is not None:
                 policy.apply(llama.gates)
-            _score(score, window, dense, _log_softmax(_logits(llama, window, score)))
+            _score(score, window, dense, log_softmax(_logits(llama, window, score)))
     llama.gates.clear()
     llama.reset()
     return scores
@@ -128,26 +129,17 @@ def compare(parts: Sequence[Sequence[int]], reference: Scorer, others: Sequence[
     """Scores of `others` on the windows `parts`; their KL divergence and top 1 are from and with `reference`."""
     scores = [Scores() for _ in others]
     for window in tqdm(parts, desc="evaluate", unit="window", leave=False, disable=None):
-        dense = _log_softmax(reference(window))
+        dense = log_softmax(reference(window))
         for other, score in zip(others, scores, strict=True):
-            _score(score, window, dense, _log_softmax(other(window)))
+            _score(score, window, dense, log_softmax(other(window)))
     return scores
 
 
 def _score(score: Scores, window: Sequence[int], dense: np.ndarray, sparse: np.ndarray) -> None:
     wanted = np.asarray(window[len(window) // 2 + 1 :])
     score.nll.append(-sparse[np.arange(len(wanted)), wanted].astype(np.float64))
-    divergence = [(np.exp(p) * (p - q)).sum(dtype=np.float64) for p, q in zip(dense, sparse, strict=True)]
-    score.kl.append(np.maximum(divergence, 0.0))
+    score.kl.append(divergence(dense, sparse))
     score.same.append(dense.argmax(-1) == sparse.argmax(-1))
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """f32 [n, vocab], in place; sums in f64."""
-    logits -= logits.max(axis=-1, keepdims=True)
-    for row in logits:
-        row -= np.float32(np.log(np.exp(row).sum(dtype=np.float64)))
-    return logits
 
 
 def mean_and_error(values: Sequence[np.ndarray]) -> tuple[float, float]:

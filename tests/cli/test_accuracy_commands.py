@@ -11,6 +11,9 @@ import tiny_containers
 from spqt_ti.cli import calibrate as calibrate_command
 from spqt_ti.cli import main as cli
 from spqt_ti.errors import PolicyError
+from spqt_ti.model.llama import Llama
+from spqt_ti.sparsity import capture
+from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import METHODS
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.uniform import sample_text
@@ -40,7 +43,9 @@ def run(capsys, *arguments: object, code: int = 0) -> str:
 
 
 def calibrate(capsys, text: Path, output: Path, *more: object, code: int = 0) -> str:
-    return run(capsys, "calibrate", model(), "--text", text, "-o", output, *more, code=code)
+    """Checkpoints of its own for each output, so that no command finds what another has done; a short search."""
+    places = ("--checkpoints", text.with_name(f"{output.stem}.checkpoints"), "--generations", 2, "--offspring", 4)
+    return run(capsys, "calibrate", model(), "--text", text, "-o", output, *places, *more, code=code)
 
 
 def test_choices_are_the_methods() -> None:
@@ -71,8 +76,50 @@ def test_calibrate_and_evaluate(texts, tmp_path, capsys) -> None:
 
 def test_same_text_same_file(texts, tmp_path, capsys) -> None:
     for name in ("one.json", "two.json"):
-        calibrate(capsys, texts[0], tmp_path / name, "--method", "teal", "--sparsity", "0.4")
+        calibrate(capsys, texts[0], tmp_path / name, "--method", "wisparse", "--sparsity", "0.4")
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ctrl_c_and_the_same_command_again(method, texts, tmp_path, capsys, monkeypatch) -> None:
+    """Interrupted right after the first checkpoint: exit code, no file, and then the file of an uninterrupted run."""
+    whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
+    calibrate(capsys, texts[0], whole, "--method", method, "--sparsity", "0.5")
+    real = Checkpoint.save
+
+    def interrupted(self, *arguments, **settings):
+        real(self, *arguments, **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(capture, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", interrupted)
+        message = calibrate(capsys, texts[0], cut, "--method", method, "--sparsity", "0.5", code=130)
+    assert f"what is done is in {tmp_path / 'cut.checkpoints'}; the same command goes on from there" in message
+    assert not cut.exists()
+    calibrate(capsys, texts[0], cut, "--method", method, "--sparsity", "0.5")
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_checkpoints_of_another_text(texts, tmp_path, capsys) -> None:
+    calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.5")
+    texts[0].write_text(CALIBRATION + " More.", encoding="utf-8")
+    error = calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.5", code=1)
+    assert "capture.npz: checkpoint of another calibration (text is" in error
+
+
+def test_one_capture_serves_every_level(texts, tmp_path, capsys, monkeypatch) -> None:
+    """A second command finds what the first has counted: the model does not run again."""
+    calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.5")
+    monkeypatch.setattr(Llama, "prefill", None)
+    calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.3")
+    assert SparsityPolicy.load(tmp_path / "p.json").sparsity == 0.3
+
+
+@pytest.mark.parametrize("wrong", [("--seed", -1), ("--offspring", 0), ("--generations", -1)])
+def test_searches_that_are_none(wrong, texts, tmp_path, capsys) -> None:
+    error = calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.4", *wrong, code=1)
+    assert f"{wrong[0]} must be" in error
 
 
 def test_overlap_is_refused(texts, tmp_path, capsys) -> None:

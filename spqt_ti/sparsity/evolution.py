@@ -1,0 +1,142 @@
+"""Evolutionary search of integer levels whose sum is fixed: which block may skip how much of a shared budget.
+
+After EvoPress (arXiv 2410.14649): a (1 + lambda) strategy. A mutation takes a step from one place and gives it to
+another; children are compared on few parts of the data, the better ones on more, and the last one replaces the parent
+if it is better on all. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+Levels = tuple[int, ...]
+
+_TRIES = 20  # mutations per wanted child: where few distinct ones exist, a generation is smaller
+
+
+class Fitness(Protocol):
+    """What is to be made small: the mean over `parts` pieces of the data of a cost."""
+
+    parts: int
+
+    def costs(self, levels: Levels, parts: Sequence[int]) -> np.ndarray:
+        """Costs f64 [len(parts)] of an individual on some parts."""
+
+    def settle(self, levels: Levels) -> None:
+        """Individuals to come are like this one: what they share with it may be kept."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Sizes of the search. Each of `stages` is (share of the parts, survivors): what survives on few parts is compared
+    on more; the last stage is all parts and one survivor. `flips`: at most so many steps move in a mutation.
+    """
+
+    generations: int = 50
+    offspring: int = 16
+    stages: tuple[tuple[float, int], ...] = ((0.125, 8), (0.25, 2))
+    flips: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """A search after `generation` generations: the best individual, its costs f64 [parts], and the mean cost after
+    each generation, that of the start first.
+    """
+
+    generation: int
+    levels: Levels
+    costs: np.ndarray
+    history: tuple[float, ...]
+
+
+def evolve(
+    fitness: Fitness,
+    start: Levels,
+    lowest: int,
+    highest: int,
+    search: Search,
+    state: State | None = None,
+    save: Callable[[State], None] = lambda state: None,
+) -> State:
+    """Search from `start`, or go on from `state`; `save` is called with the state after every generation.
+
+    Levels stay within `lowest` and `highest`, and their sum is that of `start`. The result depends only on the
+    arguments, not on where the search was interrupted. ValueError if `start` is out of range.
+    """
+    if not all(lowest <= level <= highest for level in start):
+        raise ValueError(f"levels {start} are not within {lowest} .. {highest}")
+    fitness.settle(state.levels if state else start)
+    if state is None:
+        costs = fitness.costs(start, range(fitness.parts))
+        state = State(0, start, costs, (float(costs.mean()),))
+    bar = tqdm(
+        total=search.generations,
+        initial=state.generation,
+        desc="evolution",
+        unit="generation",
+        leave=False,
+        disable=None,
+    )
+    with bar:
+        while state.generation < search.generations:
+            state = _generation(fitness, state, lowest, highest, search)
+            save(state)
+            bar.set_postfix(cost=f"{state.history[-1]:.5f}", refresh=False)
+            bar.update()
+    return state
+
+
+def _generation(fitness: Fitness, state: State, lowest: int, highest: int, search: Search) -> State:
+    random = np.random.default_rng([search.seed, state.generation])
+    order = random.permutation(fitness.parts)
+    children = _children(random, state.levels, lowest, highest, search)
+    known: dict[Levels, list[float]] = {child: [] for child in children}
+    for share, survivors in (*search.stages, (1.0, 1)):
+        upto = max(1, round(share * fitness.parts))
+        for child in children:
+            done = known[child]
+            done.extend(fitness.costs(child, [int(i) for i in order[len(done) : upto]]))
+        children = sorted(children, key=lambda child: float(np.mean(known[child])))[:survivors]
+    levels, costs = state.levels, state.costs
+    if children:
+        best = np.empty(fitness.parts)
+        best[order] = known[children[0]]
+        if best.mean() < costs.mean():
+            levels, costs = children[0], best
+            fitness.settle(levels)
+    return State(state.generation + 1, levels, costs, (*state.history, float(costs.mean())))
+
+
+def _children(random: np.random.Generator, parent: Levels, lowest: int, highest: int, search: Search) -> list[Levels]:
+    """Up to `search.offspring` distinct mutations of `parent`."""
+    children: dict[Levels, None] = {}
+    for _ in range(_TRIES * search.offspring):
+        child = mutate(random, parent, lowest, highest, search.flips)
+        if child != parent:
+            children[child] = None
+        if len(children) == search.offspring:
+            break
+    return list(children)
+
+
+def mutate(random: np.random.Generator, parent: Levels, lowest: int, highest: int, flips: int) -> Levels:
+    """Move up to `flips` steps (few are likelier: the lesser of two draws), each from one place to another."""
+    levels = list(parent)
+    for _ in range(min(random.integers(1, flips + 1, 2))):
+        givers = [i for i, level in enumerate(levels) if level > lowest]
+        if not givers:
+            break
+        giver = givers[random.integers(len(givers))]
+        takers = [i for i, level in enumerate(levels) if level < highest and i != giver]
+        if not takers:
+            break
+        levels[giver] -= 1
+        levels[takers[random.integers(len(takers))]] += 1
+    return tuple(levels)
