@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from spqt_ti.backend import requested
 from spqt_ti.cache import cache_dir
 from spqt_ti.errors import CheckpointError, ContainerError, GenerationError, PolicyError
 from spqt_ti.model import registry
@@ -172,7 +175,7 @@ class Model:
 
 def load(
     path_or_name: str | Path,
-    backend: str = "cpu",
+    backend: str | None = None,
     sparsity: float | SparsityPolicy | str | Path = 0.0,
     threads: int | None = None,
     context: int | None = None,
@@ -182,6 +185,7 @@ def load(
     """Load a quantised directory, or a source model (known name, Hugging Face directory or id, GGUF), which is
     quantised once.
 
+    `backend`: "cpu", "vulkan", "cuda", "metal" or "auto"; None: SPQT_BACKEND, else "cpu".
     `sparsity`: a level between 0 and 0.99 for every site (thresholds from a short calibration that is kept beside the
     model), a policy, or a policy's JSON file. `threads`: worker threads (default: every CPU of the process).
     `context`: positions of the KV cache. `calibration_text`: a UTF-8 text file to calibrate on instead of the
@@ -190,7 +194,7 @@ def load(
 
     Raises SpqtError (a subclass that fits) with what is wrong and what to do.
     """
-    container = open_quantized(path_or_name)
+    container = open_quantized(path_or_name, backend)
     policy = SparsityPolicy.load(sparsity) if isinstance(sparsity, str | Path) else sparsity
     if not isinstance(policy, SparsityPolicy) and not 0 <= policy <= uniform.MAX_SPARSITY:
         raise PolicyError(f"sparsity must be between 0 and {uniform.MAX_SPARSITY}, not {policy}")
@@ -203,8 +207,11 @@ def load(
     return model
 
 
-def open_quantized(path_or_name: str | Path) -> Container:
-    """The container at a path, or the cached one of a source model, made now if it is not there yet."""
+def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Container:
+    """The container at a path, or the cached one of a source model, made now if it is not there yet.
+
+    `backend`: the one that this process is to have. Quantising takes the CPU's, elsewhere if need be.
+    """
     path = Path(path_or_name)
     if (path / "spqt.json").is_file():
         return Container.open(path)
@@ -215,11 +222,23 @@ def open_quantized(path_or_name: str | Path) -> Container:
     except ContainerError:
         pass  # not there yet, or damaged: this folder is ours to fill
     try:
-        return quantize(source, destination, overwrite=True)
+        if requested(backend) == "cpu":
+            return quantize(source, destination, overwrite=True)
+        return quantize_elsewhere(source, destination)
     except ContainerError:
         if not (destination / "spqt.json").is_file():
             raise
         return Container.open(destination)  # another process was faster
+
+
+def quantize_elsewhere(source: Path, destination: Path) -> Container:
+    """As `quantize`, in a process of its own, because a process has one backend. Raises ContainerError."""
+    command = [sys.executable, "-m", "spqt_ti.cli.main", "quantize", str(source), str(destination), "--force"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"])[-1]
+        raise ContainerError(f"{source}: cannot be quantised: {last.removeprefix('spqt: error: ')}")
+    return Container.open(destination, verify=False)
 
 
 def _cache_name(source: Path) -> str:

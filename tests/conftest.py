@@ -26,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What is loaded without naming a backend runs on the session's, in this process and in those it starts."""
+    os.environ["SPQT_BACKEND"] = config.getoption("--backend")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A process has one runtime: the backend is the session's, and leaves out what is not meant for it."""
     name = config.getoption("--backend")

@@ -15,6 +15,7 @@ from typing import Any
 import llama_float64
 import numpy as np
 import pytest
+import tiny_containers
 from gap_thresholds import open_gates
 
 import spqt_ti
@@ -27,7 +28,7 @@ RECORDED = json.loads((Path(__file__).parent / "data" / "smollm2_greedy.json").r
 @pytest.fixture(scope="module")
 def directory(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("smollm2") / "zigzag"
-    spqt_ti.quantize(smollm2_gguf, directory, progress=False)
+    tiny_containers.quantize(smollm2_gguf, directory)
     return directory
 
 
@@ -56,6 +57,12 @@ def test_greedy_text(model: spqt_ti.Model, level: str) -> None:
     else:
         assert generation.token_ids[:8] == run["tokens"][:8]
     assert generation.stats.decode_tokens == 63
+
+
+@pytest.mark.any_backend
+def test_first_tokens(model: spqt_ti.Model) -> None:
+    model.apply(None)
+    assert model.generate(RECORDED["prompt"], max_new_tokens=8).token_ids == RECORDED["runs"]["0.0"]["tokens"][:8]
 
 
 @pytest.mark.parametrize("level", RECORDED["runs"])

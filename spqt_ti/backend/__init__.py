@@ -25,7 +25,7 @@ from spqt_ti.threads import available_threads
 
 __all__ = [
     "BACKENDS", "Capabilities", "Runtime", "address", "available_threads", "check_memory", "host_view", "requested",
-    "runtime", "start", "ti",
+    "require", "runtime", "start", "ti",
 ]  # fmt: skip
 
 BACKENDS = ("cpu", "vulkan", "cuda", "metal")
@@ -106,6 +106,20 @@ def check_memory(what: str, sizes: dict[str, int]) -> None:
             f"{what}: {total / 1e9:.2f} GB do not fit the {limits.memory / 1e9:.2f} GB of {runtime().device}; "
             "take a smaller model, a shorter context or another backend"
         )
+
+
+def require(group: int, shared_memory: int, arrays: int) -> None:
+    """Raise BackendError unless the device runs kernels with groups of so many threads that share so many bytes, and
+    so many arrays.
+    """
+    limits = runtime().capabilities
+    for what, needed, there in (
+        ("threads in a group", group, limits.max_group),
+        ("bytes of shared memory", shared_memory, limits.shared_memory),
+        ("arrays", arrays, limits.max_arrays_per_task),
+    ):
+        if needed > there:
+            raise BackendError(f"{runtime().device}: kernels need {needed} {what}, and it has {there}; use the cpu")
 
 
 def _start_cpu(threads: int) -> Runtime:

@@ -28,7 +28,7 @@ class Capabilities:
     max_array_bytes: int | None
 
 
-# Taichi's: an ndarray's elements are counted in i32.
+# Taichi's: an ndarray's elements, words in all that is large here, are counted in i32.
 MAX_ELEMENTS = 2**31 - 1
 
 WORKERS = Capabilities(
@@ -53,5 +53,5 @@ def of_device(backend: str, device: Device) -> Capabilities:
         subgroup_operations=backend != "cuda",  # ti.simt.subgroup is SPIR-V's
         max_arrays_per_task=29 if backend == "metal" else 64,
         memory=device.memory,
-        max_array_bytes=device.max_array_bytes,
+        max_array_bytes=min(device.max_array_bytes, 4 * MAX_ELEMENTS),
     )

@@ -37,7 +37,9 @@ def add_parser(commands: Any) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
     machine.add_argument("--context", type=int, metavar="N", help="tokens that prompt and answer may take together")
-    machine.add_argument("--backend", default="cpu", help="where to compute (default: %(default)s)")
+    machine.add_argument(
+        "--backend", help="cpu, vulkan, cuda, metal or auto, which says what it took (default: $SPQT_BACKEND, else cpu)"
+    )
     machine.add_argument("--exact", action="store_true", help="f32 where the CPU would otherwise multiply in 16 bits")
     parser.add_argument("--json", action="store_true", help="print JSON at the end instead of text as it comes")
     parser.set_defaults(run=run)
@@ -92,6 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
         calibration_text=arguments.calibration_text,
         exact=arguments.exact,
     )
+    if arguments.backend == "auto":
+        print(f"backend: {model.llama.backend} ({model.llama.device})", file=sys.stderr)
     options = {
         name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "seed", "top_k", "top_p", "chat")
     }

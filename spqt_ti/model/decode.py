@@ -15,7 +15,7 @@ from spqt_ti.kernels.attention import CacheShape
 from spqt_ti.kernels.stopwatch import seconds_per_tick
 from spqt_ti.kernels.vectors import f32x16
 from spqt_ti.model.decode_kernel import PHASES, make_decode_kernel
-from spqt_ti.model.gates import Gates
+from spqt_ti.model.gates import WorkerGates
 from spqt_ti.model.plans import MOST_TOKENS, SITE_TABLE, IntegerPlan, Scratch
 from spqt_ti.model.sites import SITES
 from spqt_ti.model.weights import Weights
@@ -28,7 +28,7 @@ class DecodeStep:
     """
 
     def __init__(
-        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: Gates, workers: int,
+        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: WorkerGates, workers: int,
         exact: bool = False,
     ) -> None:  # fmt: skip
         config = weights.config

@@ -19,6 +19,7 @@ class GatePlan:
     argument of a kernel costs time at each launch.
     """
 
+    layers: int
     weighted: int  # first value, not vector: 1 where a site has weights, [layers][4]
     weights: int  # first vector: [layers][4][stride]
     stride: int  # vectors of the widest site
@@ -29,29 +30,27 @@ class GatePlan:
         """For `layers` blocks whose widest site has `widest` inputs."""
         flags = -(-layers * len(SITES) // LANES)
         stride = widest // LANES
-        return cls(flags * LANES, 2 * flags, stride, 2 * flags + layers * len(SITES) * stride)
+        return cls(layers, flags * LANES, 2 * flags, stride, 2 * flags + layers * len(SITES) * stride)
 
 
 class Gates:
-    """Thresholds and weights on the device, shared by decode and prefill; at first every site is dense.
+    """Thresholds and weights of every site, in the memory of the host; at first every site is dense.
 
-    `inputs`: inputs that a token has at each site, i32 [4].
+    `inputs`: inputs that a token has at each site, i32 [4]. `values`: the memory, f32 [plan.vectors * 16], zeros.
     """
 
-    def __init__(self, layers: int, inputs: np.ndarray) -> None:
-        self.plan = plan = GatePlan.plan(layers, int(inputs.max()))
-        self.array = ti.ndarray(f32x16, (plan.vectors,))
-        values = host_view(self.array).reshape(-1)
-        values[:] = 0
-        sites = layers * len(SITES)
-        self._inputs = inputs
-        self.thresholds = values[:sites].reshape(layers, len(SITES))
-        self._weighted = values[plan.weighted :][:sites].reshape(layers, len(SITES))
-        self._weights = values[plan.weights * LANES :].reshape(layers, len(SITES), -1)
+    def __init__(self, plan: GatePlan, inputs: np.ndarray, values: np.ndarray) -> None:
+        self.plan, self.values, self._inputs = plan, values, inputs
+        sites = plan.layers * len(SITES)
+        self.thresholds = values[:sites].reshape(plan.layers, len(SITES))
+        self._weighted = values[plan.weighted :][:sites].reshape(plan.layers, len(SITES))
+        self._weights = values[plan.weights * LANES :].reshape(plan.layers, len(SITES), -1)
+        self.changes = 0  # of the weights; thresholds are written to from outside
 
     def weigh(self, layer: int, site: str, weights: np.ndarray | None) -> None:
         """Weights f32 [cols] of a site's inputs from now on; None: none. ValueError for another shape."""
         place = layer, SITES.index(site)
+        self.changes += 1
         self._weighted[place] = weights is not None
         if weights is not None:
             if weights.shape != (self._inputs[place[1]],):
@@ -60,5 +59,17 @@ class Gates:
 
     def clear(self) -> None:
         """Every site dense and without weights."""
+        self.changes += 1
         self.thresholds[:] = 0
         self._weighted[:] = 0
+
+
+class WorkerGates(Gates):
+    """Gates in an array (f32 x 16) that the CPU's decode and prefill read in place."""
+
+    def __init__(self, layers: int, inputs: np.ndarray) -> None:
+        plan = GatePlan.plan(layers, int(inputs.max()))
+        self.array = ti.ndarray(f32x16, (plan.vectors,))
+        values = host_view(self.array).reshape(-1)
+        values[:] = 0
+        super().__init__(plan, inputs, values)

@@ -11,19 +11,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from spqt_ti import backend
-from spqt_ti.backend import host_view, ti
+from spqt_ti.backend import ti
 from spqt_ti.errors import ContainerError, GenerationError
-from spqt_ti.kernels.attention import CacheShape
-from spqt_ti.kernels.vectors import f32x16
+from spqt_ti.model import worker_engine
 from spqt_ti.model.config import LlamaConfig
 from spqt_ti.model.container import Container
-from spqt_ti.model.decode import DecodeStep
 from spqt_ti.model.dispatch import choose
-from spqt_ti.model.gates import Gates
+from spqt_ti.model.engine import Observer
 from spqt_ti.model.plans import MOST_TOKENS
-from spqt_ti.model.prefill import CHUNK, Observer, Prefill
+from spqt_ti.model.simt import engine as simt_engine
 from spqt_ti.model.sites import bytes_per_token, inputs_per_site, matrix_shapes
-from spqt_ti.model.weights import Weights
 from spqt_ti.tuning import Tuning, tuning_path
 
 DEFAULT_CONTEXT = 2048
@@ -32,8 +29,9 @@ DEFAULT_CONTEXT = 2048
 class Llama:
     """A model on the device with one sequence in its KV cache.
 
-    `context`: positions that the cache holds (default: the model's own, at most 2048), rounded up to a multiple of
-    16. `threads`: worker threads (default: all CPUs of the process). `exact`: decode in f32 throughout.
+    `backend_name`: see `backend.requested`; None: SPQT_BACKEND, else "cpu". `context`: positions that the cache holds
+    (default: the model's own, at most 2048), rounded up to a multiple of 16. `threads`: the CPU's worker threads
+    (default: all CPUs of the process). `exact`: decode in f32 throughout, as GPUs always do.
 
     Raises ContainerError for a layout that it does not run, BackendError when the device cannot hold the model.
     """
@@ -41,7 +39,7 @@ class Llama:
     def __init__(
         self,
         container: Container,
-        backend_name: str = "cpu",
+        backend_name: str | None = None,
         threads: int | None = None,
         context: int | None = None,
         exact: bool = False,
@@ -54,25 +52,28 @@ class Llama:
         runtime = backend.start(backend_name, threads)
         config = container.config
         self.config: LlamaConfig = config
-        self.backend = runtime.backend
+        self.backend, self.device = runtime.backend, runtime.device
         self.threads = threads or runtime.threads
         if context is not None and not 1 <= context <= config.max_position_embeddings:
             raise GenerationError(f"context must be between 1 and {config.max_position_embeddings}, not {context}")
         wanted = context or min(config.max_position_embeddings, DEFAULT_CONTEXT)
         self.context = -(-wanted // 16) * 16
         self.choices = choose(matrix_shapes(config), Tuning.load(tuning_path()), self.threads)
-        self.weights = Weights(container, self.context, {site: c.panel_bands for site, c in self.choices.items()})
-        shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, self.context)
-        cache = ti.ndarray(f32x16, (shape.vectors,))
-        host_view(cache)[:] = 0
-        self.gates = Gates(config.num_hidden_layers, inputs_per_site(config))
-        self._decode = DecodeStep(self.weights, cache, shape, self.gates, self.threads, exact)
-        self._prefill = Prefill(self.weights, cache, shape, self.gates, self.threads)
+        if runtime.capabilities.groups:
+            self._engine = simt_engine.build(container, self.context)
+        else:
+            self._engine = worker_engine.build(container, self.context, self.choices, self.threads, exact)
+        self.gates, self._decode, self._prefill = self._engine.gates, self._engine.decode, self._engine.prefill
         self.position = 0
 
     def reset(self) -> None:
         """Forget the sequence."""
         self.position = 0
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that prefill puts through at once."""
+        return self._engine.chunk
 
     @property
     def thresholds(self) -> np.ndarray:
@@ -108,11 +109,11 @@ class Llama:
         """
         self._check(tokens)
         rows = []
-        for begin in range(0, len(tokens), CHUNK):
-            chunk = tokens[begin : begin + CHUNK]
+        for begin in range(0, len(tokens), self.chunk):
+            chunk = tokens[begin : begin + self.chunk]
             self._prefill.run(chunk, self.position, masked, observer)
             self.position += len(chunk)
-            last = begin + CHUNK >= len(tokens)
+            last = begin + self.chunk >= len(tokens)
             if logits == "all" or (logits == "last" and last):
                 rows.append(self._prefill.logits(0 if logits == "all" else len(chunk) - 1, len(chunk)))
         ti.sync()

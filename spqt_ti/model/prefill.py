@@ -6,28 +6,26 @@ inputs that the decode step would skip: every token is then treated as if it wer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from spqt_ti.backend import host_view, ti
 from spqt_ti.kernels.attention import CacheShape
 from spqt_ti.kernels.vectors import f32x16
-from spqt_ti.model.gates import Gates
+from spqt_ti.model.engine import Observer
+from spqt_ti.model.gates import WorkerGates
 from spqt_ti.model.plans import CHUNK, LOGIT_ROWS, SITE_TABLE, ChunkPlan
 from spqt_ti.model.prefill_kernels import make_prefill_kernels
 from spqt_ti.model.sites import SITES
 from spqt_ti.model.weights import Weights
-
-# Called with (layer, site, inputs f32 [tokens, cols]) for every chunk; the array is overwritten afterwards.
-Observer = Callable[[int, str, np.ndarray], None]
 
 
 class Prefill:
     """Runs chunks of tokens through `weights`, on the KV cache that the decode step shares."""
 
     def __init__(
-        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: Gates, workers: int
+        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: WorkerGates, workers: int
     ) -> None:
         self._weights, self._cache, self._gates = weights, cache, gates
         self._plan = ChunkPlan.plan(weights, workers)

@@ -5,7 +5,7 @@ layer, so a kernel finds a matrix by `layer * stride + offset`. Norms, biases an
 `constants`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +17,12 @@ from spqt_ti.kernels.block_sums import GROUP_BANDS
 from spqt_ti.kernels.gemv import preferred_panel_bands
 from spqt_ti.kernels.geometry import ZigzagShape, tiles_for
 from spqt_ti.kernels.head import f16x16, tile
-from spqt_ti.kernels.rope import rope_table
 from spqt_ti.kernels.vectors import f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.zigzag import split
-from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
+from spqt_ti.model.constants import Constants
 from spqt_ti.model.container import Container
 from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
 
-_NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
 # Columns of Weights.site_table; bias: first vector among a layer's constants, -1 for none.
 SITE_FIELDS = ("cols", "full_bands", "tail_bands", "panel_bands", "bands", "quants", "tail", "headers", "bias")
 _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
@@ -95,33 +93,12 @@ class Weights:
             host_view(self.scales)[i * len(scales) : (i + 1) * len(scales)] = scales
 
     def _load_constants(self, container: Container) -> None:
-        """Per layer both norms and the biases that exist, then the final norm and the RoPE table."""
-        config = container.config
-        pieces: list[np.ndarray] = []
-        self.layer_constants: dict[str, int] = {}
-        for layer in range(config.num_hidden_layers):
-            if layer == 1:
-                self.constants_stride = _vectors(pieces)
-            for name, tensor in self._block_constants(config):
-                if layer == 0:
-                    self.layer_constants[name] = _vectors(pieces)
-                pieces.append(container.read(f"model.layers.{layer}.{tensor}"))
-        if config.num_hidden_layers == 1:
-            self.constants_stride = _vectors(pieces)
-        self.final_norm = _vectors(pieces)
-        pieces.append(container.read("model.norm.weight"))
-        self.rope = _vectors(pieces)
-        pieces.append(rope_table(rope_inverse_frequencies(config), self.context))
-        flat = np.concatenate([p.astype(np.float32).reshape(-1) for p in pieces])
-        self.constants = _allocate(f32x16, flat.size // 16, "norms and RoPE table")
-        host_view(self.constants)[:] = flat.reshape(-1, 16)
-
-    @staticmethod
-    def _block_constants(config: LlamaConfig) -> Iterator[tuple[str, str]]:
-        yield from _NORMS.items()
-        for site, module in MODULES.items():
-            if config.attention_bias if site in ("qkv", "o") else config.mlp_bias:
-                yield f"{site}_bias", f"{module}.bias"
+        constants = Constants.read(container, self.context)
+        self.layer_constants = {name: first // 16 for name, first in constants.layer.items()}
+        self.constants_stride = constants.stride // 16
+        self.final_norm, self.rope = constants.final_norm // 16, constants.rope // 16
+        self.constants = _allocate(f32x16, constants.values.size // 16, "norms and RoPE table")
+        host_view(self.constants)[:] = constants.values.reshape(-1, 16)
 
     def site_table(self) -> np.ndarray:
         """i32 [4, 9]: what a kernel needs to know of each site's matrix, by the columns of SITE_FIELDS."""
@@ -144,10 +121,6 @@ class Weights:
                 ]
             )
         return np.array(rows, np.int32)
-
-
-def _vectors(pieces: list[np.ndarray]) -> int:
-    return sum(p.size for p in pieces) // 16
 
 
 def _allocate(dtype: Any, vectors: int, what: str) -> ti.Ndarray:

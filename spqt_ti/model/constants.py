@@ -1,0 +1,60 @@
+"""The small f32 tensors of a model in one array: norms, biases and the RoPE table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from spqt_ti.kernels.rope import rope_table
+from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
+from spqt_ti.model.container import Container
+from spqt_ti.model.sites import MODULES
+
+_NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Per layer both norms and the biases that exist ("qkv_bias", ...), then the final norm and the RoPE table.
+
+    `values` f32 [n]; `layer`: name -> first value among those of a layer, which take `stride` values.
+    """
+
+    values: np.ndarray
+    layer: dict[str, int]
+    stride: int
+    final_norm: int
+    rope: int
+
+    @classmethod
+    def read(cls, container: Container, context: int) -> Constants:
+        """Those of a container, for a context of `context` positions."""
+        config = container.config
+        pieces: list[np.ndarray] = []
+        first: dict[str, int] = {}
+        stride = 0
+        for layer in range(config.num_hidden_layers):
+            for name, tensor in _tensors(config):
+                if layer == 0:
+                    first[name] = _size(pieces)
+                pieces.append(container.read(f"model.layers.{layer}.{tensor}"))
+            stride = stride or _size(pieces)
+        final_norm = _size(pieces)
+        pieces.append(container.read("model.norm.weight"))
+        rope = _size(pieces)
+        pieces.append(rope_table(rope_inverse_frequencies(config), context))
+        values = np.concatenate([piece.astype(np.float32).reshape(-1) for piece in pieces])
+        return cls(values, first, stride, final_norm, rope)
+
+
+def _tensors(config: LlamaConfig) -> Iterator[tuple[str, str]]:
+    yield from _NORMS.items()
+    for site, module in MODULES.items():
+        if config.attention_bias if site in ("qkv", "o") else config.mlp_bias:
+            yield f"{site}_bias", f"{module}.bias"
+
+
+def _size(pieces: list[np.ndarray]) -> int:
+    return sum(piece.size for piece in pieces)

@@ -1,0 +1,68 @@
+"""What the runner asks of a kind of device: gates, a decode step and a prefill that share weights and KV cache.
+
+`worker_engine` builds them for a few workers (CPU), `simt.engine` for groups of threads (GPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from spqt_ti.model.gates import Gates
+
+# Called with (layer, site, inputs f32 [tokens, cols]) for every chunk; the array is overwritten afterwards.
+Observer = Callable[[int, str, np.ndarray], None]
+
+
+class Decode(Protocol):
+    """Runs tokens one after the other. What is asked about them waits for the device."""
+
+    @property
+    def active(self) -> np.ndarray:
+        """Inputs that were active in the tokens of the last run together, i32 [layers, 4]."""
+
+    def warm_up(self, position: int) -> None:
+        """Compile by running once, if nothing has run yet, at a position that is free: what is written to the cache is
+        overwritten by the next token.
+        """
+
+    def run(self, token: int, position: int, steps: int = 1) -> None:
+        """Decode `token` at `position`, then the best token after it, and so on: `steps` tokens (at most MOST_TOKENS)
+        in all.
+        """
+
+    @property
+    def best_tokens(self) -> list[int]:
+        """The token of the highest logit after each token of the last run, the lowest id among equals."""
+
+    def profile(self, token: int, position: int) -> dict[str, float]:
+        """As `run`; the seconds that each phase took. Raises BackendError where kernels cannot read a clock."""
+
+    def logits(self) -> np.ndarray:
+        """Logits of the last token, f32 [vocabulary], which the next `run` may overwrite."""
+
+
+class Prefill(Protocol):
+    """Runs chunks of tokens."""
+
+    def warm_up(self, position: int) -> None:
+        """Run every kernel once, the first time this is called, at a position that is free."""
+
+    def run(self, tokens: Sequence[int], start: int, masked: bool = False, observer: Observer | None = None) -> None:
+        """Put up to a chunk of tokens, the first at position `start`, through every block."""
+
+    def logits(self, first: int, last: int) -> np.ndarray:
+        """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model on a device. `chunk`: tokens that a prefill takes at once."""
+
+    gates: Gates
+    decode: Decode
+    prefill: Prefill
+    chunk: int

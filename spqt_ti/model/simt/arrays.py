@@ -1,0 +1,74 @@
+"""A model's arrays on a GPU, and what the host writes to them and reads from them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spqt_ti.backend import check_memory, require, ti
+from spqt_ti.kernels.simt.attention import CacheLayout
+from spqt_ti.kernels.simt.transfer import make_copy, upload, zeros
+from spqt_ti.model.constants import Constants
+from spqt_ti.model.container import Container
+from spqt_ti.model.gates import GatePlan, Gates
+from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
+from spqt_ti.model.simt.weights import WeightLayout, read_words
+from spqt_ti.model.sites import inputs_per_site
+
+# What the kernels of token_kernels and chunk_kernels take: threads of the largest group, bytes that one shares (the
+# product for many tokens: 18 KB), arrays of a task.
+_MAX_GROUP, _SHARED_MEMORY, _ARRAYS = 512, 18 << 10, 6
+
+
+class ModelArrays:
+    """Weights, KV cache and scratch of a zigzag container on the device, for a context of `context` positions.
+
+    Raises BackendError, before anything is uploaded, when they do not fit the device.
+    """
+
+    def __init__(self, container: Container, context: int) -> None:
+        config = self.config = container.config
+        require(_MAX_GROUP, _SHARED_MEMORY, _ARRAYS)
+        self.layout = WeightLayout.plan(config)
+        self.cache_layout = CacheLayout(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context)
+        self.constants = Constants.read(container, context)
+        inputs = inputs_per_site(config)
+        gate_plan = GatePlan.plan(config.num_hidden_layers, int(inputs.max()))
+        self.gates = Gates(gate_plan, inputs, np.zeros(gate_plan.vectors * 16, np.float32))
+        self.floats = FloatPlan.plan(self.layout, self.constants, gate_plan)
+        self.ints = IntegerPlan.plan(self.layout)
+        sizes = {**self.layout.sizes(), "KV cache": self.cache_layout.size, "activations": self.floats.size}
+        check_memory(str(container.path), {name: 4 * size for name, size in sizes.items()})
+        words = read_words(container, self.layout)
+        self.quants, self.headers = upload(words["quants"]), upload(words["headers"])
+        self.words, self.scales = upload(words["vocabulary"]), upload(words["vocabulary scales"])
+        self.cache = zeros(ti.f32, self.cache_layout.size)
+        self.a = zeros(ti.f32, self.floats.size)
+        self.integers = zeros(ti.i32, self.ints.size)
+        self.logits = zeros(ti.f32, self.layout.tiles * 64)
+        self._copy = make_copy()
+        self._write(self.floats.constants, self.constants.values)
+        self._gate_changes, self._thresholds = self.gates.changes, self.gates.thresholds.copy()
+
+    def upload_gates(self) -> None:
+        """Bring the device's gates up to date, if they have changed."""
+        gates = self.gates
+        if gates.changes != self._gate_changes:
+            self._write(self.floats.gates, gates.values)
+        elif not np.array_equal(self._thresholds, gates.thresholds, equal_nan=True):
+            self._write(self.floats.gates, gates.thresholds.reshape(-1))
+        else:
+            return
+        self._gate_changes, self._thresholds = gates.changes, gates.thresholds.copy()
+
+    def read(self, start: int, size: int) -> np.ndarray:
+        """f32 [size] from the f32 array's value `start` on. Waits for the device."""
+        out = zeros(ti.f32, size)
+        self._copy(self.a, start, out, 0, size)
+        return out.to_numpy()
+
+    def read_logits(self) -> np.ndarray:
+        """Logits f32 [vocabulary] of the token that was last scored. Waits for the device."""
+        return self.logits.to_numpy()[: self.config.vocab_size]
+
+    def _write(self, start: int, values: np.ndarray) -> None:
+        self._copy(upload(values), 0, self.a, start, values.size)

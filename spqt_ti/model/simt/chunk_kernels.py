@@ -1,0 +1,184 @@
+"""Prefill on a GPU: `begin_chunk`, `run_chunk_block` once per layer, and `end_chunk` for the logits of a token."""
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_attention, make_write_pair
+from spqt_ti.kernels.simt.groups import array_of, log2, round_up
+from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
+from spqt_ti.kernels.simt.head import make_head
+from spqt_ti.kernels.simt.matmul import THREADS as MATMUL_THREADS
+from spqt_ti.kernels.simt.matmul import make_matmul, matmul_threads
+from spqt_ti.kernels.simt.norm import make_norm
+from spqt_ti.kernels.simt.pointwise import rotated, swiglu
+from spqt_ti.kernels.vectors import LANES
+from spqt_ti.model.constants import Constants
+from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.simt.plans import CHUNK, FloatPlan, IntegerPlan
+from spqt_ti.model.simt.weights import WeightLayout
+from spqt_ti.model.sites import SITES
+
+_GROUP = 128  # threads of a group, except for products
+QKV, OUT, GATE_UP, DOWN = range(4)
+
+
+def make_chunk_kernels(
+    layout: WeightLayout, constants: Constants, cache_layout: CacheLayout, gates: GatePlan, floats: FloatPlan,
+    ints: IntegerPlan,
+):  # fmt: skip
+    """Build the three kernels for a model of these shapes, for up to CHUNK tokens at a time."""
+    config = layout.config
+    hidden, width = config.hidden_size, config.intermediate_size
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    half, group = head_dim // 2, heads // kv_heads
+    attention = heads * head_dim
+    places = [layout.places[site] for site in SITES]
+    matmuls = [make_matmul(place.shape, CHUNK) for place in places]
+    threads = [matmul_threads(place.shape, CHUNK) for place in places]
+    biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
+    norm = make_norm(hidden, _GROUP, config.rms_norm_eps)
+    attend, write_pair = make_attention(cache_layout), make_write_pair(cache_layout)
+    score_tile, embed, _ = make_head(hidden, config.vocab_size)
+    run = -(-hidden // _GROUP)
+    pairs = (heads + 2 * kv_heads) * half
+    pair_threads, width_threads = round_up(CHUNK * pairs, _GROUP), round_up(CHUNK * width, _GROUP)
+    group_log2, tile_log2, head_log2 = log2(_GROUP), log2(TILE), log2(HEAD_THREADS)
+
+    @ti.func
+    def output(a: ti.template(), layer, site: ti.template(), token, row):
+        """A row of a site's product for a token, with its bias."""
+        total = a[floats.chunk_output + token * places[site].shape.padded_rows + row]
+        if ti.static(biases[site] >= 0):
+            total += a[floats.constants + layer * constants.stride + biases[site] + row]
+        return total
+
+    @ti.func
+    def add_residual(a: ti.template(), layer, site: ti.template(), token, t):
+        """hidden += the site's output, on a thread's run."""
+        for k in range(run):
+            i = t * run + k
+            if i < hidden:
+                at = floats.chunk_hidden + token * hidden + i
+                a[at] = a[at] + output(a, layer, site, token, i)
+
+    @ti.func
+    def normalise(a: ti.template(), weight, target: ti.template(), token, t):
+        norm(a, floats.chunk_hidden + token * hidden, floats.constants + weight, target + token * hidden, t)
+
+    @ti.func
+    def multiply(
+        i, quants: ti.template(), headers: ti.template(), a: ti.template(), layer, site: ti.template(), count, masked
+    ):  # fmt: skip
+        threshold = -1.0
+        if masked:
+            threshold = a[floats.gates + layer * 4 + site]
+            if threshold <= 0.0:
+                threshold = -1.0
+        weights = floats.gates + (gates.weights + (layer * 4 + site) * gates.stride) * LANES
+        weighted = a[floats.gates + gates.weighted + layer * 4 + site] > 0.0
+        matmuls[site](
+            i, quants, layer * layout.quants_stride + places[site].quants, headers,
+            layer * layout.headers_stride + places[site].headers, a, floats.chunk_inputs[site],
+            floats.chunk_output, count, weights, weighted, threshold,
+        )  # fmt: skip
+
+    @ti.kernel
+    def begin_chunk(
+        words: array_of(ti.u32), scales: array_of(ti.u32), a: array_of(ti.f32), tokens: array_of(ti.i32), count: ti.i32
+    ):  # fmt: skip
+        """Embed `count` tokens."""
+        ti.loop_config(block_dim=_GROUP)
+        for i in range(CHUNK * hidden):
+            token = i // hidden
+            if token < count:
+                a[floats.chunk_hidden + i] = embed(words, scales, tokens[token], i - token * hidden)
+
+    @ti.kernel
+    def run_chunk_block(
+        quants: array_of(ti.u32), headers: array_of(ti.u32), a: array_of(ti.f32), cache: array_of(ti.f32),
+        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+    ):  # fmt: skip
+        ti.loop_config(block_dim=_GROUP)
+        for i in range(CHUNK * _GROUP):
+            if i >> group_log2 < count:  # the same for all of the group, here and below
+                weight = layer * constants.stride + constants.layer["attention_norm"]
+                normalise(a, weight, floats.chunk_inputs[QKV], i >> group_log2, i & (_GROUP - 1))
+        ti.loop_config(block_dim=MATMUL_THREADS)
+        for i in range(threads[QKV]):
+            multiply(i, quants, headers, a, layer, QKV, count, masked)
+        ti.loop_config(block_dim=_GROUP)
+        for i in range(pair_threads):
+            token = i // pairs
+            if token < count:
+                head = (i - token * pairs) // half
+                d = i - token * pairs - head * half
+                low = output(a, layer, QKV, token, head * head_dim + d)
+                high = output(a, layer, QKV, token, head * head_dim + d + half)
+                if head < heads + kv_heads:
+                    angle = floats.constants + constants.rope + (start + token) * head_dim + d
+                    low, high = rotated(low, high, a[angle], a[angle + half])
+                if head < heads:
+                    query = floats.chunk_query + token * attention + head * head_dim + d
+                    a[query] = low
+                    a[query + half] = high
+                else:
+                    is_key = head < heads + kv_heads
+                    kv_head = head - ti.select(is_key, heads, heads + kv_heads)
+                    keys = layer * cache_layout.layer_stride + kv_head * 2 * cache_layout.half_stride
+                    write_pair(cache, keys, is_key, start + token, d, low, high)
+        ti.loop_config(block_dim=TILE)
+        for i in range(CHUNK * heads * TILE):
+            token = i // (heads * TILE)
+            if token < count:
+                head = (i - token * heads * TILE) >> tile_log2
+                keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
+                at = token * attention + head * head_dim
+                attend(
+                    cache, keys, a, floats.chunk_query + at, floats.chunk_inputs[OUT] + at, start + token,
+                    i & (TILE - 1),
+                )  # fmt: skip
+        ti.loop_config(block_dim=MATMUL_THREADS)
+        for i in range(threads[OUT]):
+            multiply(i, quants, headers, a, layer, OUT, count, masked)
+        ti.loop_config(block_dim=_GROUP)
+        for i in range(CHUNK * _GROUP):
+            if i >> group_log2 < count:
+                add_residual(a, layer, OUT, i >> group_log2, i & (_GROUP - 1))
+                weight = layer * constants.stride + constants.layer["ffn_norm"]
+                normalise(a, weight, floats.chunk_inputs[GATE_UP], i >> group_log2, i & (_GROUP - 1))
+        ti.loop_config(block_dim=MATMUL_THREADS)
+        for i in range(threads[GATE_UP]):
+            multiply(i, quants, headers, a, layer, GATE_UP, count, masked)
+        ti.loop_config(block_dim=_GROUP)
+        for i in range(width_threads):
+            token = i // width
+            if token < count:
+                gate = output(a, layer, GATE_UP, token, i - token * width)
+                up = output(a, layer, GATE_UP, token, width + i - token * width)
+                a[floats.chunk_inputs[DOWN] + i] = swiglu(gate, up)
+        ti.loop_config(block_dim=MATMUL_THREADS)
+        for i in range(threads[DOWN]):
+            multiply(i, quants, headers, a, layer, DOWN, count, masked)
+        ti.loop_config(block_dim=_GROUP)
+        for i in range(CHUNK * _GROUP):
+            if i >> group_log2 < count:
+                add_residual(a, layer, DOWN, i >> group_log2, i & (_GROUP - 1))
+
+    @ti.kernel
+    def end_chunk(
+        words: array_of(ti.u32), scales: array_of(ti.u32), a: array_of(ti.f32), integers: array_of(ti.i32),
+        logits: array_of(ti.f32), token: ti.i32,
+    ):  # fmt: skip
+        """Logits [tiles * 64] of one token of the chunk."""
+        ti.loop_config(block_dim=_GROUP)
+        for t in range(_GROUP):
+            norm(
+                a, floats.chunk_hidden + token * hidden, floats.constants + constants.final_norm,
+                floats.chunk_inputs[QKV], t,
+            )  # fmt: skip
+        ti.loop_config(block_dim=HEAD_THREADS)
+        for i in range(layout.tiles * HEAD_THREADS):
+            score_tile(
+                words, scales, layout.head_tile, i >> head_log2, a, floats.chunk_inputs[QKV], logits, floats.best,
+                integers, ints.best_rows, i & (HEAD_THREADS - 1),
+            )  # fmt: skip
+
+    return begin_chunk, run_chunk_block, end_chunk

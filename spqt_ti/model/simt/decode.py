@@ -1,0 +1,70 @@
+"""The decode step on a GPU: a token is a few launches, without waiting for the device in between."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spqt_ti.backend import ti
+from spqt_ti.errors import BackendError
+from spqt_ti.kernels.simt.transfer import zeros
+from spqt_ti.model.plans import MOST_TOKENS
+from spqt_ti.model.simt.arrays import ModelArrays
+from spqt_ti.model.simt.token_kernels import make_token_kernels
+from spqt_ti.model.sites import SITES
+
+
+class SimtDecode:
+    """Runs tokens one after the other; the interface is `model.engine.Decode`.
+
+    A token is begin_token, run_block for every layer and end_token. The best token stays on the device, where the next
+    step finds it, and so do the numbers of active inputs, until they are asked for.
+    """
+
+    def __init__(self, arrays: ModelArrays) -> None:
+        self._arrays, self._steps = arrays, 0
+        self._results = zeros(ti.i32, MOST_TOKENS + arrays.gates.thresholds.size)
+        self._on_host: np.ndarray | None = None
+        self._begin, self._block, self._end = make_token_kernels(
+            arrays.layout, arrays.constants, arrays.cache_layout, arrays.gates.plan, arrays.floats, arrays.ints
+        )
+        self._warm = False
+
+    @property
+    def active(self) -> np.ndarray:
+        """Inputs that were active in the tokens of the last run, i32 [layers, 4]. Waits for the device."""
+        return self._read_results()[MOST_TOKENS:].reshape(-1, len(SITES))
+
+    @property
+    def best_tokens(self) -> list[int]:
+        """The token of the highest logit after each token of the last run. Waits for the device."""
+        return self._read_results()[: self._steps].tolist()
+
+    def warm_up(self, position: int) -> None:
+        """Compile the kernels by running a token at a free position, if none has run yet."""
+        if not self._warm:
+            self.run(0, position)
+            ti.sync()
+
+    def run(self, token: int, position: int, steps: int = 1) -> None:
+        """Submit `token` at `position`, and `steps - 1` more, without waiting for the device."""
+        self._warm, self._steps, self._on_host = True, steps, None
+        m = self._arrays
+        m.upload_gates()
+        for step in range(steps):
+            self._begin(m.words, m.scales, m.a, m.integers, -1 if step else token, position + step)
+            for layer in range(m.config.num_hidden_layers):
+                self._block(m.quants, m.headers, m.a, m.cache, m.integers, layer)
+            self._end(m.words, m.scales, m.a, m.integers, m.logits, self._results, step)
+
+    def profile(self, token: int, position: int) -> dict[str, float]:
+        """Raises BackendError: kernels on a GPU cannot read a clock."""
+        raise BackendError("kernels cannot read a clock on this backend; profile with the GPU maker's tool, or on cpu")
+
+    def logits(self) -> np.ndarray:
+        """Logits f32 [vocabulary] of the last token. Waits for the device."""
+        return self._arrays.read_logits()
+
+    def _read_results(self) -> np.ndarray:
+        if self._on_host is None:
+            self._on_host = self._results.to_numpy()
+        return self._on_host

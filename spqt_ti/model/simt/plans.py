@@ -1,0 +1,89 @@
+"""Where everything but the weights lies on a GPU: one array of f32 and one of i32, for decode and prefill.
+
+Few arrays, because each costs 4 us per launch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spqt_ti.kernels.simt.gemv import partial_size
+from spqt_ti.kernels.vectors import LANES
+from spqt_ti.model.constants import Constants
+from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.simt.weights import WeightLayout
+from spqt_ti.model.sites import SITES
+
+CHUNK = 128  # tokens per prefill launch
+
+
+@dataclass(frozen=True)
+class FloatPlan:
+    """First values of the parts of the f32 array. The first line is written by the host, the second by decode, the
+    third by prefill ([CHUNK] times each).
+    """
+
+    gates: int  # as GatePlan has them
+    constants: int
+
+    hidden: int  # the residual stream
+    x: int  # input of qkv and gate_up
+    query: int  # rotated queries of all heads
+    attention: int  # input of o
+    activation: int  # input of down
+    partial: int  # partial sums of the GEMV at work
+    best: int  # [tiles], highest logit of each
+
+    chunk_hidden: int
+    chunk_inputs: tuple[int, ...]  # per site
+    chunk_query: int
+    chunk_output: int
+    size: int
+
+    @classmethod
+    def plan(cls, layout: WeightLayout, constants: Constants, gates: GatePlan) -> FloatPlan:
+        """Lay the parts out one after the other."""
+        config, places = layout.config, layout.places
+        attention = places["o"].shape.cols
+        sizes = {
+            "gates": gates.vectors * LANES,
+            "constants": constants.values.size,
+            "hidden": config.hidden_size,
+            "x": config.hidden_size,
+            "query": attention,
+            "attention": attention,
+            "activation": config.intermediate_size,
+            "partial": max(partial_size(place.shape, place.split) for place in places.values()),
+            "best": layout.tiles,
+            "chunk_hidden": CHUNK * config.hidden_size,
+            **{f"chunk_{site}": CHUNK * places[site].shape.cols for site in SITES},
+            "chunk_query": CHUNK * attention,
+            "chunk_output": CHUNK * max(place.shape.padded_rows for place in places.values()),
+        }
+        starts, at = {}, 0
+        for name, size in sizes.items():
+            starts[name] = at
+            at += size
+        inputs = tuple(starts.pop(f"chunk_{site}") for site in SITES)
+        return cls(**starts, chunk_inputs=inputs, size=at)
+
+
+@dataclass(frozen=True)
+class IntegerPlan:
+    """First entries of the parts of the i32 array."""
+
+    position: int  # of the token at work
+    counts: int  # [layers][4], active inputs
+    active: int  # the active list of the GEMV at work
+    best_rows: int  # [tiles], token of each tile's highest logit
+    best: int  # the token of the highest logit
+    size: int
+
+    @classmethod
+    def plan(cls, layout: WeightLayout) -> IntegerPlan:
+        """Lay the parts out one after the other."""
+        counts = 1
+        active = counts + layout.config.num_hidden_layers * len(SITES)
+        best_rows = active + max(place.shape.cols for place in layout.places.values())
+        best = best_rows + layout.tiles
+        return cls(0, counts, active, best_rows, best, best + 1)

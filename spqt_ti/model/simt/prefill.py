@@ -1,0 +1,55 @@
+"""Prefill on a GPU: chunks of tokens, one launch per block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.transfer import zeros
+from spqt_ti.model.engine import Observer
+from spqt_ti.model.simt.arrays import ModelArrays
+from spqt_ti.model.simt.chunk_kernels import make_chunk_kernels
+from spqt_ti.model.simt.plans import CHUNK
+from spqt_ti.model.sites import SITES
+
+
+class SimtPrefill:
+    """Runs chunks of tokens; the interface is `model.engine.Prefill`."""
+
+    def __init__(self, arrays: ModelArrays) -> None:
+        self._arrays = arrays
+        self._tokens = zeros(ti.i32, CHUNK)
+        self._begin, self._block, self._end = make_chunk_kernels(
+            arrays.layout, arrays.constants, arrays.cache_layout, arrays.gates.plan, arrays.floats, arrays.ints
+        )
+        self._warm = False
+
+    def warm_up(self, position: int) -> None:
+        """Compile the kernels by running a token at a free position, the first time this is called."""
+        if not self._warm:
+            self.run([0], position)
+            self.logits(0, 1)
+            self._warm = True
+
+    def run(self, tokens: Sequence[int], start: int, masked: bool = False, observer: Observer | None = None) -> None:
+        """Put up to CHUNK tokens, the first at position `start`, through every block."""
+        m, count = self._arrays, len(tokens)
+        m.upload_gates()
+        self._tokens.from_numpy(np.pad(np.array(tokens, np.int32), (0, CHUNK - count)))
+        self._begin(m.words, m.scales, m.a, self._tokens, count)
+        for layer in range(m.config.num_hidden_layers):
+            self._block(m.quants, m.headers, m.a, m.cache, layer, start, count, int(masked))
+            if observer is not None:
+                for site, first in zip(SITES, m.floats.chunk_inputs, strict=True):
+                    cols = m.layout.places[site].shape.cols
+                    observer(layer, site, m.read(first, count * cols).reshape(count, cols))
+
+    def logits(self, first: int, last: int) -> np.ndarray:
+        """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
+        m, rows = self._arrays, []
+        for token in range(first, last):
+            self._end(m.words, m.scales, m.a, m.integers, m.logits, token)
+            rows.append(m.read_logits())
+        return np.stack(rows) if rows else np.zeros((0, m.config.vocab_size), np.float32)

@@ -1,0 +1,223 @@
+"""The kernels of a token on a GPU: `begin_token`, `run_block` once per layer, `end_token`.
+
+A block is eleven tasks. What needs the whole of a vector at once (norms, index lists) is one group's work, where each
+thread has a run of neighbouring values through residual, norm and collection; everything else is spread over groups.
+"""
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_attention, make_write_pair
+from spqt_ti.kernels.simt.collect import make_collect_in_group
+from spqt_ti.kernels.simt.gemv import group_count, make_gemv, make_sum_of_groups
+from spqt_ti.kernels.simt.groups import array_of, log2, round_up
+from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
+from spqt_ti.kernels.simt.head import make_head
+from spqt_ti.kernels.simt.norm import make_norm
+from spqt_ti.kernels.simt.pointwise import rotated, swiglu
+from spqt_ti.kernels.vectors import LANES
+from spqt_ti.model.constants import Constants
+from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.plans import MOST_TOKENS
+from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
+from spqt_ti.model.simt.weights import WeightLayout
+from spqt_ti.model.sites import SITES
+
+ONE_GROUP = 512  # threads of the tasks that are one group's
+_SPREAD = 128  # threads of a group where threads have nothing to say to one another
+QKV, OUT, GATE_UP, DOWN = range(4)
+
+
+def make_token_kernels(
+    layout: WeightLayout, constants: Constants, cache_layout: CacheLayout, gates: GatePlan, floats: FloatPlan,
+    ints: IntegerPlan,
+):  # fmt: skip
+    """Build the three kernels for a model of these shapes."""
+    config = layout.config
+    hidden, width = config.hidden_size, config.intermediate_size
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    half, group = head_dim // 2, heads // kv_heads
+    layers = config.num_hidden_layers
+    places = [layout.places[site] for site in SITES]
+    cols = [place.shape.cols for place in places]
+    gemvs = [make_gemv(place.shape, place.split) for place in places]
+    sums = [make_sum_of_groups(place.shape, place.split) for place in places]
+    threads = [group_count(place.shape, place.split) * place.split.threads for place in places]
+    block_dims = [place.split.threads for place in places]
+    collects = [make_collect_in_group(place.shape.cols, ONE_GROUP) for place in places]
+    biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
+    norm = make_norm(hidden, ONE_GROUP, config.rms_norm_eps)
+    attend, write_pair = make_attention(cache_layout), make_write_pair(cache_layout)
+    score_tile, embed, best_token = make_head(hidden, config.vocab_size)
+    run = -(-hidden // ONE_GROUP)
+    pairs, tile_log2, head_log2 = (heads + 2 * kv_heads) * half, log2(TILE), log2(HEAD_THREADS)
+    pair_threads, width_threads = round_up(pairs, _SPREAD), round_up(width, _SPREAD)
+    hidden_threads, count_threads = round_up(hidden, _SPREAD), round_up(layers * 4, _SPREAD)
+
+    @ti.func
+    def output(a: ti.template(), layer, site: ti.template(), row):
+        """A row of a site's product, with its bias."""
+        total = sums[site](a, floats.partial, row)
+        if ti.static(biases[site] >= 0):
+            total += a[floats.constants + layer * constants.stride + biases[site] + row]
+        return total
+
+    @ti.func
+    def add_residual(a: ti.template(), layer, site: ti.template(), t):
+        """hidden += the site's output, on a thread's run."""
+        for k in range(run):
+            i = t * run + k
+            if i < hidden:
+                a[floats.hidden + i] = a[floats.hidden + i] + output(a, layer, site, i)
+
+    @ti.func
+    def normalise_and_collect(
+        a: ti.template(), integers: ti.template(), layer, weight: ti.template(), site: ti.template(), t
+    ):  # fmt: skip
+        """x = RMSNorm(hidden), and its active inputs for a site."""
+        norm(a, floats.hidden, floats.constants + layer * constants.stride + weight, floats.x, t)
+        collect(a, integers, layer, site, floats.x, t)
+
+    @ti.func
+    def collect(a: ti.template(), integers: ti.template(), layer, site: ti.template(), x, t):
+        """The active inputs of a site, unless it is dense, and their number."""
+        # Not inside the condition: Taichi's SPIR-V compiler fails on shared memory that is declared there.
+        shared = ti.simt.block.SharedArray((ONE_GROUP,), ti.i32)
+        threshold = a[floats.gates + layer * 4 + site]
+        count = 0 + ti.static(cols[site])
+        if threshold > 0.0:  # the same for all of the group
+            weighted = a[floats.gates + gates.weighted + layer * 4 + site] > 0.0
+            weights = floats.gates + (gates.weights + (layer * 4 + site) * gates.stride) * LANES
+            count = collects[site](a, x, weights, weighted, threshold, integers, ints.active, shared, t)
+        if t == 0:
+            integers[ints.counts + layer * 4 + site] = count
+
+    @ti.func
+    def multiply(
+        i, quants: ti.template(), headers: ti.template(), a: ti.template(), integers: ti.template(), layer,
+        site: ti.template(), x,
+    ):  # fmt: skip
+        count = integers[ints.counts + layer * 4 + site]
+        listed = a[floats.gates + layer * 4 + site] > 0.0
+        gemvs[site](
+            i, quants, layer * layout.quants_stride + places[site].quants, headers,
+            layer * layout.headers_stride + places[site].headers, a, x, integers, ints.active, count, listed, 0.0,
+            floats.partial,
+        )  # fmt: skip
+
+    @ti.kernel
+    def begin_token(
+        words: array_of(ti.u32), scales: array_of(ti.u32), a: array_of(ti.f32), integers: array_of(ti.i32),
+        token: ti.i32, position: ti.i32,
+    ):  # fmt: skip
+        """Embed `token`, or, where it is negative, the best token of the last step."""
+        ti.loop_config(block_dim=_SPREAD)
+        for i in range(hidden_threads):
+            row = token
+            if token < 0:
+                row = integers[ints.best]
+            if i < hidden:
+                a[floats.hidden + i] = embed(words, scales, row, i)
+            if i == 0:
+                integers[ints.position] = position
+
+    @ti.func
+    def place_pair(a: ti.template(), cache: ti.template(), integers: ti.template(), layer, head, d):
+        """Entries d and d + half of a head of the stacked q, k, v: rotate q and k, and put k and v into the cache."""
+        position = integers[ints.position]
+        low = output(a, layer, QKV, head * head_dim + d)
+        high = output(a, layer, QKV, head * head_dim + d + half)
+        if head < heads + kv_heads:
+            angle = floats.constants + constants.rope + position * head_dim + d
+            low, high = rotated(low, high, a[angle], a[angle + half])
+        if head < heads:
+            a[floats.query + head * head_dim + d] = low
+            a[floats.query + head * head_dim + d + half] = high
+        else:
+            is_key = head < heads + kv_heads
+            kv_head = head - ti.select(is_key, heads, heads + kv_heads)
+            keys = layer * cache_layout.layer_stride + kv_head * 2 * cache_layout.half_stride
+            write_pair(cache, keys, is_key, position, d, low, high)
+
+    @ti.kernel
+    def run_block(
+        quants: array_of(ti.u32), headers: array_of(ti.u32), a: array_of(ti.f32), cache: array_of(ti.f32),
+        integers: array_of(ti.i32), layer: ti.i32,
+    ):  # fmt: skip
+        """A block, except that its last residual is added by the next block, or by end_token."""
+        ti.loop_config(block_dim=ONE_GROUP)
+        for t in range(ONE_GROUP):
+            if layer > 0:
+                add_residual(a, layer - 1, DOWN, t)
+            normalise_and_collect(a, integers, layer, constants.layer["attention_norm"], QKV, t)
+        ti.loop_config(block_dim=block_dims[QKV])
+        for i in range(threads[QKV]):
+            multiply(i, quants, headers, a, integers, layer, QKV, floats.x)
+        ti.loop_config(block_dim=_SPREAD)
+        for i in range(pair_threads):
+            if i < pairs:
+                head = i // half
+                place_pair(a, cache, integers, layer, head, i - head * half)
+        ti.loop_config(block_dim=TILE)
+        for i in range(heads * TILE):
+            head = i >> tile_log2
+            keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
+            attend(
+                cache, keys, a, floats.query + head * head_dim, floats.attention + head * head_dim,
+                integers[ints.position], i & (TILE - 1),
+            )  # fmt: skip
+        ti.loop_config(block_dim=ONE_GROUP)
+        for t in range(ONE_GROUP):
+            collect(a, integers, layer, OUT, floats.attention, t)
+        ti.loop_config(block_dim=block_dims[OUT])
+        for i in range(threads[OUT]):
+            multiply(i, quants, headers, a, integers, layer, OUT, floats.attention)
+        ti.loop_config(block_dim=ONE_GROUP)
+        for t in range(ONE_GROUP):
+            add_residual(a, layer, OUT, t)
+            normalise_and_collect(a, integers, layer, constants.layer["ffn_norm"], GATE_UP, t)
+        ti.loop_config(block_dim=block_dims[GATE_UP])
+        for i in range(threads[GATE_UP]):
+            multiply(i, quants, headers, a, integers, layer, GATE_UP, floats.x)
+        ti.loop_config(block_dim=_SPREAD)
+        for i in range(width_threads):
+            if i < width:
+                a[floats.activation + i] = swiglu(output(a, layer, GATE_UP, i), output(a, layer, GATE_UP, width + i))
+        ti.loop_config(block_dim=ONE_GROUP)
+        for t in range(ONE_GROUP):
+            collect(a, integers, layer, DOWN, floats.activation, t)
+        ti.loop_config(block_dim=block_dims[DOWN])
+        for i in range(threads[DOWN]):
+            multiply(i, quants, headers, a, integers, layer, DOWN, floats.activation)
+
+    @ti.kernel
+    def end_token(
+        words: array_of(ti.u32), scales: array_of(ti.u32), a: array_of(ti.f32), integers: array_of(ti.i32),
+        logits: array_of(ti.f32), results: array_of(ti.i32), step: ti.i32,
+    ):  # fmt: skip
+        """Logits [tiles * 64]; among the results [MOST_TOKENS + layers * 4] the best token of this step of a run, and
+        its numbers of active inputs, added to those of the steps before.
+        """
+        ti.loop_config(block_dim=ONE_GROUP)
+        for t in range(ONE_GROUP):
+            add_residual(a, layers - 1, DOWN, t)
+            norm(a, floats.hidden, floats.constants + constants.final_norm, floats.x, t)
+        ti.loop_config(block_dim=HEAD_THREADS)
+        for i in range(layout.tiles * HEAD_THREADS):
+            score_tile(
+                words, scales, layout.head_tile, i >> head_log2, a, floats.x, logits, floats.best, integers,
+                ints.best_rows, i & (HEAD_THREADS - 1),
+            )  # fmt: skip
+        ti.loop_config(block_dim=HEAD_THREADS)
+        for t in range(HEAD_THREADS):
+            token = best_token(a, floats.best, integers, ints.best_rows, t)
+            if t == 0:
+                integers[ints.best] = token
+                results[step] = token
+        ti.loop_config(block_dim=_SPREAD)
+        for i in range(count_threads):
+            if i < layers * 4:
+                before = 0
+                if step > 0:
+                    before = results[MOST_TOKENS + i]
+                results[MOST_TOKENS + i] = before + integers[ints.counts + i]
+
+    return begin_token, run_block, end_token

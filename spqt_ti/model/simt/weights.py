@@ -1,0 +1,82 @@
+"""A model's weights as GPU kernels read them: stored bytes in arrays of words, and where each matrix lies in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spqt_ti.kernels.geometry import tiles_for
+from spqt_ti.kernels.simt.gemv import Split, default_split
+from spqt_ti.kernels.simt.head import tile
+from spqt_ti.kernels.simt.zigzag import ZigzagWords, split
+from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.container import Container
+from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
+
+
+@dataclass(frozen=True)
+class MatrixPlace:
+    """A site's matrix: its shape, how its GEMV is split, and its first words within a layer."""
+
+    shape: ZigzagWords
+    split: Split
+    quants: int
+    headers: int
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """Where everything lies in the four arrays of words (u32): quants, headers, vocabulary and its scales.
+
+    The matrices of a layer follow one another; embedding tiles come before the head's unless they are the same.
+    """
+
+    config: LlamaConfig
+    places: dict[str, MatrixPlace]
+    quants_stride: int
+    headers_stride: int
+    tiles: int
+    head_tile: int
+
+    @classmethod
+    def plan(cls, config: LlamaConfig) -> WeightLayout:
+        """The layout of a model of these sizes."""
+        places, quants, headers = {}, 0, 0
+        for site, stored in matrix_shapes(config).items():
+            shape = ZigzagWords(stored.rows, stored.cols)
+            places[site] = MatrixPlace(shape, default_split(shape), quants, headers)
+            quants, headers = quants + shape.quants, headers + shape.headers
+        tiles = tiles_for(config.vocab_size)
+        return cls(config, places, quants, headers, tiles, 0 if config.tie_word_embeddings else tiles)
+
+    def sizes(self) -> dict[str, int]:
+        """Words of each array."""
+        layers, tiles = self.config.num_hidden_layers, self.tiles + self.head_tile
+        return {
+            "quants": layers * self.quants_stride,
+            "headers": layers * self.headers_stride,
+            "vocabulary": tiles * self.config.hidden_size * 16,
+            "vocabulary scales": tiles * self.config.hidden_size,
+        }
+
+
+def read_words(container: Container, layout: WeightLayout) -> dict[str, np.ndarray]:
+    """The arrays of a layout (name -> u32 [size]), filled from a zigzag container."""
+    arrays = {name: np.zeros(size, np.uint32) for name, size in layout.sizes().items()}
+    for layer in range(layout.config.num_hidden_layers):
+        for site in SITES:
+            place = layout.places[site]
+            quants, headers = split(container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"), place.shape)
+            _put(arrays["quants"], layer * layout.quants_stride + place.quants, quants)
+            _put(arrays["headers"], layer * layout.headers_stride + place.headers, headers)
+    names = ["model.embed_tokens.q8_0"] + ([] if layout.config.tie_word_embeddings else ["lm_head.q8_0"])
+    for i, name in enumerate(names):
+        words, scales = tile(container.read(name))
+        _put(arrays["vocabulary"], i * words.size, words)
+        _put(arrays["vocabulary scales"], i * scales.size, scales)
+    return arrays
+
+
+def _put(array: np.ndarray, start: int, values: np.ndarray) -> None:
+    array[start : start + values.size] = values
