@@ -55,8 +55,7 @@ def quantize(source: Path, destination: Path, layout: str = "zigzag") -> Contain
     """The container of a source model; on a GPU's backend, made by another process."""
     if requested() == "cpu":
         return quantize_here(source, destination, layout=layout, progress=False)
-    assert layout == "zigzag"
-    return api.quantize_elsewhere(source, destination)
+    return api.quantize_elsewhere(source, destination, layout)
 
 
 def container(model: str, layout: str = "zigzag", dtype: str = "f32") -> Container:
