@@ -52,7 +52,21 @@ class Prefill(Protocol):
         """Run every kernel once, the first time this is called, at a position that is free."""
 
     def run(self, tokens: Sequence[int], start: int, masked: bool = False, observer: Observer | None = None) -> None:
-        """Put up to a chunk of tokens, the first at position `start`, through every block."""
+        """Put up to CHUNK tokens, the first at position `start`, through every block; their hidden states stay for
+        `logits`.
+        """
+
+    def embed(self, tokens: Sequence[int]) -> None:
+        """Make the embeddings of up to CHUNK tokens the hidden states."""
+
+    def block(self, layer: int, start: int, count: int, masked: bool) -> None:
+        """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
+
+    def read_states(self, count: int) -> np.ndarray:
+        """The hidden states of `count` tokens, f32 [count, hidden]."""
+
+    def write_states(self, states: np.ndarray) -> None:
+        """Replace the hidden states of the first tokens by f32 [count, hidden]."""
 
     def logits(self, first: int, last: int) -> np.ndarray:
         """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
@@ -60,9 +74,8 @@ class Prefill(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """A model on a device. `chunk`: tokens that a prefill takes at once."""
+    """A model on a device."""
 
     gates: Gates
     decode: Decode
     prefill: Prefill
-    chunk: int

@@ -18,7 +18,7 @@ from spqt_ti.model.config import LlamaConfig
 from spqt_ti.model.container import Container
 from spqt_ti.model.dispatch import choose
 from spqt_ti.model.engine import Observer
-from spqt_ti.model.plans import MOST_TOKENS
+from spqt_ti.model.plans import CHUNK, MOST_TOKENS
 from spqt_ti.model.simt import engine as simt_engine
 from spqt_ti.model.sites import bytes_per_token, inputs_per_site, matrix_shapes
 from spqt_ti.tuning import Tuning, tuning_path
@@ -60,20 +60,15 @@ class Llama:
         self.context = -(-wanted // 16) * 16
         self.choices = choose(matrix_shapes(config), Tuning.load(tuning_path()), self.threads)
         if runtime.capabilities.groups:
-            self._engine = simt_engine.build(container, self.context)
+            engine = simt_engine.build(container, self.context)
         else:
-            self._engine = worker_engine.build(container, self.context, self.choices, self.threads, exact)
-        self.gates, self._decode, self._prefill = self._engine.gates, self._engine.decode, self._engine.prefill
+            engine = worker_engine.build(container, self.context, self.choices, self.threads, exact)
+        self.gates, self._decode, self._prefill = engine.gates, engine.decode, engine.prefill
         self.position = 0
 
     def reset(self) -> None:
         """Forget the sequence."""
         self.position = 0
-
-    @property
-    def chunk(self) -> int:
-        """Tokens that prefill puts through at once."""
-        return self._engine.chunk
 
     @property
     def thresholds(self) -> np.ndarray:
@@ -109,11 +104,11 @@ class Llama:
         """
         self._check(tokens)
         rows = []
-        for begin in range(0, len(tokens), self.chunk):
-            chunk = tokens[begin : begin + self.chunk]
+        for begin in range(0, len(tokens), CHUNK):
+            chunk = tokens[begin : begin + CHUNK]
             self._prefill.run(chunk, self.position, masked, observer)
             self.position += len(chunk)
-            last = begin + self.chunk >= len(tokens)
+            last = begin + CHUNK >= len(tokens)
             if logits == "all" or (logits == "last" and last):
                 rows.append(self._prefill.logits(0 if logits == "all" else len(chunk) - 1, len(chunk)))
         ti.sync()
@@ -125,7 +120,7 @@ class Llama:
         self.reset()
         self._check(tokens)
         self._prefill.embed(tokens)
-        return self._prefill.states(len(tokens)).copy()
+        return self._prefill.read_states(len(tokens))
 
     def blocks(self, states: np.ndarray, first: int, masked: bool = False) -> Iterator[np.ndarray]:
         """Put the hidden states f32 [n, hidden] of a sequence from its start through block `first` and those after it;
@@ -135,15 +130,15 @@ class Llama:
         """
         self._check_short(len(states))
         self.reset()
-        self._prefill.states(len(states))[:] = states
+        self._prefill.write_states(states)
         for layer in range(first, self.config.num_hidden_layers):
             self._prefill.block(layer, 0, len(states), masked)
-            yield self._prefill.states(len(states)).copy()
+            yield self._prefill.read_states(len(states))
 
     def head(self, states: np.ndarray) -> np.ndarray:
         """Logits f32 [n, vocab] of hidden states f32 [n, hidden] after the last block, of one chunk at most."""
         self._check_short(len(states))
-        self._prefill.states(len(states))[:] = states
+        self._prefill.write_states(states)
         return self._prefill.logits(0, len(states))
 
     def decode(self, token: int) -> np.ndarray:

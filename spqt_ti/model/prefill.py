@@ -78,9 +78,16 @@ class Prefill:
             layer, start, count, int(masked),
         )  # fmt: skip
 
-    def states(self, count: int) -> np.ndarray:
-        """View f32 [count, hidden] of the hidden states, which may be written to."""
+    def read_states(self, count: int) -> np.ndarray:
+        """The hidden states of `count` tokens, f32 [count, hidden]."""
         ti.sync()
+        return self._states(count).copy()
+
+    def write_states(self, states: np.ndarray) -> None:
+        """Replace the hidden states of the first tokens by f32 [count, hidden]."""
+        self._states(len(states))[:] = states
+
+    def _states(self, count: int) -> np.ndarray:
         hidden = self._weights.config.hidden_size
         return self._view[: count * hidden // 16].reshape(count, hidden)
 

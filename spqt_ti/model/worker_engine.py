@@ -12,7 +12,6 @@ from spqt_ti.model.decode import DecodeStep
 from spqt_ti.model.dispatch import Choice
 from spqt_ti.model.engine import Engine
 from spqt_ti.model.gates import WorkerGates
-from spqt_ti.model.plans import CHUNK
 from spqt_ti.model.prefill import Prefill
 from spqt_ti.model.sites import inputs_per_site
 from spqt_ti.model.weights import Weights
@@ -30,4 +29,4 @@ def build(container: Container, context: int, choices: Mapping[str, Choice], wor
     host_view(cache)[:] = 0
     gates = WorkerGates(config.num_hidden_layers, inputs_per_site(config))
     decode = DecodeStep(weights, cache, shape, gates, workers, exact)
-    return Engine(gates, decode, Prefill(weights, cache, shape, gates, workers), CHUNK)
+    return Engine(gates, decode, Prefill(weights, cache, shape, gates, workers))

@@ -16,7 +16,7 @@ import tiny_models
 
 from spqt_ti.errors import ContainerError, GenerationError
 from spqt_ti.model.llama import Llama
-from spqt_ti.model.plans import MOST_TOKENS
+from spqt_ti.model.plans import CHUNK, MOST_TOKENS
 from spqt_ti.model.sites import SITES
 
 pytestmark = pytest.mark.any_backend
@@ -100,7 +100,7 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama, dict[st
     folder = tmp_path_factory.mktemp("long")
     source = tiny_models.write_huggingface(folder / "source", config, weights)
     container = tiny_containers.quantize(source, folder / "quantized")
-    return Llama(container, threads=tiny_containers.THREADS, context=287, exact=True), dict(container.weights())
+    return Llama(container, threads=tiny_containers.THREADS, context=CHUNK + 31, exact=True), dict(container.weights())
 
 
 @pytest.mark.parametrize("extra", [1, 2, 29])
@@ -108,12 +108,11 @@ def test_prompt_longer_than_a_chunk(long_model: tuple[Llama, dict[str, np.ndarra
     """Two launches, the second of one token or more; then decoding up to the last position of the context."""
     model, weights = long_model
     tokens = np.random.default_rng(0).integers(0, 300, model.context).tolist()
-    cut = model.context // model.chunk * model.chunk + extra
     expected = llama_float64.forward(model.config, weights, tokens)
     model.reset()
-    assert_close(model.prefill(tokens[:cut], logits="all"), expected[:cut])
-    assert_close(decode_all(model, tokens[cut:]), expected[cut:])
-    assert model.position == model.context == 288 > model.chunk
+    assert_close(model.prefill(tokens[: CHUNK + extra], logits="all"), expected[: CHUNK + extra])
+    assert_close(decode_all(model, tokens[CHUNK + extra :]), expected[CHUNK + extra :])
+    assert model.position == model.context == CHUNK + 32
     model.reset()
     assert_close(model.prefill(tokens), expected[-1:])
 

@@ -46,16 +46,16 @@ class ModelArrays:
         self.integers = zeros(ti.i32, self.ints.size)
         self.logits = zeros(ti.f32, self.layout.tiles * 64)
         self._copy = make_copy()
-        self._write(self.floats.constants, self.constants.values)
+        self.write(self.floats.constants, self.constants.values)
         self._gate_changes, self._thresholds = self.gates.changes, self.gates.thresholds.copy()
 
     def upload_gates(self) -> None:
         """Bring the device's gates up to date, if they have changed."""
         gates = self.gates
         if gates.changes != self._gate_changes:
-            self._write(self.floats.gates, gates.values)
+            self.write(self.floats.gates, gates.values)
         elif not np.array_equal(self._thresholds, gates.thresholds, equal_nan=True):
-            self._write(self.floats.gates, gates.thresholds.reshape(-1))
+            self.write(self.floats.gates, gates.thresholds.reshape(-1))
         else:
             return
         self._gate_changes, self._thresholds = gates.changes, gates.thresholds.copy()
@@ -70,5 +70,6 @@ class ModelArrays:
         """Logits f32 [vocabulary] of the token that was last scored. Waits for the device."""
         return self.logits.to_numpy()[: self.config.vocab_size]
 
-    def _write(self, start: int, values: np.ndarray) -> None:
+    def write(self, start: int, values: np.ndarray) -> None:
+        """Put `values` (f32) into the f32 array, from its value `start` on."""
         self._copy(upload(values), 0, self.a, start, values.size)

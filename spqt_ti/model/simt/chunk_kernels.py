@@ -12,7 +12,8 @@ from spqt_ti.kernels.simt.pointwise import rotated, swiglu
 from spqt_ti.kernels.vectors import LANES
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.gates import GatePlan
-from spqt_ti.model.simt.plans import CHUNK, FloatPlan, IntegerPlan
+from spqt_ti.model.plans import CHUNK
+from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
 from spqt_ti.model.simt.weights import WeightLayout
 from spqt_ti.model.sites import SITES
 

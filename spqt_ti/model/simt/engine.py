@@ -6,7 +6,6 @@ from spqt_ti.model.container import Container
 from spqt_ti.model.engine import Engine
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.decode import SimtDecode
-from spqt_ti.model.simt.plans import CHUNK
 from spqt_ti.model.simt.prefill import SimtPrefill
 
 
@@ -16,4 +15,4 @@ def build(container: Container, context: int) -> Engine:
     Raises BackendError, before anything is uploaded, when the device cannot hold the model or run the kernels.
     """
     arrays = ModelArrays(container, context)
-    return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays), CHUNK)
+    return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays))

@@ -11,10 +11,9 @@ from spqt_ti.kernels.simt.gemv import partial_size
 from spqt_ti.kernels.vectors import LANES
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.plans import CHUNK
 from spqt_ti.model.simt.weights import WeightLayout
 from spqt_ti.model.sites import SITES
-
-CHUNK = 128  # tokens per prefill launch
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.transfer import zeros
 from spqt_ti.model.engine import Observer
+from spqt_ti.model.plans import CHUNK
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.chunk_kernels import make_chunk_kernels
-from spqt_ti.model.simt.plans import CHUNK
 from spqt_ti.model.sites import SITES
 
 
@@ -36,15 +36,34 @@ class SimtPrefill:
     def run(self, tokens: Sequence[int], start: int, masked: bool = False, observer: Observer | None = None) -> None:
         """Put up to CHUNK tokens, the first at position `start`, through every block."""
         m, count = self._arrays, len(tokens)
-        m.upload_gates()
-        self._tokens.from_numpy(np.pad(np.array(tokens, np.int32), (0, CHUNK - count)))
-        self._begin(m.words, m.scales, m.a, self._tokens, count)
+        self.embed(tokens)
         for layer in range(m.config.num_hidden_layers):
-            self._block(m.quants, m.headers, m.a, m.cache, layer, start, count, int(masked))
+            self.block(layer, start, count, masked)
             if observer is not None:
                 for site, first in zip(SITES, m.floats.chunk_inputs, strict=True):
                     cols = m.layout.places[site].shape.cols
                     observer(layer, site, m.read(first, count * cols).reshape(count, cols))
+
+    def embed(self, tokens: Sequence[int]) -> None:
+        """Make the embeddings of up to CHUNK tokens the hidden states."""
+        m = self._arrays
+        self._tokens.from_numpy(np.pad(np.array(tokens, np.int32), (0, CHUNK - len(tokens))))
+        self._begin(m.words, m.scales, m.a, self._tokens, len(tokens))
+
+    def block(self, layer: int, start: int, count: int, masked: bool) -> None:
+        """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
+        m = self._arrays
+        m.upload_gates()
+        self._block(m.quants, m.headers, m.a, m.cache, layer, start, count, int(masked))
+
+    def read_states(self, count: int) -> np.ndarray:
+        """The hidden states of `count` tokens, f32 [count, hidden]. Waits for the device."""
+        hidden = self._arrays.config.hidden_size
+        return self._arrays.read(self._arrays.floats.chunk_hidden, count * hidden).reshape(count, hidden)
+
+    def write_states(self, states: np.ndarray) -> None:
+        """Replace the hidden states of the first tokens by f32 [count, hidden]."""
+        self._arrays.write(self._arrays.floats.chunk_hidden, states.reshape(-1))
 
     def logits(self, first: int, last: int) -> np.ndarray:
         """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
