@@ -14,7 +14,7 @@ namespace emulator {
 constexpr unsigned MAX_THREADS = 1024;
 constexpr size_t STACK = 128 << 10;  // bytes of a fiber
 
-enum class State { ready, waiting, finished };
+enum class State { waiting, finished };
 
 struct Fiber {
     ucontext_t start;
@@ -39,19 +39,20 @@ inline uint32_t group;
 
 [[noreturn]] inline void abandon() { _longjmp(aborted, 1); }
 
-[[noreturn]] inline void give_way(State state, int line) {
+inline void give_way(State state, int line) {
     fibers[current].state = state;
     fibers[current].line = line;
-    _longjmp(scheduler, 1);
+    if (!_setjmp(fibers[current].resume)) _longjmp(scheduler, 1);
 }
 
-inline void barrier(int line) {
-    if (!_setjmp(fibers[current].resume)) give_way(State::waiting, line);
-}
+inline void barrier(int line) { give_way(State::waiting, line); }
 
+// A fiber that has finished is resumed for the next group.
 inline void run_fiber() {
-    launch.thread(launch.buffers, group * launch.threads + current, launch.groups);
-    give_way(State::finished, 0);
+    while (true) {
+        launch.thread(launch.buffers, group * launch.threads + current, launch.groups);
+        give_way(State::finished, 0);
+    }
 }
 
 // Stacks are kept for the life of the process and touched only as far as they are used.
@@ -60,15 +61,15 @@ inline unsigned char* stack_of(uint32_t thread) {
     return stacks + thread * STACK;
 }
 
-inline void prepare(uint32_t thread) {
+inline void start(uint32_t thread) {
     Fiber& fiber = fibers[thread];
-    fiber.started = false;
-    fiber.state = State::ready;
+    fiber.started = true;
     getcontext(&fiber.start);
     fiber.start.uc_stack.ss_sp = stack_of(thread);
     fiber.start.uc_stack.ss_size = STACK;
     fiber.start.uc_link = nullptr;
     makecontext(&fiber.start, run_fiber, 0);
+    setcontext(&fiber.start);
 }
 
 inline void step(uint32_t thread) {
@@ -76,8 +77,7 @@ inline void step(uint32_t thread) {
     now.thread = group * launch.threads + thread + 1;
     if (_setjmp(scheduler)) return;
     if (fibers[thread].started) _longjmp(fibers[thread].resume, 1);
-    fibers[thread].started = true;
-    setcontext(&fibers[thread].start);
+    start(thread);
 }
 
 inline void swap(uint32_t& a, uint32_t& b) {
@@ -111,7 +111,6 @@ inline void check_barrier() {
 
 inline void run_group() {
     now.group++;
-    for (uint32_t thread = 0; thread < launch.threads; thread++) prepare(thread);
     do {
         now.epoch++;
         for (uint32_t i = 0; i < launch.threads; i++) step(order[i]);
@@ -130,12 +129,15 @@ inline const char* run(const Launch& what) {
     uint32_t* groups = static_cast<uint32_t*>(malloc(launch.groups * sizeof(uint32_t)));
     uint32_t state = launch.seed;
     shuffle(groups, launch.groups, state);
-    if (!_setjmp(aborted))
+    if (_setjmp(aborted)) {
+        for (Fiber& fiber : fibers) fiber.started = false;
+    } else {
         for (uint32_t i = 0; i < launch.groups; i++) {
             group = groups[i];
             shuffle(order, launch.threads, state);
             run_group();
         }
+    }
     free(groups);
     return message;
 }
