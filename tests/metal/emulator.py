@@ -62,19 +62,20 @@ class Emulator:
         Raises LaunchError at the first thing that goes wrong.
         """
         arrays = self._arrays(values)
-        memories = {what: _memory(self._name(what), array) for what, array in arrays.items()}
+        # By address, because an array may be given twice and have several bindings.
+        written = {arrays[what].ctypes.data for what in (*self.kernel.written, "globals")}
         for task in self.kernel.tasks:
-            logs = []  # one per array, even where two bindings are the same array
-            bindings = (_Memory * _MAX_BINDINGS)()
-            for what in set(task.bindings.values()):
-                log = np.zeros((arrays[what].size, 4), np.uint32)
-                memories[what].log = log.ctypes.data
-                logs.append(log)
+            memories, logs = (_Memory * _MAX_BINDINGS)(), {}
             for index, what in task.bindings.items():
-                bindings[index] = memories[what]
+                array, log = arrays[what], None
+                address = array.ctypes.data
+                if address in written:
+                    log = logs.setdefault(address, np.zeros((array.size, 4), np.uint32)).ctypes.data
+                name = what if isinstance(what, str) else self.kernel.arguments[what].name
+                memories[index] = _Memory(name.encode(), address, array.nbytes, log, array.itemsize, False)
             run = getattr(self._library, f"run_{task.name}")
             run.restype = ctypes.c_char_p
-            message = run(bindings, task.groups, task.threads, seed).decode()
+            message = run(memories, task.groups, task.threads, seed).decode()
             if message:
                 raise LaunchError(f"{task.name}: {message}")
 
@@ -94,17 +95,13 @@ class Emulator:
                 args[argument.offset // 4] = np.array(value, argument.dtype).view(np.uint32)
         return arrays
 
-    def _name(self, what: str | int) -> str:
-        return what if isinstance(what, str) else self.kernel.arguments[what].name
-
 
 def build(kernels: Iterable[Kernel], folder: Path) -> dict[str, Emulator]:
     """Compile kernels, in `folder`. Raises MetalError where one uses what include/ does not have."""
     kernels = list(kernels)
     source = folder / "kernels.cpp"
-    source.write_text(
-        "\n".join(['#include "metal_stdlib.h"', *(_as_cpp(t) for kernel in kernels for t in kernel.tasks)])
-    )
+    tasks = [task for kernel in kernels for task in kernel.tasks]
+    source.write_text("\n".join(['#include "metal_stdlib.h"', *map(_as_cpp, tasks)]))
     library = source.with_suffix(".so")
     done = subprocess.run([*_COMPILER, source, "-o", library], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -113,13 +110,9 @@ def build(kernels: Iterable[Kernel], folder: Path) -> dict[str, Emulator]:
     return {kernel.name: Emulator(kernel, ctypes.CDLL(str(library))) for kernel in kernels}
 
 
-def _memory(name: str, array: np.ndarray) -> _Memory:
-    return _Memory(name.encode(), array.ctypes.data, array.nbytes, None, array.itemsize, False)
-
-
 def _as_cpp(task: Task) -> str:
     """A task's MSL as C++ in a namespace of its own, and the function that runs it."""
-    msl = "\n".join(line for line in task.msl.splitlines() if not line.startswith(("#include", "#pragma")))
+    msl = re.sub("^#.*$", "", task.msl, flags=re.MULTILINE)  # emptied, so that lines keep their numbers
     msl = _SHARED_ARRAY.sub(r'\1static emulator::Shared<\2, \4> \3("\3");', msl)
     msl = _BUFFER_STRUCT.sub(r"\1emulator::Array<\2> \3;", msl).replace("(threadgroup ", "(")
     if "threadgroup " in msl:

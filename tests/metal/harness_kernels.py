@@ -132,6 +132,23 @@ def wrong():
             x[i] = shared[THREADS - 1 - t]
 
     @ti.kernel
+    def atomic_instead_of_a_barrier(x: array_of(ti.i32)):
+        """Its barrier orders device memory only."""
+        ti.loop_config(block_dim=THREADS)
+        for i in range(SIZE):
+            shared = ti.simt.block.SharedArray((THREADS,), ti.i32)
+            t = i & (THREADS - 1)
+            ti.simt.block.sync()
+            shared[t] = i
+            ti.atomic_add(x[0], 1)
+            x[i + 1] = shared[THREADS - 1 - t]
+
+    @ti.kernel
+    def same_array_twice(x: array_of(ti.f32), y: array_of(ti.f32)):
+        for i in range(SIZE):
+            y[i] = x[i ^ 1]
+
+    @ti.kernel
     def neighbours_in_device_memory(x: array_of(ti.f32), y: array_of(ti.f32)):
         ti.loop_config(block_dim=THREADS)
         for i in range(SIZE):

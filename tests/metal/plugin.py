@@ -38,11 +38,12 @@ class Launcher:
         if id(compiled) not in self._emulators:
             self._emulators[id(compiled)] = compiled, self._translate(name, compiled)
         emulator = self._emulators[id(compiled)][1]
-        host = [value.to_numpy() if isinstance(value, ti.Ndarray) else value for value in values]
+        # By identity, because an array may be given twice.
+        host = {id(value): value.to_numpy() for value in values if isinstance(value, ti.Ndarray)}
         self.launches += 1
-        emulator.launch(*host, seed=self.launches)
+        emulator.launch(*(host.get(id(value), value) for value in values), seed=self.launches)
         for place in emulator.kernel.written:
-            values[place].from_numpy(host[place])
+            values[place].from_numpy(host[id(values[place])])
 
     def _translate(self, name: str, compiled: Any) -> Emulator:
         folder = self._folder / f"{len(self._emulators)}_{name}"

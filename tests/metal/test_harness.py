@@ -81,6 +81,8 @@ MISTAKES = {
     "index_outside_shared_memory": rf"\[{THREADS - 1}\] is outside its {THREADS - 1} elements",
     "missing_barrier": r"race: thread .* since the last barrier|that no thread of its group has written",
     "missing_second_barrier": r"race: thread \d+ \w+ .* since the last barrier",
+    "atomic_instead_of_a_barrier": r"race: thread \d+ reads .* since the last barrier|that no thread .* has written",
+    "same_array_twice": r"race: thread \d+ \w+ [xy]\[\d+\], which thread \d+ \w+ in the same task",
     "neighbours_in_device_memory": r"race: thread \d+ reads x\[\d+\], which thread \d+ wrote in the same task",
     "two_writers": r"race: thread \d+ writes x\[\d+\], which thread \d+ wrote in the same task",
     "shared_memory_that_nobody_wrote": r"reads .*\[5\], threadgroup memory that no thread of its group has written",
@@ -96,8 +98,9 @@ def mistaken(translated, tmp_path_factory) -> dict[str, Emulator]:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_end_the_launch(mistaken, name, seed):
-    x = (np.arange(SIZE) % 2).astype(np.int32 if name == "divergent_atomic" else np.float32)
-    arrays = [x.copy() for _ in mistaken[name].kernel.arguments]
+    size = SIZE + 1 if name == "atomic_instead_of_a_barrier" else SIZE
+    x = (np.arange(size) % 2).astype(np.int32 if "atomic" in name else np.float32)
+    arrays = [x if name == "same_array_twice" else x.copy() for _ in mistaken[name].kernel.arguments]
     with pytest.raises(LaunchError, match=MISTAKES[name]):
         mistaken[name].launch(*arrays, seed=seed)
 

@@ -36,7 +36,7 @@ inline char message[512];
 }
 
 // `bytes` of memory, in granules. Threads of a group may exchange `shared` memory across a barrier; device memory
-// belongs, for the whole of a task, to the threads that touch it first.
+// belongs, for the whole of a task, to the threads that touch it first. Memory that nobody writes to has no log.
 struct Memory {
     const char* name;
     unsigned char* bytes;
@@ -49,6 +49,8 @@ struct Memory {
         if (index >= size / width)
             fail("thread %u: %s[%lld] is outside its %llu elements", now.thread - 1, name, (long long)(int64_t)index,
                  (unsigned long long)(size / width));
+        if (!log && kind == Kind::read) return;
+        if (!log) fail("thread %u writes %s, which Taichi says is only read", now.thread - 1, name);
         if (width < granule) fail("%s has elements of %u bytes and is accessed as if of %u", name, granule, (unsigned)width);
         for (uint64_t at = index * width / granule; at < (index + 1) * width / granule; at++) note(at, kind);
     }

@@ -12,7 +12,7 @@ typedef _Float16 half;
 #define kernel static
 #define device
 #define constant const
-#define threadgroup_barrier(flags) emulator::barrier((flags, __LINE__))
+#define threadgroup_barrier(flags) emulator::barrier(metal::orders_threadgroup_memory(flags), __LINE__)
 
 namespace metal {
 
@@ -21,7 +21,9 @@ struct uint3 {
     constexpr explicit uint3(uint x, uint y = 1, uint z = 1) : x(x), y(y), z(z) {}
 };
 
-enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2 };
+inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
+inline bool orders_threadgroup_memory(mem_flags flags) { return int(flags) & int(mem_flags::mem_threadgroup); }
 
 template <class T, class U> T as_type(U from) {
     static_assert(sizeof(T) == sizeof(U), "as_type between types of different sizes");

@@ -21,7 +21,8 @@ struct Fiber {
     jmp_buf resume;
     bool started;
     State state;
-    int line;  // of the barrier where it waits
+    int line;     // of the barrier where it waits
+    bool orders;  // that barrier orders threadgroup memory
 };
 
 struct Launch {
@@ -39,19 +40,21 @@ inline uint32_t group;
 
 [[noreturn]] inline void abandon() { _longjmp(aborted, 1); }
 
-inline void give_way(State state, int line) {
-    fibers[current].state = state;
-    fibers[current].line = line;
-    if (!_setjmp(fibers[current].resume)) _longjmp(scheduler, 1);
+inline void give_way(State state, bool orders, int line) {
+    Fiber& fiber = fibers[current];
+    fiber.state = state;
+    fiber.orders = orders;
+    fiber.line = line;
+    if (!_setjmp(fiber.resume)) _longjmp(scheduler, 1);
 }
 
-inline void barrier(int line) { give_way(State::waiting, line); }
+inline void barrier(bool orders, int line) { give_way(State::waiting, orders, line); }
 
 // A fiber that has finished is resumed for the next group.
 inline void run_fiber() {
     while (true) {
         launch.thread(launch.buffers, group * launch.threads + current, launch.groups);
-        give_way(State::finished, 0);
+        give_way(State::finished, true, 0);
     }
 }
 
@@ -111,8 +114,9 @@ inline void check_barrier() {
 
 inline void run_group() {
     now.group++;
+    fibers[0].orders = true;
     do {
-        now.epoch++;
+        if (fibers[0].orders) now.epoch++;
         for (uint32_t i = 0; i < launch.threads; i++) step(order[i]);
         check_barrier();
     } while (fibers[0].state == State::waiting);
