@@ -1,0 +1,56 @@
+"""The kernels of a token and of prefill at a real model's sizes: translated, and within what the runner asks for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from metal import limits
+from metal.tasks import Kernel
+from metal.translation import checked, translate
+
+from spqt_ti.kernels.simt.attention import CacheLayout
+from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.constants import Constants
+from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.simt import arrays
+from spqt_ti.model.simt.chunk_kernels import make_chunk_kernels
+from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
+from spqt_ti.model.simt.token_kernels import make_token_kernels
+from spqt_ti.model.simt.weights import WeightLayout
+
+LLAMA_3_8B = LlamaConfig(
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+    head_dim=128, vocab_size=128256, max_position_embeddings=8192, rope_theta=500000.0,
+)  # fmt: skip
+CONTEXT = 8192
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
+    config, folder = LLAMA_3_8B, tmp_path_factory.mktemp("llama")
+    layout = WeightLayout.plan(config)
+    stride = 2 * config.hidden_size
+    final_norm = stride * config.num_hidden_layers
+    rope = final_norm + config.hidden_size
+    constants = Constants(
+        np.empty(rope + CONTEXT * config.head_dim, np.float32), {"attention_norm": 0, "ffn_norm": config.hidden_size},
+        stride, final_norm, rope,
+    )  # fmt: skip
+    cache = CacheLayout(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, CONTEXT)
+    gates = GatePlan.plan(config.num_hidden_layers, config.intermediate_size)
+    plans = layout, constants, cache, gates, FloatPlan.plan(layout, constants, gates), IntegerPlan.plan(layout)
+    translated = []
+    for kernel in (*make_token_kernels(*plans), *make_chunk_kernels(*plans)):
+        place = folder / kernel.__name__
+        place.mkdir()
+        translated.append(translate(kernel.__name__, checked(kernel), place))
+    return translated
+
+
+def test_what_the_runner_requires_is_what_the_kernels_need(kernels: list[Kernel]) -> None:
+    """ModelArrays asks the device for these before anything is uploaded."""
+    tasks = [task for kernel in kernels for task in kernel.tasks]
+    assert len(tasks) >= 28
+    assert max(task.threads for task in tasks) == arrays._MAX_GROUP
+    assert max(map(limits.threadgroup_bytes, tasks)) == arrays._SHARED_MEMORY
+    assert max(sum(argument.is_array for argument in kernel.arguments) for kernel in kernels) == arrays._ARRAYS
