@@ -189,8 +189,9 @@ def load(
     `sparsity`: a level between 0 and 0.99 for every site (thresholds from a short calibration that is kept beside the
     model), a policy, or a policy's JSON file. `threads`: worker threads (default: every CPU of the process).
     `context`: positions of the KV cache. `calibration_text`: a UTF-8 text file to calibrate on instead of the
-    packaged sample. `exact`: decode in f32 throughout, where the CPU would otherwise multiply in 16 bits (see
-    kernels/block_sums.py; relative error per product 4e-5 instead of 2e-6).
+    packaged sample. `exact`: f32 throughout; otherwise the KV cache is f16, and
+    decoding multiplies in 16 bits where the CPU can (see kernels/block_sums.py; relative error per product 4e-5 instead
+    of 2e-6).
 
     Raises SpqtError (a subclass that fits) with what is wrong and what to do.
     """

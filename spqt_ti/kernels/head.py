@@ -14,8 +14,6 @@ from spqt_ti.kernels.geometry import TILE_ROWS, tiles_for
 from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import f32x16, value
 
-f16x16 = ti.types.vector(16, ti.f16)
-
 
 def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Q8_0 blocks u8 [rows, cols / 32, 34] -> words u32 [tiles * cols, 16] and scales f16 [tiles * cols / 32 * 4, 16].

@@ -10,6 +10,7 @@ from spqt_ti.backend import ti
 LANES = 16
 f32x16 = ti.types.vector(16, ti.f32)
 f32x8 = ti.types.vector(8, ti.f32)
+f16x16 = ti.types.vector(16, ti.f16)
 u32x16 = ti.types.vector(16, ti.u32)
 u32x8 = ti.types.vector(8, ti.u32)
 u32x4 = ti.types.vector(4, ti.u32)

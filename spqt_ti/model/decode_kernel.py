@@ -5,15 +5,15 @@ worker computes for itself instead of waiting for another.
 """
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.attention import LOWEST, CacheShape, attend, write_key, write_value
+from spqt_ti.kernels.attention import LOWEST, CacheShape, make_attend, make_writers
 from spqt_ti.kernels.block_sums import RING_STRIDE
 from spqt_ti.kernels.collect import collect, collect_weighted
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv
-from spqt_ti.kernels.head import f16x16, make_head
+from spqt_ti.kernels.head import make_head
 from spqt_ti.kernels.norm import scaled_copy, square_sum
 from spqt_ti.kernels.rope import rotate
 from spqt_ti.kernels.stopwatch import make_stopwatch
-from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16, value
+from spqt_ti.kernels.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.workers import make_wait_for_all, share_start
 from spqt_ti.model.gates import GatePlan
 from spqt_ti.model.plans import SITE_TABLE, IntegerPlan, Scratch
@@ -52,6 +52,7 @@ def make_decode_kernel(
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
     gemv = make_gemv(workers, exact)
+    attend, (write_key, write_value) = make_attend(cache_shape, group), make_writers(cache_shape)
     read_clock, mark = make_stopwatch(profile)
 
     @ti.func
@@ -138,9 +139,9 @@ def make_decode_kernel(
                 rotate(a, start * 16, constants, row, head_dim // 2)
             keys = layer * cache_layer + (head - heads) * 2 * half_stride
             if head >= heads and head < heads + kv_heads:
-                write_key(cache, keys, position, a, start * 16, head_dim)
+                write_key(cache, keys, position, a, start * 16)
             if head >= heads + kv_heads:
-                write_value(cache, keys - kv_heads * 2 * half_stride + half_stride, position, a, start, head_dim)
+                write_value(cache, keys - kv_heads * 2 * half_stride + half_stride, position, a, start)
 
     @ti.func
     def attend_share(a: ti.template(), cache: ti.template(), layer, position, worker):
@@ -148,15 +149,14 @@ def make_decode_kernel(
         blocks = (position >> 4) + 1
         first = share_start(blocks, worker, workers)
         last = share_start(blocks, worker + 1, workers)
-        for head in range(heads):
-            keys = layer * cache_layer + (head // group) * 2 * half_stride
-            highest, total = attend(
+        for kv_head in range(kv_heads):
+            head = kv_head * group
+            keys = layer * cache_layer + kv_head * 2 * half_stride
+            attend(
                 cache, keys, keys + half_stride, a, scratch.query + head * head_vectors, first, last, position,
-                scratch.scores + worker * (cache_shape.context // 16),
-                scratch.heads + (worker * heads + head) * head_vectors, head_dim,
+                scratch.scores + worker * scratch.scores_stride,
+                scratch.heads + (worker * heads + head) * head_vectors, scratch.softmax + worker * heads + head,
             )  # fmt: skip
-            a[scratch.softmax + worker * heads + head][0] = highest
-            a[scratch.softmax + worker * heads + head][1] = total
 
     @ti.func
     def join_heads(a: ti.template(), x):
@@ -280,7 +280,7 @@ def make_decode_kernel(
     @ti.kernel
     def decode_tokens(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), words: array_of(u32x16),
-        scales: array_of(f16x16), constants: array_of(f32x16), cache: array_of(f32x16), a: array_of(f32x16),
+        scales: array_of(f16x16), constants: array_of(f32x16), cache: array_of(cache_shape.dtype), a: array_of(f32x16),
         integers: array_of(ti.i32), gates: array_of(f32x16), quants_address: ti.i64, headers_address: ti.i64,
         integers_address: ti.i64, token: ti.i32, position: ti.i32, steps: ti.i32, ticks: array_of(ti.i64),
     ):  # fmt: skip

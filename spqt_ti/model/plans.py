@@ -33,7 +33,8 @@ class Scratch:
     gemv: int  # [workers][SCRATCH_VECTORS]
     heads: int  # [workers][attention width / 16]
     softmax: int  # [workers][heads], lanes 0 and 1: maximum and sum
-    scores: int  # [workers][context / 16]
+    scores: int  # [workers][scores_stride]
+    scores_stride: int  # query heads of a KV head, times context / 16
     best: int  # [workers], lanes 0 and 1: highest logit, its token
     logits: int  # [vocabulary tiles * 4]
     vectors: int
@@ -43,6 +44,7 @@ class Scratch:
         """Lay the buffers out one after the other."""
         config, shapes = weights.config, {site: place.shape for site, place in weights.places.items()}
         input_stride = max(shape.cols for shape in shapes.values()) // 16
+        scores_stride = _scores_stride(weights)
         sizes = {
             "hidden": config.hidden_size // 16,
             "query": shapes["qkv"].rows // 16,
@@ -53,7 +55,7 @@ class Scratch:
             "gemv": workers * SCRATCH_VECTORS,
             "heads": workers * shapes["o"].cols // 16,
             "softmax": workers * config.num_attention_heads,
-            "scores": workers * weights.context // 16,
+            "scores": workers * scores_stride,
             "best": workers,
             "logits": weights.vocabulary_tiles * 4,
         }
@@ -61,7 +63,7 @@ class Scratch:
         for name, size in sizes.items():
             starts[name] = place
             place += size
-        return cls(**starts, input_stride=input_stride, vectors=place)
+        return cls(**starts, input_stride=input_stride, scores_stride=scores_stride, vectors=place)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class ChunkPlan:
     output_stride: int
     logits: int
     tiles: int  # [workers][TILE_VECTORS]
-    scores: int  # [workers][context / 16]
+    scores: int  # [workers][scores_stride]
+    scores_stride: int
+    softmax: int  # [workers][query heads of a KV head]
     vectors: int
 
     @classmethod
@@ -114,6 +118,17 @@ class ChunkPlan:
         output_stride = max(matrix.shape.padded_rows for matrix in weights.places.values()) // 16
         output, place = place, place + CHUNK * output_stride
         tiles, place = place, place + workers * TILE_VECTORS
-        scores, place = place, place + workers * weights.context // 16
+        scores_stride = _scores_stride(weights)
+        scores, place = place, place + workers * scores_stride
+        softmax, place = place, place + workers * _group(weights)
         logits, place = place, place + LOGIT_ROWS * weights.vocabulary_tiles * 4
-        return cls(0, tuple(inputs), output, output_stride, logits, tiles, scores, place)
+        return cls(0, tuple(inputs), output, output_stride, logits, tiles, scores, scores_stride, softmax, place)
+
+
+def _group(weights: Weights) -> int:
+    """Query heads of a KV head."""
+    return weights.config.num_attention_heads // weights.config.num_key_value_heads
+
+
+def _scores_stride(weights: Weights) -> int:
+    return _group(weights) * weights.context // 16

@@ -5,12 +5,12 @@ split by rows of a matrix or by tokens.
 """
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.attention import CacheShape, attend, write_key, write_value
-from spqt_ti.kernels.head import f16x16, make_head
+from spqt_ti.kernels.attention import CacheShape, make_attend, make_writers
+from spqt_ti.kernels.head import make_head
 from spqt_ti.kernels.matmul import TILE_VECTORS, make_matmul, make_vocabulary_matmul
 from spqt_ti.kernels.norm import scaled_copy, square_sum
 from spqt_ti.kernels.rope import rotate
-from spqt_ti.kernels.vectors import array_of, exp_lanes, f32x16, u32x4, u32x8, u32x16, value
+from spqt_ti.kernels.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.workers import make_wait_for_all, share_start
 from spqt_ti.model.gates import GatePlan
 from spqt_ti.model.plans import SITE_TABLE, ChunkPlan
@@ -32,11 +32,11 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     constants_stride, final_norm, rope = weights.constants_stride, weights.final_norm, weights.rope
     quants_stride, tail_stride, headers_stride = weights.quants_stride, weights.tail_stride, weights.headers_stride
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
-    score_stride = cache_shape.context // 16
     inputs, output, stride = plan.inputs, plan.output, plan.output_stride
     head_tile, tiles = weights.head_tile, weights.vocabulary_tiles
     _, embed = make_head(config.hidden_size)
     matmul = make_matmul(workers)
+    attend, (write_key, write_value) = make_attend(cache_shape, group), make_writers(cache_shape)
     vocabulary_matmul = make_vocabulary_matmul(config.hidden_size, workers)
 
     @ti.func
@@ -118,9 +118,9 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
                 if head < heads + kv_heads:
                     rotate(a, at * 16, constants, rope * 16 + (start + token) * head_dim, head_dim // 2)
                 if head >= heads and head < heads + kv_heads:
-                    write_key(cache, keys, start + token, a, at * 16, head_dim)
+                    write_key(cache, keys, start + token, a, at * 16)
                 if head >= heads + kv_heads:
-                    write_value(cache, values, start + token, a, at, head_dim)
+                    write_value(cache, values, start + token, a, at)
 
     @ti.func
     def attend_tokens(
@@ -132,15 +132,19 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
         for i in range((count + workers - 1 - worker) // workers):
             token = i * workers + worker
             position = start + token
-            for head in range(heads):
-                keys = layer * cache_layer + (head // group) * 2 * half_stride
+            for kv_head in range(kv_heads):
+                head = kv_head * group
+                keys = layer * cache_layer + kv_head * 2 * half_stride
                 out = inputs[1] + token * attention + head * head_vectors
-                _, total = attend(
+                softmax = plan.softmax + worker * group
+                attend(
                     cache, keys, keys + half_stride, a, output + token * stride + head * head_vectors, 0,
-                    (position >> 4) + 1, position, plan.scores + worker * score_stride, out, head_dim,
+                    (position >> 4) + 1, position, plan.scores + worker * plan.scores_stride, out, softmax,
                 )  # fmt: skip
-                for d in range(head_vectors):
-                    a[out + d] = a[out + d] / total
+                for h in range(group):
+                    for d in range(head_vectors):
+                        at = out + h * head_vectors + d
+                        a[at] = a[at] / a[softmax + h][1]
             if masked == 1:
                 mask(a, gates, layer, 1, inputs[1] + token * attention, attention)
 
@@ -178,7 +182,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     @ti.kernel
     def run_block(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), constants: array_of(f32x16),
-        cache: array_of(f32x16), a: array_of(f32x16), integers: array_of(ti.i32), gates: array_of(f32x16),
+        cache: array_of(cache_shape.dtype), a: array_of(f32x16), integers: array_of(ti.i32), gates: array_of(f32x16),
         layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)

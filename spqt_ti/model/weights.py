@@ -16,8 +16,8 @@ from spqt_ti.errors import BackendError
 from spqt_ti.kernels.block_sums import GROUP_BANDS
 from spqt_ti.kernels.gemv import preferred_panel_bands
 from spqt_ti.kernels.geometry import ZigzagShape, tiles_for
-from spqt_ti.kernels.head import f16x16, tile
-from spqt_ti.kernels.vectors import f32x16, u32x4, u32x8, u32x16
+from spqt_ti.kernels.head import tile
+from spqt_ti.kernels.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.zigzag import split
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.container import Container

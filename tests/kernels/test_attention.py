@@ -1,4 +1,4 @@
-"""Attention of one query over the KV cache, whole and in shares of its blocks, against float64."""
+"""Attention of a group of query heads over the KV cache, whole and in shares of its blocks, against float64."""
 
 import functools
 
@@ -7,7 +7,7 @@ import pytest
 from device_vectors import download, upload
 
 from spqt_ti.backend import start, ti
-from spqt_ti.kernels.attention import CacheShape, attend, write_key, write_value
+from spqt_ti.kernels.attention import CacheShape, make_attend, make_writers
 from spqt_ti.kernels.vectors import array_of, f32x16
 
 CONTEXT = 64
@@ -22,27 +22,27 @@ def _runtime():
 
 
 @functools.cache
-def make_kernels(head_dim: int):
+def make_kernels(shape: CacheShape, group: int):
+    head_dim = shape.head_dim
+    attend, (write_key, write_value) = make_attend(shape, group), make_writers(shape)
+    scores = group * head_dim // 16
+    out, softmax = scores + group * CONTEXT // 16, scores + group * (CONTEXT + head_dim) // 16
+
     @ti.kernel
-    def write(cache: array_of(f32x16), keys: ti.i32, values: ti.i32, position: ti.i32, a: array_of(f32x16)):
+    def write(cache: array_of(shape.dtype), keys: ti.i32, values: ti.i32, position: ti.i32, a: array_of(f32x16)):
         """The key is a[0 : head_dim], the value follows it."""
         for _ in range(1):
-            write_key(cache, keys, position, a, 0, head_dim)
-            write_value(cache, values, position, a, head_dim // 16, head_dim)
+            write_key(cache, keys, position, a, 0)
+            write_value(cache, values, position, a, head_dim // 16)
 
     @ti.kernel
     def run(
-        cache: array_of(f32x16), keys: ti.i32, values: ti.i32, a: array_of(f32x16), first: ti.i32, last: ti.i32,
-        position: ti.i32, out: array_of(f32x16),
+        cache: array_of(shape.dtype), keys: ti.i32, values: ti.i32, a: array_of(f32x16), first: ti.i32, last: ti.i32,
+        position: ti.i32,
     ):  # fmt: skip
-        """The query is a[0 : head_dim]; scores and the weighted sum follow it. out: maximum, sum of weights."""
+        """The queries are first in `a`; scores, the weighted sums, and maxima with sums of weights follow them."""
         for _ in range(1):
-            m, total = attend(
-                cache, keys, values, a, 0, first, last, position, head_dim // 16, head_dim // 16 + CONTEXT // 16,
-                head_dim,
-            )  # fmt: skip
-            out[0][0] = m
-            out[0][1] = total
+            attend(cache, keys, values, a, 0, first, last, position, scores, out, softmax)
 
     return write, run
 
@@ -50,10 +50,11 @@ def make_kernels(head_dim: int):
 class Cache:
     """A KV cache of two layers and two heads; what no test wrote is NaN, as stale as can be."""
 
-    def __init__(self, head_dim: int) -> None:
-        self.head_dim, self.shape = head_dim, CacheShape(2, 2, head_dim, CONTEXT)
-        self.array = upload(np.full(self.shape.vectors * 16, np.nan, np.float32))
-        self._write, self._run = make_kernels(head_dim)
+    def __init__(self, head_dim: int, group: int = 1, half: bool = False) -> None:
+        self.head_dim, self.group, self.shape = head_dim, group, CacheShape(2, 2, head_dim, CONTEXT, half)
+        stale = np.full(self.shape.vectors * 16, np.nan, np.float16 if half else np.float32)
+        self.array = upload(stale, self.shape.dtype)
+        self._write, self._run = make_kernels(self.shape, group)
 
     def start(self, layer: int, head: int) -> tuple[int, int]:
         """First vectors of the keys and the values."""
@@ -68,11 +69,20 @@ class Cache:
         self, query: np.ndarray, position: int, blocks: tuple[int, int] | None = None, layer: int = 1, head: int = 1
     ) -> tuple[float, float, np.ndarray]:
         """Maximum, sum of weights and weighted sum of values over some blocks (default: all that are needed)."""
+        return self.attend_group(query[None], position, blocks, layer, head)[0]
+
+    def attend_group(
+        self, queries: np.ndarray, position: int, blocks: tuple[int, int] | None = None, layer: int = 1, head: int = 1
+    ) -> list[tuple[float, float, np.ndarray]]:
+        """The same of every query [group, head_dim] of the KV head."""
         first, last = blocks or (0, position // 16 + 1)
-        a, out = upload(np.concatenate([query, np.full(CONTEXT + self.head_dim, np.nan)])), upload(np.zeros(16))
-        self._run(self.array, *self.start(layer, head), a, first, last, position, out)
-        m, total = download(out)[:2]
-        return float(m), float(total), download(a)[-self.head_dim :]
+        group, scratch = self.group, np.full(self.group * (CONTEXT + self.head_dim + 16), np.nan)
+        a = upload(np.concatenate([queries.reshape(-1), scratch]))
+        self._run(self.array, *self.start(layer, head), a, first, last, position)
+        result = download(a)
+        softmax = result[-16 * group :].reshape(group, 16)
+        sums = result[: -16 * group][-group * self.head_dim :].reshape(group, self.head_dim)
+        return [(float(softmax[h, 0]), float(softmax[h, 1]), sums[h]) for h in range(group)]
 
 
 def random_sequence(head_dim: int, length: int = CONTEXT, scale: float = 1.0) -> tuple[np.ndarray, ...]:
@@ -112,6 +122,21 @@ def test_attention(head_dim, position) -> None:
     assert m == pytest.approx(scores.max(), abs=1e-6)
     assert total == pytest.approx(np.exp(scores - m).sum(), rel=2e-6)
     np.testing.assert_allclose(out / total, softmax(scores) @ values, rtol=0, atol=2e-6)
+
+
+# Heads that go together: all of a group, all but one, and, of 128 values, two by two.
+@pytest.mark.parametrize(("group", "head_dim"), [(2, 16), (3, 64), (4, 48), (7, 48), (5, 128)])
+@pytest.mark.parametrize("half", [False, True])
+def test_groups(group, head_dim, half) -> None:
+    """Each query gets its own attention; in f16 over keys and values as they are stored."""
+    _, keys, values = random_sequence(head_dim, 50)
+    queries = np.random.default_rng(group).standard_normal((group, head_dim)).astype(np.float32)
+    cache = Cache(head_dim, group, half)
+    cache.write(keys, values)
+    stored = (a.astype(np.float16).astype(np.float32) if half else a for a in (keys, values))
+    keys, values = stored
+    for query, (_, total, out) in zip(queries, cache.attend_group(queries, 49), strict=True):
+        np.testing.assert_allclose(out / total, expected_attention(query, keys, values), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

@@ -8,8 +8,8 @@ from device_vectors import download, upload
 
 from spqt_ti.backend import start, ti
 from spqt_ti.formats import q8_0
-from spqt_ti.kernels.head import TILE_ROWS, f16x16, make_head, tile, tiles_for
-from spqt_ti.kernels.vectors import array_of, f32x16, u32x16
+from spqt_ti.kernels.head import TILE_ROWS, make_head, tile, tiles_for
+from spqt_ti.kernels.vectors import array_of, f16x16, f32x16, u32x16
 
 SHAPES = [(1, 32), (63, 96), (64, 96), (65, 96), (320, 192)]
 shapes = pytest.mark.parametrize(("rows", "cols"), SHAPES)

@@ -9,9 +9,9 @@ from q4_k_matrices import Matrix, integer_matrix, random_matrix
 
 from spqt_ti.backend import available_threads, start, ti
 from spqt_ti.formats import layout, q8_0
-from spqt_ti.kernels.head import f16x16, tile, tiles_for
+from spqt_ti.kernels.head import tile, tiles_for
 from spqt_ti.kernels.matmul import TILE_VECTORS, make_matmul, make_vocabulary_matmul
-from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, vectors_for
+from spqt_ti.kernels.vectors import array_of, f16x16, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.zigzag import ZigzagShape, split
 
 # Tail bands of one and two sub-blocks, last bands that are completed, and columns around a tile of 256.
