@@ -137,10 +137,10 @@ class Zigzag:
         """One launch; the full kernel collects its index in every product."""
         host_view(self.arrivals)[0] = 0
         threshold = -1.0 if kernel == "zigzag" else threshold_for(self.shape.cols, density)
-        quants, _, headers = self.weights
+        quants, tail, headers = self.weights
         launch = make_skipping_launch(self.threads) if kernel == "b2" else make_zigzag_launch(self.threads)
         launch(
-            *self.weights, address(quants), address(headers), self.shape.cols, self.shape.full_bands,
+            *self.weights, address(quants), address(tail), address(headers), self.shape.cols, self.shape.full_bands,
             self.shape.tail_bands, self.shape.panel_bands, self.x, threshold, self.lists,
             address(self.lists), self.stride, self.scratch,
             self.copies, self.turns, self.arrivals,
@@ -181,8 +181,8 @@ def make_zigzag_launch(workers: int):
     @ti.kernel
     def launch(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
-        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
-        x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32),
+        tail_address: ti.i64, headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32,
+        panel_bands: ti.i32, x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32),
         lists_address: ti.i64, stride: ti.i32, a: array_of(f32x16),
         copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
     ):  # fmt: skip
@@ -198,7 +198,7 @@ def make_zigzag_launch(workers: int):
                     count = collect(x, 0, (cols + 15) // 16, threshold, lists, active)
                 gemv(
                     quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
-                    quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0,
+                    quants_address, tail_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0,
                     lists, active, count,
                     lists_address + ti.cast(((workers + 1) * stride + worker * RING_STRIDE) * 4, ti.i64),
                     a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
@@ -217,8 +217,8 @@ def make_skipping_launch(workers: int):
     @ti.kernel
     def launch(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
-        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
-        x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32),
+        tail_address: ti.i64, headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32,
+        panel_bands: ti.i32, x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32),
         lists_address: ti.i64, stride: ti.i32, a: array_of(f32x16),
         copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
     ):  # fmt: skip

@@ -20,13 +20,12 @@ from spqt_ti.kernels.block_sums import (
     RING_STRIDE,
     SPARE_VECTORS,
     make_add_block,
-    make_scales_and_minima,
 )
 from spqt_ti.kernels.geometry import ZigzagShape
-from spqt_ti.kernels.multiply_add import make_multiply_add
-from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, value, vectors_for
+from spqt_ti.kernels.tail_band import make_tail_band
+from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.workers import share_start
-from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place, split
+from spqt_ti.kernels.zigzag import split
 
 MOST_PANEL_BANDS = 8
 SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // GROUP_BANDS) * GROUP_VECTORS + SPARE_VECTORS  # of a worker
@@ -92,7 +91,17 @@ def make_stream():
             at = ahead[RING] + ti.cast(i * 4, ti.i64)
             helpers.prefetch_nth128(quants, at)
 
-    return plan, fetch
+    @ti.func
+    def fetch_tail(active: ti.template(), low, high, words_address, headers_address):
+        """Ask for what the columns low..high-1 of the active list have in the tail band, at these addresses."""
+        if ti.static(prefetches):
+            for j in range(low, high):
+                words = words_address + (ti.cast(active[j], ti.i64) << 5)
+                header = headers_address + (ti.cast(active[j], ti.i64) << 4)
+                helpers.prefetch64(words)
+                helpers.prefetch64(header)
+
+    return plan, fetch, fetch_tail
 
 
 @ti.func
@@ -103,57 +112,25 @@ def block_columns(count):
     return ti.select(count < 192, BLOCK_COLUMNS // 4, ti.select(count < 1024, BLOCK_COLUMNS // 2, BLOCK_COLUMNS))
 
 
-def make_tail_band():
-    """Build the ti.func that computes the tail band (at most 64 rows) for the active columns first..last-1 and writes
-    its four vectors of rows at a[out].
-    """
-    _, multiply_add8 = make_multiply_add()
-    scales_and_minima = make_scales_and_minima()
-
-    @ti.func
-    def tail_band(
-        tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        x: ti.template(), x_base, active: ti.template(), first, last, a: ti.template(), out,
-    ):  # fmt: skip
-        # sums[2 byte + high], lane i: row 32 high + 4 i + byte
-        sums = [f32x8(0.0) for _ in ti.static(range(8))]
-        offsets = f32x16(0.0)
-        for j in range(first, last):
-            column = active[j]
-            both = scales_and_minima(headers[headers_base + column], value(x, x_base * 16 + column))
-            offsets += both
-            words = tail[tail_base + column]
-            for high in ti.static(range(2)):
-                scale = f32x8(both[high])
-                for byte in ti.static(range(4)):
-                    multiply_add8(sums[2 * byte + high], nibbles_in_place(words, byte, high), scale)
-        for high in ti.static(range(2)):
-            y = [sums[2 * b + high] * NIBBLE_UNIT[2 * b + high] - offsets[8 + high] for b in ti.static(range(4))]
-            for m in ti.static(range(2)):
-                a[out + 2 * high + m] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
-
-    return tail_band
-
-
 def make_gemv(workers: int, exact: bool = False):
     """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
     every matrix. `exact`: in f32 on every CPU (see block_sums).
 
     Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the addresses
-    of the arrays quants and headers, and the matrix's geometry (see ZigzagShape); x with its first vector; the active
+    of these arrays, and the matrix's geometry (see ZigzagShape); x with its first vector; the active
     list with its first entry and its length; the address of the worker's RING_STRIDE i32; scratch `a`, with the first
     vector of the partial sums and of the worker's SCRATCH_VECTORS in it; the worker. Worker w writes the whole bands of
     partial sums (16 vectors each) that start at vector `partial_base + w * bands * 16`.
     """
-    plan, fetch = make_stream()
+    plan, fetch, fetch_tail = make_stream()
     add_block, write_rows = make_add_block(fetch, exact)
-    tail_band = make_tail_band()
+    tail_band = make_tail_band(exact)
 
     @ti.func
     def full_bands_of(
         quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address, headers_address,
-        cols, full_bands, panel_bands, x: ti.template(), x_base, active: ti.template(), first, last, ring,
-        a: ti.template(), out, scratch,
+        tail_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base, active: ti.template(),
+        first, last, ring, a: ti.template(), out, scratch,
     ):  # fmt: skip
         ahead = [
             0, 0, first, 0, ti.min(panel_bands, full_bands), quants_address + (ti.cast(quants_base, ti.i64) << 6),
@@ -175,6 +152,9 @@ def make_gemv(workers: int, exact: bool = False):
             for block in range((last - first + columns - 1) // columns):
                 low = first + block * columns
                 high = ti.min(low + columns, last)
+                if tail_bands > 0 and start + height == full_bands:
+                    tail_headers = headers_address + (ti.cast(headers_base + full_bands * cols, ti.i64) << 4)
+                    fetch_tail(active, low, high, tail_address, tail_headers)
                 for group in range(groups):
                     bands = ti.min(GROUP_BANDS, height - group * GROUP_BANDS)
                     plan(active, ahead, (high - low) * bands + (high - low) % 2)
@@ -190,20 +170,22 @@ def make_gemv(workers: int, exact: bool = False):
     @ti.func
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base,
-        active: ti.template(), active_base, count, ring, a: ti.template(), partial_base, scratch, worker,
+        quants_address, tail_address, headers_address, cols, full_bands, tail_bands, panel_bands,
+        x: ti.template(), x_base, active: ti.template(), active_base, count, ring,
+        a: ti.template(), partial_base, scratch, worker,
     ):  # fmt: skip
         first = active_base + share_start(count, worker, workers)
         last = active_base + share_start(count, worker + 1, workers)
         out = partial_base + worker * (full_bands + tail_bands) * 16
         full_bands_of(
-            quants, quants_base, headers, headers_base, quants_address, headers_address, cols, full_bands, panel_bands,
+            quants, quants_base, headers, headers_base, quants_address, headers_address,
+            tail_address + (ti.cast(tail_base, ti.i64) << 5), cols, full_bands, tail_bands, panel_bands,
             x, x_base, active, first, last, ring, a, out, scratch,
         )  # fmt: skip
         if tail_bands > 0:
             tail_band(
                 tail, tail_base, headers, headers_base + full_bands * cols,
-                x, x_base, active, first, last, a, out + full_bands * 16,
+                x, x_base, active, first, last, a, out + full_bands * 16, scratch,
             )  # fmt: skip
 
     return gemv
@@ -267,7 +249,8 @@ class ZigzagGemv(ZigzagMatrix):
         """Launch on the x and active list that are already on the device and wait for the end."""
         shape = self.shape
         self._kernel(
-            self._quants, self._tail, self._headers, address(self._quants), address(self._headers),
+            self._quants, self._tail, self._headers, address(self._quants), address(self._tail),
+            address(self._headers),
             shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands,
             self._x, self._active, address(self._active), count, self._scratch,
         )  # fmt: skip
@@ -288,14 +271,14 @@ def make_gemv_kernel(workers: int, exact: bool = False):
     @ti.kernel
     def zigzag_gemv(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4),
-        quants_address: ti.i64, headers_address: ti.i64,
+        quants_address: ti.i64, tail_address: ti.i64, headers_address: ti.i64,
         cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32, x: array_of(f32x16),
         active: array_of(ti.i32), active_address: ti.i64, count: ti.i32, a: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             gemv(
-                quants, 0, tail, 0, headers, 0, quants_address, headers_address,
+                quants, 0, tail, 0, headers, 0, quants_address, tail_address, headers_address,
                 cols, full_bands, tail_bands, panel_bands, x, 0, active, 0, count,
                 active_address + ti.cast((cols + worker * RING_STRIDE) * 4, ti.i64),
                 a, 0, workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS, worker,

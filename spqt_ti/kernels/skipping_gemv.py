@@ -12,8 +12,9 @@ import numpy as np
 from spqt_ti.backend import address, ti
 from spqt_ti.kernels import native
 from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, GROUP_BANDS, GROUP_VECTORS, make_add_block
-from spqt_ti.kernels.gemv import MOST_PANEL_BANDS, SCRATCH_VECTORS, ZigzagMatrix, make_tail_band
+from spqt_ti.kernels.gemv import MOST_PANEL_BANDS, SCRATCH_VECTORS, ZigzagMatrix
 from spqt_ti.kernels.geometry import ZigzagShape
+from spqt_ti.kernels.tail_band import make_tail_band
 from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.workers import share_start
 
@@ -30,7 +31,7 @@ def make_skipping_gemv(workers: int, exact: bool = False):
         pass
 
     add_block, write_rows = make_add_block(no_fetch, exact)
-    tail_band = make_tail_band()
+    tail_band = make_tail_band(exact)
 
     @ti.func
     def choose(x: ti.template(), x_base, threshold, low, high, chosen: ti.template(), at):
@@ -83,7 +84,7 @@ def make_skipping_gemv(workers: int, exact: bool = False):
             count = choose(x, x_base, threshold, first, last, chosen, chosen_base)
             tail_band(
                 tail, tail_base, headers, headers_base + full_bands * cols,
-                x, x_base, chosen, chosen_base, chosen_base + count, a, out + full_bands * 16,
+                x, x_base, chosen, chosen_base, chosen_base + count, a, out + full_bands * 16, scratch,
             )  # fmt: skip
 
     return gemv

@@ -91,7 +91,7 @@ class DecodeStep:
         self.active[:] = 0
         kernel(
             w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
-            self._gates.array, address(w.quants), address(w.headers), address(self._ints),
+            self._gates.array, address(w.quants), address(w.tail), address(w.headers), address(self._ints),
             token, position, steps, self._ticks,
         )  # fmt: skip
         ti.sync()

@@ -69,8 +69,8 @@ def make_decode_kernel(
 
     @ti.func
     def multiply(
-        quants: ti.template(), tail: ti.template(), headers: ti.template(), quants_address, headers_address,
-        a: ti.template(), integers: ti.template(), gates: ti.template(), layer, site, x, ring, worker,
+        quants: ti.template(), tail: ti.template(), headers: ti.template(),
+        quants_address, tail_address, headers_address, a: ti.template(), integers: ti.template(), gates: ti.template(), layer, site, x, ring, worker,
         ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
@@ -91,7 +91,7 @@ def make_decode_kernel(
         mark(ticks, last_mark, COLLECT, worker)
         gemv(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
-            headers, layer * headers_stride + integers[at + HEADERS], quants_address, headers_address,
+            headers, layer * headers_stride + integers[at + HEADERS], quants_address, tail_address, headers_address,
             cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], integers[at + PANEL_BANDS], a, x,
             integers, active, count, ring, a, scratch.partial, scratch.gemv + worker * SCRATCH_VECTORS, worker,
         )  # fmt: skip
@@ -206,7 +206,7 @@ def make_decode_kernel(
     def decode_one(
         quants: ti.template(), tail: ti.template(), headers: ti.template(), words: ti.template(), scales: ti.template(),
         constants: ti.template(), cache: ti.template(), a: ti.template(), integers: ti.template(),
-        gates: ti.template(), quants_address, headers_address, token, position, ring, worker, before,
+        gates: ti.template(), quants_address, tail_address, headers_address, token, position, ring, worker, before,
         ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """A token through every block and the head. `before`, and what it returns: arrivals at the barrier so far."""
@@ -234,8 +234,8 @@ def make_decode_kernel(
                     normalised(a, constants, layer * constants_stride + norm, x)
                     mark(ticks, last_mark, NORM, worker)
                 multiply(
-                    quants, tail, headers, quants_address, headers_address, a, integers, gates, layer, site,
-                    source, ring, worker, ticks, last_mark,
+                    quants, tail, headers, quants_address, tail_address, headers_address, a, integers, gates,
+                    layer, site, source, ring, worker, ticks, last_mark,
                 )  # fmt: skip
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
@@ -281,7 +281,8 @@ def make_decode_kernel(
     def decode_tokens(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), words: array_of(u32x16),
         scales: array_of(f16x16), constants: array_of(f32x16), cache: array_of(cache_shape.dtype), a: array_of(f32x16),
-        integers: array_of(ti.i32), gates: array_of(f32x16), quants_address: ti.i64, headers_address: ti.i64,
+        integers: array_of(ti.i32), gates: array_of(f32x16), quants_address: ti.i64, tail_address: ti.i64,
+        headers_address: ti.i64,
         integers_address: ti.i64, token: ti.i32, position: ti.i32, steps: ti.i32, ticks: array_of(ti.i64),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
@@ -293,7 +294,7 @@ def make_decode_kernel(
             for step in range(steps):
                 arrived = decode_one(
                     quants, tail, headers, words, scales, constants, cache, a, integers, gates, quants_address,
-                    headers_address, last, position + step, ring, worker, arrived, ticks, last_mark,
+                    tail_address, headers_address, last, position + step, ring, worker, arrived, ticks, last_mark,
                 )  # fmt: skip
                 last = best_token(a)
                 if worker == 0:
