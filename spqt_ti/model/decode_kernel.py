@@ -70,7 +70,8 @@ def make_decode_kernel(
     @ti.func
     def multiply(
         quants: ti.template(), tail: ti.template(), headers: ti.template(),
-        quants_address, tail_address, headers_address, a: ti.template(), integers: ti.template(), gates: ti.template(), layer, site, x, ring, worker,
+        quants_address, tail_address, headers_address, a: ti.template(),
+        integers: ti.template(), gates: ti.template(), layer, site, x, ring, worker,
         ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
