@@ -66,15 +66,25 @@ class Launcher:
 _LAUNCHER = pytest.StashKey[Launcher]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--keep-msl", type=Path, metavar="FOLDER", help="put all SPIR-V and MSL into a new folder")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Put a launcher in Taichi's place; Taichi's own kernels (fill, copies) stay what they are."""
     if reason := missing_tools():
         raise pytest.UsageError(f"metal.plugin {reason}")
     if config.getoption("--backend") != "vulkan":
         raise pytest.UsageError("metal.plugin needs --backend vulkan, where the arrays live")
-    folder = tempfile.TemporaryDirectory(prefix="metal-")
-    config.add_cleanup(folder.cleanup)
-    launcher = config.stash[_LAUNCHER] = Launcher(Path(folder.name))
+    folder: Path | None = config.getoption("--keep-msl")
+    if folder is None:
+        temporary = tempfile.TemporaryDirectory(prefix="metal-")
+        config.add_cleanup(temporary.cleanup)
+        folder = Path(temporary.name)
+    elif folder.exists():
+        raise pytest.UsageError(f"--keep-msl: {folder} is there already")
+    folder.mkdir(parents=True, exist_ok=True)
+    launcher = config.stash[_LAUNCHER] = Launcher(folder)
     kernel, patch = ti.lang.kernel_impl.Kernel, pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
     original = kernel.launch_kernel

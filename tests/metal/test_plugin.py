@@ -53,21 +53,28 @@ def run(source: str, folder: Path, *options: str) -> subprocess.CompletedProcess
     command = [sys.executable, "-m", "pytest", "-q", "-p", "metal.plugin", "-c", TESTS.parent / "pyproject.toml"]
     command += ["--rootdir", folder, "--confcutdir", folder, "-p", "conftest", *options, test]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300, check=False
+        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=600, check=False
     )  # fmt: skip
 
 
 def test_kernels_run_as_metal(tmp_path: Path) -> None:
-    done = run(LAUNCHING, tmp_path, "--backend", "vulkan")
+    done = run(LAUNCHING, tmp_path, "--backend", "vulkan", "--keep-msl", "kept")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "metal: 2 launches of 2 kernels (2 tasks). A task has at most 256 of 32768 bytes" in done.stdout
+    (msl,) = (tmp_path / "kept").glob("0_scan/*.metal")
+    assert "threadgroup_barrier(" in msl.read_text()
 
 
 @pytest.mark.parametrize(
-    ("backend", "code", "message"),
-    [("vulkan", 1, "metal: nothing was launched"), ("cpu", 4, "needs --backend vulkan")],
+    ("options", "code", "message"),
+    [
+        (["--backend", "vulkan"], 1, "metal: nothing was launched"),
+        (["--backend", "cpu"], 4, "needs --backend vulkan"),
+        (["--backend", "vulkan", "--keep-msl", "."], 4, "--keep-msl: . is there already"),
+    ],
+    ids=["idle", "cpu", "folder in use"],
 )
-def test_sessions_that_show_nothing_fail(tmp_path: Path, backend: str, code: int, message: str) -> None:
-    done = run(IDLE, tmp_path, "--backend", backend)
+def test_sessions_that_show_nothing_fail(tmp_path: Path, options: list[str], code: int, message: str) -> None:
+    done = run(IDLE, tmp_path, *options)
     assert done.returncode == code
     assert message in done.stdout + done.stderr
