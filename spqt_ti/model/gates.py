@@ -57,6 +57,16 @@ class Gates:
                 raise ValueError(f"weights of {site} have shape {weights.shape}, expected {(self._inputs[place[1]],)}")
             self._weights[place][: weights.size] = weights
 
+    def masked(self, layer: int, place: int, x: np.ndarray) -> np.ndarray:
+        """x (f32 [..., cols]), the inputs of the site at `place` in SITES, with zeros for those that are skipped."""
+        threshold = self.thresholds[layer, place]
+        if not threshold > 0:
+            return x
+        scores = np.abs(x)
+        if self._weighted[layer, place]:
+            scores = scores * self._weights[layer, place][: x.shape[-1]]
+        return np.where(scores > threshold, x, np.float32(0))
+
     def clear(self) -> None:
         """Every site dense and without weights."""
         self.changes += 1

@@ -40,9 +40,11 @@ class SimtPrefill:
         for layer in range(m.config.num_hidden_layers):
             self.block(layer, start, count, masked)
             if observer is not None:
-                for site, first in zip(SITES, m.floats.chunk_inputs, strict=True):
+                for place, (site, first) in enumerate(zip(SITES, m.floats.chunk_inputs, strict=True)):
                     cols = m.layout.places[site].shape.cols
-                    observer(layer, site, m.read(first, count * cols).reshape(count, cols))
+                    inputs = m.read(first, count * cols).reshape(count, cols)
+                    # The products mask what they read; the array keeps every input.
+                    observer(layer, site, m.gates.masked(layer, place, inputs) if masked else inputs)
 
     def embed(self, tokens: Sequence[int]) -> None:
         """Make the embeddings of up to CHUNK tokens the hidden states."""
