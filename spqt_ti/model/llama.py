@@ -143,10 +143,14 @@ class Llama:
 
     def decode(self, token: int) -> np.ndarray:
         """Append one token through the sparse step; logits f32 [vocab], a view that the next call overwrites."""
+        self.submit(token)
+        return self._decode.logits()
+
+    def submit(self, token: int) -> None:
+        """Append one token as `decode` does, without waiting for a GPU."""
         self._check([token])
         self._decode.run(token, self.position)
         self.position += 1
-        return self._decode.logits()
 
     def decode_greedy(self, token: int, count: int) -> list[int]:
         """Append one token, then the best token after it, and so on, `count` (at most MOST_TOKENS) in one launch.

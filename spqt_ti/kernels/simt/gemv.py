@@ -7,11 +7,13 @@ the sums of its lanes' 8 rows in registers. A group adds its simdgroups up throu
 (groups, simdgroups) by rounding only.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.collect import make_collect_in_group
 from spqt_ti.kernels.simt.groups import array_of, log2
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, LANES, ZigzagWords, row_of, step_and_minimum
@@ -20,6 +22,7 @@ from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
 
 IN_FLIGHT = 4  # columns
 _REDUCE_THREADS = 256
+_COLLECT_THREADS = 512
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,41 @@ def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = 
     return multiply
 
 
+def make_full_kernel(shape: ZigzagWords, split: Split):
+    """Build the kernel (quants, headers, copy, a, integers, threshold): collect the active inputs, then the product
+    over them, without the host knowing their number. Arrays as for `make_gemv_kernel`; integers: the active list, its
+    length.
+    """
+    gemv, sum_of_groups = make_gemv(shape, split), make_sum_of_groups(shape, split)
+    collect = make_collect_in_group(shape.cols, _COLLECT_THREADS)
+    cols, y = shape.cols, shape.cols
+    partial = y + shape.padded_rows
+    threads = group_count(shape, split) * split.threads
+
+    @ti.kernel
+    def collect_and_multiply(
+        quants: array_of(ti.u32), headers: array_of(ti.u32), copy: ti.i32, a: array_of(ti.f32),
+        integers: array_of(ti.i32), threshold: ti.f32,
+    ):  # fmt: skip
+        ti.loop_config(block_dim=_COLLECT_THREADS)
+        for t in range(_COLLECT_THREADS):
+            shared = ti.simt.block.SharedArray((_COLLECT_THREADS,), ti.i32)
+            count = collect(a, 0, 0, False, threshold, integers, 0, shared, t)
+            if t == 0:
+                integers[cols] = count
+        ti.loop_config(block_dim=split.threads)
+        for i in range(threads):
+            gemv(
+                i, quants, copy * shape.quants, headers, copy * shape.headers, a, 0, integers, 0, integers[cols], 1,
+                threshold, partial,
+            )  # fmt: skip
+        ti.loop_config(block_dim=_REDUCE_THREADS)
+        for row in range(shape.padded_rows):
+            a[y + row] = sum_of_groups(a, partial, row)
+
+    return collect_and_multiply
+
+
 class ZigzagGemv:
     """A matrix (u8 [nbytes], `copies` of it in memory) with its GEMV as a kernel of its own, for tests and benchmarks.
 
@@ -202,14 +240,15 @@ class ZigzagGemv:
         quants, headers = split_bytes(data, shape)
         self._quants, self._headers = upload(np.tile(quants, copies)), upload(np.tile(headers, copies))
         self._a = zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, self.split))
-        self._active, self._count, self._listed = zeros(ti.i32, shape.cols), shape.cols, 0
+        self._active, self._count, self._listed = zeros(ti.i32, shape.cols + 1), shape.cols, 0
         self._kernel = make_gemv_kernel(shape, self.split, skips_on_the_fly)
+        self._full = functools.cache(functools.partial(make_full_kernel, shape, self.split))
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None, threshold: float = 0.0) -> np.ndarray:
         """y (f32 [rows]) of x (f32 [cols]) over `active` (i32), None: all, or those above the threshold with B2."""
         self.load(x, active)
         self.run(threshold=threshold)
-        return self._a.to_numpy()[self.shape.cols : self.shape.cols + self.shape.rows]
+        return self.y()
 
     def load(self, x: np.ndarray, active: np.ndarray | None = None) -> None:
         """Bring x and the active list to the device. Raises ValueError for another size."""
@@ -228,3 +267,11 @@ class ZigzagGemv:
         self._kernel(
             self._quants, self._headers, copy, self._a, self._active, self._count, self._listed, threshold
         )  # fmt: skip
+
+    def run_full(self, copy: int, threshold: float) -> None:
+        """Launch collection and product on the x that is on the device, without waiting for it."""
+        self._full()(self._quants, self._headers, copy, self._a, self._active, threshold)
+
+    def y(self) -> np.ndarray:
+        """The last product, f32 [rows]. Waits for the device."""
+        return self._a.to_numpy()[self.shape.cols : self.shape.cols + self.shape.rows]
