@@ -25,11 +25,12 @@ from spqt_ti.formats.fpenv import gradual_underflow
 from spqt_ti.threads import available_threads
 
 __all__ = [
-    "BACKENDS", "Capabilities", "Runtime", "address", "available_threads", "check_memory", "device_seconds",
+    "BACKENDS", "GRAPHS", "Capabilities", "Runtime", "address", "available_threads", "check_memory", "device_seconds",
     "host_view", "requested", "require", "runtime", "start", "ti",
 ]  # fmt: skip
 
 BACKENDS = ("cpu", "vulkan", "cuda", "metal")
+GRAPHS = hasattr(ti, "graph")  # several launches can be submitted as one; quadrants has no such thing
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def make_chunk_kernels(
     half, group = head_dim // 2, heads // kv_heads
     attention = heads * head_dim
     places = [layout.places[site] for site in SITES]
+    padded_rows = [place.shape.padded_rows for place in places]
     matmuls = [make_matmul(place.shape, CHUNK) for place in places]
     threads = [matmul_threads(place.shape, CHUNK) for place in places]
     biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
@@ -46,7 +47,7 @@ def make_chunk_kernels(
     @ti.func
     def output(a: ti.template(), layer, site: ti.template(), token, row):
         """A row of a site's product for a token, with its bias."""
-        total = a[floats.chunk_output + token * places[site].shape.padded_rows + row]
+        total = a[floats.chunk_output + token * padded_rows[site] + row]
         if ti.static(biases[site] >= 0):
             total += a[floats.constants + layer * constants.stride + biases[site] + row]
         return total

@@ -1,4 +1,4 @@
-"""The decode step on a GPU: a token is a few launches, without waiting for the device in between."""
+"""The decode step on a GPU: a token is one submission, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.errors import BackendError
+from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import zeros
 from spqt_ti.model.plans import MOST_TOKENS
 from spqt_ti.model.simt.arrays import ModelArrays
@@ -24,10 +25,7 @@ class SimtDecode:
         self._arrays, self._steps = arrays, 0
         self._results = zeros(ti.i32, MOST_TOKENS + arrays.gates.thresholds.size)
         self._on_host: np.ndarray | None = None
-        self._begin, self._block, self._end = make_token_kernels(
-            arrays.layout, arrays.constants, arrays.cache_layout, arrays.gates.plan, arrays.floats, arrays.ints
-        )
-        self._warm = False
+        self._token: Submission | None = None  # compiled when it is first wanted
 
     @property
     def active(self) -> np.ndarray:
@@ -41,20 +39,32 @@ class SimtDecode:
 
     def warm_up(self, position: int) -> None:
         """Compile the kernels by running a token at a free position, if none has run yet."""
-        if not self._warm:
+        if self._token is None:
             self.run(0, position)
             ti.sync()
 
     def run(self, token: int, position: int, steps: int = 1) -> None:
         """Submit `token` at `position`, and `steps - 1` more, without waiting for the device."""
-        self._warm, self._steps, self._on_host = True, steps, None
-        m = self._arrays
-        m.upload_gates()
+        self._steps, self._on_host = steps, None
+        self._arrays.upload_gates()
+        if self._token is None:
+            self._token = self._make_token()
         for step in range(steps):
-            self._begin(m.words, m.scales, m.a, m.integers, -1 if step else token, position + step)
-            for layer in range(m.config.num_hidden_layers):
-                self._block(m.quants, m.headers, m.a, m.cache, m.integers, layer)
-            self._end(m.words, m.scales, m.a, m.integers, m.logits, self._results, step)
+            self._token.submit(token=-1 if step else token, position=position + step, step=step)
+
+    def _make_token(self) -> Submission:
+        m = self._arrays
+        begin, block, end = make_token_kernels(m.layout, m.constants, m.cache_layout, m.gates.plan, m.floats, m.ints)
+        vocabulary = ("words", "scales", "a", "integers")
+        weights = ("quants", "headers", "a", "cache", "integers")
+        blocks = [Launch(block, weights, (layer,)) for layer in range(m.config.num_hidden_layers)]
+        launches = [
+            Launch(begin, vocabulary, ("token", "position")),
+            *blocks,
+            Launch(end, (*vocabulary, "logits", "results"), ("step",)),
+        ]
+        names = ("words", "scales", "quants", "headers", "a", "cache", "integers", "logits")
+        return Submission(launches, {name: getattr(m, name) for name in names} | {"results": self._results})
 
     def profile(self, token: int, position: int) -> dict[str, float]:
         """Raises BackendError: kernels on a GPU cannot read a clock."""

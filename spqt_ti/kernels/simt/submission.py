@@ -1,0 +1,56 @@
+"""Several launches submitted together: as one `ti.graph`, or one after the other where Taichi has none.
+
+A launch from Python costs 90 us with a block's eleven tasks, in a graph 30 us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spqt_ti import backend
+from spqt_ti.backend import ti
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with the names of its arrays, then its scalars (i32): constants, or names."""
+
+    kernel: Any
+    arrays: tuple[str, ...]
+    scalars: tuple[int | str, ...] = ()
+
+
+class Submission:
+    """Launches in order, on these arrays (one-dimensional)."""
+
+    def __init__(self, launches: Sequence[Launch], arrays: Mapping[str, ti.Ndarray]) -> None:
+        self._launches, self._arrays = launches, dict(arrays)
+        self._graph = _graph(launches, arrays) if backend.GRAPHS else None
+        constants = {value for launch in launches for value in launch.scalars if isinstance(value, int)}
+        self._arguments: dict[str, Any] = {**arrays, **{_name(value): value for value in constants}}
+
+    def submit(self, **scalars: int) -> None:
+        """Launch all with these values of the named scalars, without waiting for the device."""
+        self._arguments.update(scalars)
+        if self._graph is not None:
+            self._graph.run(self._arguments)
+            return
+        for launch in self._launches:
+            names = (*launch.arrays, *map(_name, launch.scalars))
+            launch.kernel(*(self._arguments[name] for name in names))
+
+
+def _name(scalar: int | str) -> str:
+    return scalar if isinstance(scalar, str) else f"constant {scalar}"
+
+
+def _graph(launches: Sequence[Launch], arrays: Mapping[str, ti.Ndarray]) -> Any:
+    kinds = ti.graph.ArgKind
+    symbols = {name: ti.graph.Arg(kinds.NDARRAY, name, array.dtype, ndim=1) for name, array in arrays.items()}
+    builder = ti.graph.GraphBuilder()
+    for launch in launches:
+        scalars = [ti.graph.Arg(kinds.SCALAR, _name(scalar), ti.i32) for scalar in launch.scalars]
+        builder.dispatch(launch.kernel, *(symbols[name] for name in launch.arrays), *scalars)
+    return builder.compile()
