@@ -2,15 +2,13 @@
 
     python bench/gpu.py --backend cuda > docs/gpu.md
 
-Prints Markdown: the device and versions, the tables, and which targets were missed. Decoding runs first, in a process
-of its own, because kernels are timed one by one only in the other.
+Prints Markdown: the device and versions, the tables, and which targets were missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import platform
 import subprocess
 import sys
@@ -28,16 +26,13 @@ from spqt_ti.kernels.simt.gemv import Split
 def main() -> int:
     """Measure and print."""
     arguments = _arguments()
-    if arguments.decode_only:
-        rows = gpu.measure_decode(arguments.model, arguments.sparsity, arguments.backend, arguments.tokens)
-        print(json.dumps([dataclasses.asdict(row) for row in rows]))
-        return 0
     begin = time.monotonic()
-    runtime = start(arguments.backend, timed=True)
+    runtime = start(arguments.backend)
     print(f"{runtime.backend}: {runtime.device}; {ti.__name__} {'.'.join(map(str, ti.__version__))}, ", end="")
     print(f"Python {platform.python_version()}, {_driver()}\n")
     if arguments.model:
-        print(_table(_decode(arguments)), end="\n\n", flush=True)
+        decoded = gpu.measure_decode(arguments.model, arguments.sparsity, arguments.backend, arguments.tokens)
+        print(_table([dataclasses.asdict(row) for row in decoded]), end="\n\n", flush=True)
     bandwidth = gpu.copy_bandwidth(arguments.copy_megabytes)
     print(f"copy bandwidth (read + written): {bandwidth / 1e9:.0f} GB/s\n")
     split = Split(*map(int, arguments.split.split("x"))) if arguments.split else None
@@ -69,16 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sparsity", type=numbers, default=[0.0, 0.25, 0.4, 0.5])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--minutes", type=float, default=7, help="after which no shape is begun")
-    parser.add_argument("--decode-only", action="store_true", help="print decoding as JSON and nothing else")
     return parser.parse_args()
-
-
-def _decode(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    command = [sys.executable, __file__, "--decode-only", "--backend", arguments.backend, "--model", arguments.model]
-    command += ["--sparsity", ",".join(map(str, arguments.sparsity)), "--tokens", str(arguments.tokens)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    rows: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
-    return rows
 
 
 def _driver() -> str:

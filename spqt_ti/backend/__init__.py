@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import io
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +24,7 @@ from spqt_ti.formats.fpenv import gradual_underflow
 from spqt_ti.threads import available_threads
 
 __all__ = [
-    "BACKENDS", "GRAPHS", "Capabilities", "Runtime", "address", "available_threads", "check_memory", "device_seconds",
+    "BACKENDS", "GRAPHS", "Capabilities", "Runtime", "address", "available_threads", "check_memory",
     "host_view", "requested", "require", "runtime", "start", "ti",
 ]  # fmt: skip
 
@@ -63,11 +62,10 @@ def requested(backend: str | None = None) -> str:
     return "cpu"
 
 
-def start(backend: str | None = None, threads: int | None = None, timed: bool = False) -> Runtime:
+def start(backend: str | None = None, threads: int | None = None) -> Runtime:
     """Start Taichi on a backend (see `requested`), or return the runtime that is already up.
 
     `threads` sizes the CPU's worker pool (default: every CPU of the process) and must cover what later calls ask for.
-    `timed`: a GPU keeps the time of every kernel, for `device_seconds`; launches are slower.
 
     Raises BackendError for an unknown backend, for one that this machine does not have (with what to install), for a
     thread count that it does not have, and when the process already runs another backend.
@@ -83,7 +81,7 @@ def start(backend: str | None = None, threads: int | None = None, timed: bool = 
                 f"this process already runs the {_runtime.backend} backend; use another process for {name}"
             )
         return _runtime
-    _runtime = _start_cpu(limit) if name == "cpu" else _start_gpu(name, limit, timed)
+    _runtime = _start_cpu(limit) if name == "cpu" else _start_gpu(name, limit)
     return _runtime
 
 
@@ -92,18 +90,6 @@ def runtime() -> Runtime:
     if _runtime is None:
         raise BackendError("no backend is started yet")
     return _runtime
-
-
-def device_seconds(launches: Callable[[], object]) -> float:
-    """Time that a GPU spends in the kernels that `launches` submits, as its own clock has it.
-
-    Needs a runtime that was started with `timed`.
-    """
-    ti.sync()
-    ti.profiler.clear_kernel_profiler_info()
-    launches()
-    ti.sync()
-    return float(ti.profiler.get_kernel_profiler_total_time())
 
 
 def check_memory(what: str, sizes: dict[str, int]) -> None:
@@ -154,9 +140,9 @@ def _start_cpu(threads: int) -> Runtime:
     return Runtime("cpu", threads)
 
 
-def _start_gpu(name: str, threads: int, timed: bool) -> Runtime:
+def _start_gpu(name: str, threads: int) -> Runtime:
     device = devices.find(name)
-    if _init(getattr(ti, name), kernel_profiler=timed) != getattr(ti, name):
+    if _init(getattr(ti, name)) != getattr(ti, name):
         ti.reset()
         raise BackendError(f"{name}: {device.name} is there, but Taichi does not start on it; is its driver too old?")
     return Runtime(name, threads, device.name, of_device(name, device))

@@ -1,27 +1,28 @@
 """Speed of a GPU: copy bandwidth, the Q4_K GEMVs on it, and decoding.
 
-Weights are cold: launches go in turn through as many copies of the matrix as exceed the caches. Device time is the
-GPU's own (events, timestamps), wall time that of launches submitted one after the other, which includes launch costs.
-Rounds are interleaved; a figure is the median of the rounds.
+Weights are cold: launches go in turn through as many copies of the matrix as exceed the caches. Device time is that of
+one graph of all these launches, from submission to end, over their number: the GPU works without pause, except between
+tasks. (Taichi's profiler would be the GPU's own clock; on Vulkan it corrupts memory.) Wall time is that of launches one
+by one from Python. Rounds are interleaved; a figure is the median of the rounds.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from spqt_ti.api import Model, load
-from spqt_ti.backend import device_seconds, ti
+from spqt_ti.backend import ti
 from spqt_ti.benchmark.gemv_drivers import stored_bytes
 from spqt_ti.benchmark.shapes import Shape
 from spqt_ti.kernels.simt.gemv import Split, ZigzagGemv
 from spqt_ti.kernels.simt.row_gemv import RowGemv
+from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import make_copy_all, zeros
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.model.plans import MOST_TOKENS
@@ -63,10 +64,19 @@ class GpuDecodeRow:
 def copy_bandwidth(megabytes: int = 256, rounds: int = 5) -> float:
     """Bytes per second, read and written, of copying an array."""
     size = megabytes * 250_000
-    source, target, copy = zeros(ti.f32, size), zeros(ti.f32, size), make_copy_all(size)
-    copy(source, target)
-    seconds = [device_seconds(lambda: copy(source, target)) for _ in range(rounds)]
-    return 8 * size / float(np.median(seconds))
+    arrays = {"source": zeros(ti.f32, size), "target": zeros(ti.f32, size)}
+    copies = Submission([Launch(make_copy_all(size), tuple(arrays))] * 4, arrays)
+    seconds(copies)
+    return 4 * 8 * size / float(np.median([seconds(copies) for _ in range(rounds)]))
+
+
+def seconds(submission: Submission) -> float:
+    """Time from submission to end."""
+    ti.sync()
+    begin = time.perf_counter()
+    submission.submit()
+    ti.sync()
+    return time.perf_counter() - begin
 
 
 def measure_gemv(
@@ -74,13 +84,13 @@ def measure_gemv(
 ) -> list[GpuGemvRow]:
     """All kernels on one shape, the sparse ones at each density; `bandwidth` from `copy_bandwidth`."""
     copies = -(-cold_bytes // stored_bytes(*shape, "zigzag", warm=True)[0].size)
-    timings = [_Timing(*run) for run in _runs(shape, densities, copies, split)]
+    timings = list(_timings(shape, densities, copies, split))
     for round_ in range(rounds + 1):
         for timing in timings:
             timing.run(copies, counts=round_ > 0)  # the first compiles
     cublas = cublas_seconds(shape, copies, rounds)
     if cublas is not None:
-        timings.append(_Timing("cublas f16", 1.0, None, 2 * shape[0] * shape[1], cublas, cublas))
+        timings.append(_Timing("cublas f16", 1.0, 2 * shape[0] * shape[1], None, None, cublas, cublas))
     dense, row = (next(t.median for t in timings if t.kernel == name) for name in ("zigzag", "row"))
     return [
         GpuGemvRow(
@@ -98,8 +108,9 @@ class _Timing:
 
     kernel: str
     density: float
-    launch: Callable[[int], None] | None
     size: float
+    graph: Submission | None
+    one_by_one: Submission | None
     device: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
 
@@ -109,11 +120,11 @@ class _Timing:
 
     def run(self, copies: int, counts: bool) -> None:
         """Launch once on every copy."""
-        begin = time.perf_counter()
-        seconds = device_seconds(lambda: [self.launch(copy) for copy in range(copies) if self.launch])
-        if counts:
-            self.device.append(seconds / copies)
-            self.wall.append((time.perf_counter() - begin) / copies)
+        for submission, times in ((self.graph, self.device), (self.one_by_one, self.wall)):
+            assert submission is not None
+            taken = seconds(submission) / copies
+            if counts:
+                times.append(taken)
 
 
 def measure_decode(name: str, sparsities: Sequence[float], backend: str, tokens: int) -> list[GpuDecodeRow]:
@@ -133,20 +144,20 @@ def _decode_row(model: Model, name: str, sparsity: float, prompt: Sequence[int],
     for done in range(0, tokens, MOST_TOKENS):
         token = llama.decode_greedy(token, min(MOST_TOKENS, tokens - done))[-1]
         active += llama.active
-    seconds = time.perf_counter() - begin
+    taken = time.perf_counter() - begin
     skipped = 1 - active.sum() / (tokens * llama.config.num_hidden_layers * llama.inputs().sum())
-    return GpuDecodeRow(name, sparsity, float(skipped), tokens / seconds, 1e3 * host_seconds(model))
+    return GpuDecodeRow(name, sparsity, float(skipped), tokens / taken, 1e3 * host_seconds(model))
 
 
 def host_seconds(model: Model, rounds: int = 8) -> float:
     """Median time to submit a token, with nothing waiting before it."""
-    llama, seconds = model.llama, []
+    times = []
     for _ in range(rounds):
         ti.sync()
         begin = time.perf_counter()
-        llama.submit(0)
-        seconds.append(time.perf_counter() - begin)
-    return float(np.median(seconds))
+        model.llama.submit(0)
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
 
 
 def cublas_seconds(shape: Shape, copies: int, rounds: int) -> list[float] | None:
@@ -185,10 +196,7 @@ def missed_targets(rows: Sequence[GpuGemvRow]) -> Iterator[str]:
             yield f"{label}: {row.speedup_over_dense:.2f}x dense, slower"
 
 
-def _runs(
-    shape: Shape, densities: Sequence[float], copies: int, split: Split | None
-) -> Iterator[tuple[str, float, Callable[[int], None], float]]:
-    """Kernel, density, its launch on a copy of the matrix, and the bytes of weights that it needs."""
+def _timings(shape: Shape, densities: Sequence[float], copies: int, split: Split | None) -> Iterator[_Timing]:
     rows, cols = shape
     x = np.random.default_rng(1).standard_normal(cols, dtype=np.float32)
     row_data, zigzag_data = (stored_bytes(rows, cols, layout, warm=True)[0] for layout in ("row", "zigzag"))
@@ -196,10 +204,17 @@ def _runs(
     zigzag, b2 = (ZigzagGemv(zigzag_data, ZigzagWords(rows, cols), split, fly, copies) for fly in (False, True))
     for driver in (row, naive, zigzag, b2):
         driver.load(x)
-    yield "row", 1.0, row.run, row_data.size
-    yield "zigzag", 1.0, zigzag.run, zigzag_data.size
-    for density in densities:
+
+    def timing(kernel: str, driver: RowGemv | ZigzagGemv, density: float, size: float) -> _Timing:
         threshold = float(np.quantile(np.abs(x), 1 - density))
-        yield "b1", density, functools.partial(naive.run, threshold=threshold), row_data.size
-        yield "b2", density, functools.partial(b2.run, threshold=threshold), density * zigzag_data.size
-        yield "full", density, functools.partial(zigzag.run_full, threshold=threshold), density * zigzag_data.size
+        make = driver.launch_full if kernel == "full" and isinstance(driver, ZigzagGemv) else driver.launch
+        launches = [make(copy, threshold) for copy in range(copies)]
+        graph, one_by_one = (Submission(launches, driver.arrays, graph) for graph in (True, False))
+        return _Timing(kernel, density, size, graph, one_by_one)
+
+    yield timing("row", row, 1.0, row_data.size)
+    yield timing("zigzag", zigzag, 1.0, zigzag_data.size)
+    for density in densities:
+        yield timing("b1", naive, density, row_data.size)
+        yield timing("b2", b2, density, density * zigzag_data.size)
+        yield timing("full", zigzag, density, density * zigzag_data.size)

@@ -15,6 +15,7 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.collect import make_collect_in_group
 from spqt_ti.kernels.simt.groups import array_of, log2
+from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, LANES, ZigzagWords, row_of, step_and_minimum
 from spqt_ti.kernels.simt.zigzag import split as split_bytes
@@ -163,7 +164,7 @@ def make_sum_of_groups(shape: ZigzagWords, split: Split):
 
 
 def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
-    """Build the kernel (quants, headers, copy, a, integers, count, listed, threshold): one product, for tests and
+    """Build the kernel (quants, headers, a, integers, copy, count, listed, threshold): one product, for tests and
     benchmarks, with the `copy`-th of the matrices in the arrays.
 
     a f32: x [cols], then y [padded rows], then the partial sums; integers i32: the active list.
@@ -175,8 +176,8 @@ def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = 
 
     @ti.kernel
     def multiply(
-        quants: array_of(ti.u32), headers: array_of(ti.u32), copy: ti.i32, a: array_of(ti.f32),
-        integers: array_of(ti.i32), count: ti.i32, listed: ti.i32, threshold: ti.f32,
+        quants: array_of(ti.u32), headers: array_of(ti.u32), a: array_of(ti.f32), integers: array_of(ti.i32),
+        copy: ti.i32, count: ti.i32, listed: ti.i32, threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=split.threads)
         for i in range(threads):
@@ -192,7 +193,7 @@ def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = 
 
 
 def make_full_kernel(shape: ZigzagWords, split: Split):
-    """Build the kernel (quants, headers, copy, a, integers, threshold): collect the active inputs, then the product
+    """Build the kernel (quants, headers, a, integers, copy, threshold): collect the active inputs, then the product
     over them, without the host knowing their number. Arrays as for `make_gemv_kernel`; integers: the active list, its
     length.
     """
@@ -204,8 +205,8 @@ def make_full_kernel(shape: ZigzagWords, split: Split):
 
     @ti.kernel
     def collect_and_multiply(
-        quants: array_of(ti.u32), headers: array_of(ti.u32), copy: ti.i32, a: array_of(ti.f32),
-        integers: array_of(ti.i32), threshold: ti.f32,
+        quants: array_of(ti.u32), headers: array_of(ti.u32), a: array_of(ti.f32), integers: array_of(ti.i32),
+        copy: ti.i32, threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=_COLLECT_THREADS)
         for t in range(_COLLECT_THREADS):
@@ -236,42 +237,43 @@ class ZigzagGemv:
         self, data: np.ndarray, shape: ZigzagWords, split: Split | None = None, skips_on_the_fly: bool = False,
         copies: int = 1,
     ) -> None:  # fmt: skip
-        self.shape, self.split, self.copies = shape, split or default_split(shape), copies
+        self.shape, self.split = shape, split or default_split(shape)
         quants, headers = split_bytes(data, shape)
-        self._quants, self._headers = upload(np.tile(quants, copies)), upload(np.tile(headers, copies))
-        self._a = zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, self.split))
-        self._active, self._count, self._listed = zeros(ti.i32, shape.cols + 1), shape.cols, 0
+        self.arrays = {
+            "quants": upload(np.tile(quants, copies)),
+            "headers": upload(np.tile(headers, copies)),
+            "a": zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, self.split)),
+            "integers": zeros(ti.i32, shape.cols + 1),
+        }
+        self._count, self._listed = shape.cols, 0
         self._kernel = make_gemv_kernel(shape, self.split, skips_on_the_fly)
         self._full = functools.cache(functools.partial(make_full_kernel, shape, self.split))
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None, threshold: float = 0.0) -> np.ndarray:
         """y (f32 [rows]) of x (f32 [cols]) over `active` (i32), None: all, or those above the threshold with B2."""
         self.load(x, active)
-        self.run(threshold=threshold)
-        return self.y()
+        return self.run(self.launch(threshold=threshold))
 
     def load(self, x: np.ndarray, active: np.ndarray | None = None) -> None:
         """Bring x and the active list to the device. Raises ValueError for another size."""
         if x.shape != (self.shape.cols,):
             raise ValueError(f"x of shape {x.shape} does not fit {self.shape.cols} columns")
-        values = np.zeros(self._a.shape[0], np.float32)
-        values[: x.size] = x
-        self._a.from_numpy(values)
+        a, integers = self.arrays["a"], self.arrays["integers"]
+        a.from_numpy(np.pad(x, (0, a.shape[0] - x.size)))
         self._count, self._listed = self.shape.cols, 0
         if active is not None:
-            self._active.from_numpy(np.pad(active, (0, self._active.shape[0] - active.size)))
+            integers.from_numpy(np.pad(active, (0, integers.shape[0] - active.size)))
             self._count, self._listed = active.size, 1
 
-    def run(self, copy: int = 0, threshold: float = 0.0) -> None:
-        """Launch, without waiting for the device."""
-        self._kernel(
-            self._quants, self._headers, copy, self._a, self._active, self._count, self._listed, threshold
-        )  # fmt: skip
+    def launch(self, copy: int = 0, threshold: float = 0.0) -> Launch:
+        """The product with what was loaded."""
+        return Launch(self._kernel, tuple(self.arrays), (copy, self._count, self._listed, threshold))
 
-    def run_full(self, copy: int, threshold: float) -> None:
-        """Launch collection and product on the x that is on the device, without waiting for it."""
-        self._full()(self._quants, self._headers, copy, self._a, self._active, threshold)
+    def launch_full(self, copy: int = 0, threshold: float = 0.0) -> Launch:
+        """Collection and product with the x that was loaded."""
+        return Launch(self._full(), tuple(self.arrays), (copy, threshold))
 
-    def y(self) -> np.ndarray:
-        """The last product, f32 [rows]. Waits for the device."""
-        return self._a.to_numpy()[self.shape.cols : self.shape.cols + self.shape.rows]
+    def run(self, launch: Launch) -> np.ndarray:
+        """y (f32 [rows]) of a launch."""
+        Submission([launch], self.arrays, graph=False).submit()
+        return self.arrays["a"].to_numpy()[self.shape.cols : self.shape.cols + self.shape.rows]

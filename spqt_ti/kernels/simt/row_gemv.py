@@ -10,6 +10,7 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.formats import layout
 from spqt_ti.kernels.simt.groups import array_of, log2, round_up
+from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, LANES, row_of, step_and_minimum
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
@@ -19,7 +20,7 @@ _THREADS = _ROWS * LANES
 
 
 def make_row_gemv_kernel(rows: int, cols: int, skips: bool):
-    """Build the kernel (quants, headers, copy, x, y, threshold) for a matrix [rows, cols].
+    """Build the kernel (quants, headers, x, y, copy, threshold) for a matrix [rows, cols].
 
     quants u32 [copies * rows * blocks * 32], headers u32 [copies * rows * blocks * 4], blocks = ceil(cols / 256);
     x f32 [blocks * 256], zero-padded; y f32 [rows, rounded up to 4].
@@ -30,7 +31,7 @@ def make_row_gemv_kernel(rows: int, cols: int, skips: bool):
 
     @ti.kernel
     def multiply(
-        quants: array_of(ti.u32), headers: array_of(ti.u32), copy: ti.i32, x: array_of(ti.f32), y: array_of(ti.f32),
+        quants: array_of(ti.u32), headers: array_of(ti.u32), x: array_of(ti.f32), y: array_of(ti.f32), copy: ti.i32,
         threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=_THREADS)
@@ -75,26 +76,29 @@ class RowGemv:
     """
 
     def __init__(self, data: np.ndarray, rows: int, cols: int, skips: bool = False, copies: int = 1) -> None:
-        self._rows, self._cols, self.copies = rows, cols, copies
+        self._rows, self._cols = rows, cols
         stored = layout.superblocks(data, rows, cols, "row")
         quants, headers = (np.ascontiguousarray(part).view("<u4") for part in (stored[:, 16:], stored[:, :16]))
-        self._quants = upload(np.tile(quants.reshape(-1), copies))
-        self._headers = upload(np.tile(headers.reshape(-1), copies))
-        self._x, self._y = zeros(ti.f32, round_up(cols, BAND)), zeros(ti.f32, round_up(rows, _ROWS))
+        self.arrays = {
+            "quants": upload(np.tile(quants.reshape(-1), copies)),
+            "headers": upload(np.tile(headers.reshape(-1), copies)),
+            "x": zeros(ti.f32, round_up(cols, BAND)),
+            "y": zeros(ti.f32, round_up(rows, _ROWS)),
+        }
         self._kernel = make_row_gemv_kernel(rows, cols, skips)
 
     def __call__(self, x: np.ndarray, threshold: float = 0.0) -> np.ndarray:
         """y (f32 [rows]) of x (f32 [cols]); with `skips`, of the inputs |x| > threshold."""
         self.load(x)
-        self.run(threshold=threshold)
-        return self._y.to_numpy()[: self._rows]
+        Submission([self.launch(threshold=threshold)], self.arrays, graph=False).submit()
+        return self.arrays["y"].to_numpy()[: self._rows]
 
     def load(self, x: np.ndarray) -> None:
         """Bring x to the device. Raises ValueError for another size."""
         if x.shape != (self._cols,):
             raise ValueError(f"x of shape {x.shape} does not fit {self._cols} columns")
-        self._x.from_numpy(np.pad(x, (0, self._x.shape[0] - x.size)))
+        self.arrays["x"].from_numpy(np.pad(x, (0, self.arrays["x"].shape[0] - x.size)))
 
-    def run(self, copy: int = 0, threshold: float = 0.0) -> None:
-        """Launch, without waiting for the device."""
-        self._kernel(self._quants, self._headers, copy, self._x, self._y, threshold)
+    def launch(self, copy: int = 0, threshold: float = 0.0) -> Launch:
+        """The product with the x that was loaded."""
+        return Launch(self._kernel, tuple(self.arrays), (copy, threshold))

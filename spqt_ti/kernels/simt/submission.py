@@ -15,20 +15,20 @@ from spqt_ti.backend import ti
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with the names of its arrays, then its scalars (i32): constants, or names."""
+    """A kernel with the names of its arrays, then its scalars: constants (i32 or f32), or names (i32)."""
 
     kernel: Any
     arrays: tuple[str, ...]
-    scalars: tuple[int | str, ...] = ()
+    scalars: tuple[int | float | str, ...] = ()
 
 
 class Submission:
-    """Launches in order, on these arrays (one-dimensional)."""
+    """Launches in order, on these arrays (one-dimensional); without `graph` one after the other in any case."""
 
-    def __init__(self, launches: Sequence[Launch], arrays: Mapping[str, ti.Ndarray]) -> None:
+    def __init__(self, launches: Sequence[Launch], arrays: Mapping[str, ti.Ndarray], graph: bool = True) -> None:
         self._launches, self._arrays = launches, dict(arrays)
-        self._graph = _graph(launches, arrays) if backend.GRAPHS else None
-        constants = {value for launch in launches for value in launch.scalars if isinstance(value, int)}
+        self._graph = _graph(launches, arrays) if graph and backend.GRAPHS else None
+        constants = [value for launch in launches for value in launch.scalars if not isinstance(value, str)]
         self._arguments: dict[str, Any] = {**arrays, **{_name(value): value for value in constants}}
 
     def submit(self, **scalars: int) -> None:
@@ -42,8 +42,8 @@ class Submission:
             launch.kernel(*(self._arguments[name] for name in names))
 
 
-def _name(scalar: int | str) -> str:
-    return scalar if isinstance(scalar, str) else f"constant {scalar}"
+def _name(scalar: int | float | str) -> str:
+    return scalar if isinstance(scalar, str) else f"constant {scalar!r}"
 
 
 def _graph(launches: Sequence[Launch], arrays: Mapping[str, ti.Ndarray]) -> Any:
@@ -51,6 +51,9 @@ def _graph(launches: Sequence[Launch], arrays: Mapping[str, ti.Ndarray]) -> Any:
     symbols = {name: ti.graph.Arg(kinds.NDARRAY, name, array.dtype, ndim=1) for name, array in arrays.items()}
     builder = ti.graph.GraphBuilder()
     for launch in launches:
-        scalars = [ti.graph.Arg(kinds.SCALAR, _name(scalar), ti.i32) for scalar in launch.scalars]
+        scalars = [
+            ti.graph.Arg(kinds.SCALAR, _name(scalar), ti.f32 if isinstance(scalar, float) else ti.i32)
+            for scalar in launch.scalars
+        ]
         builder.dispatch(launch.kernel, *(symbols[name] for name in launch.arrays), *scalars)
     return builder.compile()

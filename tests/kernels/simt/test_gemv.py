@@ -122,16 +122,15 @@ def test_full(threshold: float) -> None:
     """Collection and product in one launch, with the number of active inputs on the device."""
     gemv, x = gemv_of(960, 576), normal(576)
     gemv.load(x)
-    gemv.run_full(0, threshold)
-    assert_product(gemv.y(), matrix_of(960, 576), np.where(np.abs(x) > np.float32(threshold), x, np.float32(0)))
+    y = gemv.run(gemv.launch_full(threshold=threshold))
+    assert_product(y, matrix_of(960, 576), np.where(np.abs(x) > np.float32(threshold), x, np.float32(0)))
 
 
 def test_copies_of_a_matrix() -> None:
     gemv = ZigzagGemv(matrix_of(300, 301).data, ZigzagWords(300, 301), copies=2)
     x = normal(301)
     expected = gemv(x)
-    gemv.run(copy=1)
-    np.testing.assert_array_equal(gemv.y(), expected)
+    np.testing.assert_array_equal(gemv.run(gemv.launch(copy=1)), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (33, 300), (64, 576)], ids=str)
