@@ -443,6 +443,14 @@ def test_chat_without_a_template(tmp_path, cache):
 # The package ----------------------------------------------------------------------------------------------------------
 
 
+def test_quantising_elsewhere(folder, tmp_path):
+    """What another process makes is what this one makes; its error is this one's."""
+    made = api.quantize_elsewhere(folder / "source", tmp_path / "made")
+    assert made.fingerprint == Container.open(folder / "quantized").fingerprint
+    with pytest.raises(ContainerError, match=r"nowhere: cannot be quantised: .*nowhere"):
+        api.quantize_elsewhere(tmp_path / "nowhere", tmp_path / "not made")
+
+
 def test_importing_the_package_does_not_start_taichi():
     """A second that `spqt --help` should not take."""
     code = "import sys, spqt_ti; print('taichi' in sys.modules); spqt_ti.load; print('taichi' in sys.modules)"
