@@ -51,6 +51,8 @@ class BudgetFitness:
 
     def settle(self, levels: Levels) -> None:
         """Keep the states of this individual before every block."""
+        if levels == self._settled:
+            return
         self._open_gates(levels)
         self._settled = levels
         self._states = [

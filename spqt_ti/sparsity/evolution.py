@@ -2,7 +2,7 @@
 
 After EvoPress (arXiv 2410.14649): a (1 + lambda) strategy. A mutation takes a step from one place and gives it to
 another; children are compared on few parts of the data, the better ones on more, and the last one replaces the parent
-if it is better on all. Knows nothing of models.
+if it is better on all, by more than chance. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -58,24 +58,28 @@ class State:
 
 def evolve(
     fitness: Fitness,
-    start: Levels,
+    starts: Sequence[Levels],
     lowest: int,
     highest: int,
     search: Search,
     state: State | None = None,
     save: Callable[[State], None] = lambda state: None,
 ) -> State:
-    """Search from `start`, or go on from `state`; `save` is called with the state after every generation.
+    """Search from the best of `starts`, or go on from `state`; `save` is called with the state after every generation.
 
-    Levels stay within `lowest` and `highest`, and their sum is that of `start`. The result depends only on the
-    arguments, not on where the search was interrupted. ValueError if `start` is out of range.
+    Levels stay within `lowest` and `highest`, and their sum is that of the start. The result depends only on the
+    arguments, not on where the search was interrupted. ValueError if a start is out of range.
     """
-    if not all(lowest <= level <= highest for level in start):
-        raise ValueError(f"levels {start} are not within {lowest} .. {highest}")
-    fitness.settle(state.levels if state else start)
+    outside = [start for start in starts if not all(lowest <= level <= highest for level in start)]
+    if outside:
+        raise ValueError(f"levels {outside[0]} are not within {lowest} .. {highest}")
     if state is None:
-        costs = fitness.costs(start, range(fitness.parts))
-        state = State(0, start, costs, (float(costs.mean()),))
+        fitness.settle(starts[0])
+        costs, best = min(
+            ((fitness.costs(start, range(fitness.parts)), start) for start in starts), key=lambda pair: pair[0].mean()
+        )
+        state = State(0, best, costs, (float(costs.mean()),))
+    fitness.settle(state.levels)
     bar = tqdm(
         total=search.generations,
         initial=state.generation,
@@ -108,10 +112,17 @@ def _generation(fitness: Fitness, state: State, lowest: int, highest: int, searc
     if children:
         best = np.empty(fitness.parts)
         best[order] = known[children[0]]
-        if best.mean() < costs.mean():
+        if _is_better(best, costs):
             levels, costs = children[0], best
             fitness.settle(levels)
     return State(state.generation + 1, levels, costs, (*state.history, float(costs.mean())))
+
+
+def _is_better(costs: np.ndarray, than: np.ndarray) -> bool:
+    """By more than one standard error of the paired difference: the best of many children is lucky on these parts."""
+    change = costs - than
+    error = change.std(ddof=1) / len(change) ** 0.5 if len(change) > 1 else 0.0
+    return bool(change.mean() < -error)
 
 
 def _children(random: np.random.Generator, parent: Levels, lowest: int, highest: int, search: Search) -> list[Levels]:

@@ -1,9 +1,10 @@
 """WiSparse (arXiv 2602.14452): weighted scores, budgets per block by evolution, greedy sparsity inside a block.
 
 For a level: (1) per site the alpha of its score (alpha.py); (2) per block the greedy picks with these scores
-(greedy.py), which say how a block spends any budget; (3) which block gets which budget, searched by the divergence from
-the dense model (evolution.py, divergence.py), the mean being the level; (4) the level that skips as much as was asked
-for (realise.py). Grids, fitness and population are ours, as the paper's are not public.
+(greedy.py), which say how a block spends any budget; (3) which block gets which budget, the mean being the level:
+guessed from each block's sensitivity, then searched, by the divergence from the dense model (sensitivity.py,
+evolution.py, divergence.py); (4) the level that skips as much as was asked for (realise.py). Grids, fitness and
+population are ours, as the paper's are not public.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from spqt_ti.model.container import Container
 from spqt_ti.model.llama import Llama
 from spqt_ti.model.sites import SITES
-from spqt_ti.sparsity import alpha, greedy, uniform
+from spqt_ti.sparsity import alpha, greedy, sensitivity, uniform
 from spqt_ti.sparsity.block import Block, unmasked
 from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint, Value
@@ -47,6 +48,15 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Budgets:
+    """Levels of the blocks' budgets; costs of equal budgets, and of the best after each generation, the start's first."""
+
+    levels: Levels
+    even_cost: float
+    history: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class WisparseCalibration:
     """A text, and how to search on it; `policy` searches."""
 
@@ -62,10 +72,10 @@ class WisparseCalibration:
         check_level(sparsity, "WiSparse")
         blocks = self._inside_blocks(sparsity)
         tables = self._quantiles(sparsity, blocks)
-        state = self._budgets(sparsity, blocks, tables)
+        found = self._budgets(sparsity, blocks, tables)
 
         def budgets(level: float) -> np.ndarray:
-            return np.clip(level + STEP * np.array(state.levels), 0, greedy.MOST)
+            return np.clip(level + STEP * np.array(found.levels), 0, greedy.MOST)
 
         def thresholds(level: float) -> np.ndarray:
             return thresholds_at(tables, _sparsities(blocks, budgets(level)))
@@ -74,8 +84,8 @@ class WisparseCalibration:
         source = {
             "text_sha256": uniform.sha256(self.text), "tokens": len(self.tokens), "seed": self.search.seed,
             "generations": self.search.generations, "offspring": self.search.offspring,
-            "kl_uniform_budgets": state.history[0], "kl_found": state.history[-1],
-            "level": round(level, 6), "steps": list(state.levels), "alphas": blocks.alphas.tolist(),
+            "kl_even": found.even_cost, "kl_start": found.history[0], "kl_found": found.history[-1],
+            "level": round(level, 6), "steps": list(found.levels), "alphas": blocks.alphas.tolist(),
         }  # fmt: skip
         fingerprint = self.container.fingerprint
         return SparsityPolicy("wisparse", sparsity, thresholds(level), fingerprint, source, blocks.weights)
@@ -108,7 +118,7 @@ class WisparseCalibration:
         counted = capture(self.llama, self.tokens, uniform.WINDOW, blocks.weights, self.checkpoint, name)
         return counted.quantiles(uniform.LEVELS)
 
-    def _budgets(self, sparsity: float, blocks: Blocks, tables: np.ndarray) -> State:
+    def _budgets(self, sparsity: float, blocks: Blocks, tables: np.ndarray) -> Budgets:
         """Search levels of the blocks' budgets, in steps of STEP from `sparsity`."""
         layers = len(blocks.paths)
         lowest, highest = level_range(sparsity)
@@ -116,6 +126,25 @@ class WisparseCalibration:
         thresholds = np.stack([thresholds_at(tables, _sparsities(blocks, np.full(layers, b))) for b in budgets], axis=1)
         windows = spread(self.tokens, WINDOWS, min(WINDOW, self.llama.context), offset=0.5)
         fitness = BudgetFitness(self.llama, windows, thresholds, -lowest, blocks.weights)
+        even = (0,) * layers
+        fitness.settle(even)
+        cost = float(fitness.costs(even, range(fitness.parts)).mean())
+        measured = self._sensitivity(sparsity, fitness, even)
+        state = self._evolve(sparsity, fitness, [even, *sensitivity.moves(measured, even, lowest, highest)])
+        self.llama.gates.clear()
+        self.llama.reset()
+        return Budgets(state.levels, cost, state.history)
+
+    def _sensitivity(self, sparsity: float, fitness: BudgetFitness, even: Levels) -> np.ndarray:
+        name = f"wisparse-{sparsity:g}-sensitivity"
+        known = (self.checkpoint.load(name, sparsity=sparsity) or {}).get("costs")
+
+        def save(costs: np.ndarray) -> None:
+            self.checkpoint.save(name, {"costs": costs}, sparsity=sparsity)
+
+        return sensitivity.measure(fitness, even, *level_range(sparsity), known, save)
+
+    def _evolve(self, sparsity: float, fitness: BudgetFitness, starts: Sequence[Levels]) -> State:
         s = self.search
         name = f"wisparse-{sparsity:g}-budgets-{s.offspring}x{s.generations}-seed{s.seed}"
         settings: dict[str, Value] = {"sparsity": sparsity, "search": repr(s)}
@@ -124,10 +153,7 @@ class WisparseCalibration:
         def save(state: State) -> None:
             self.checkpoint.save(name, _of_state(state), **settings)
 
-        state = evolve(fitness, (0,) * layers, lowest, highest, s, found, save)
-        self.llama.gates.clear()
-        self.llama.reset()
-        return state
+        return evolve(fitness, starts, *level_range(sparsity), s, found, save)
 
 
 def level_range(sparsity: float) -> tuple[int, int]:

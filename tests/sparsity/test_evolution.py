@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spqt_ti.sparsity.evolution import Levels, Search, State, evolve, mutate
+from spqt_ti.sparsity.evolution import Levels, Search, State, _is_better, evolve, mutate
 
 LOWEST, HIGHEST = -3, 3
 
@@ -43,7 +43,7 @@ def start(places: int) -> Levels:
 
 def run(toy: Toy, places: int, search: Search, state: State | None = None) -> tuple[State, list[State]]:
     saved: list[State] = []
-    return evolve(toy, start(places), LOWEST, HIGHEST, search, state, saved.append), saved
+    return evolve(toy, [start(places)], LOWEST, HIGHEST, search, state, saved.append), saved
 
 
 @given(st.lists(st.integers(LOWEST, HIGHEST), min_size=1, max_size=8), st.integers(1, 4), st.integers(0, 99))
@@ -92,7 +92,7 @@ def test_what_is_settled_on_is_the_best() -> None:
     toy = Toy(5)
     _, saved = run(toy, 5, Search(generations=10))
     best = [start(5), *(state.levels for state in saved)]
-    assert toy.settled == [levels for levels, _ in itertools.groupby(best)]
+    assert [levels for levels, _ in itertools.groupby(toy.settled)] == [levels for levels, _ in itertools.groupby(best)]
     assert len(toy.settled) > 1
 
 
@@ -105,6 +105,22 @@ def test_goes_on_to_the_same_result(cut: int) -> None:
     np.testing.assert_array_equal(resumed.costs, whole.costs)
 
 
+def test_luck_is_not_enough() -> None:
+    """Better on average, but no more than the parts differ among themselves."""
+    parent = np.array([1.0, 1.0, 1.0, 1.0])
+    assert not _is_better(np.array([0.2, 1.3, 1.2, 1.1]), parent)
+    assert _is_better(np.array([0.9, 0.95, 0.9, 1.0]), parent)
+    assert not _is_better(parent, parent)
+    assert _is_better(np.array([0.9]), np.array([1.0]))
+
+
+def test_begins_with_the_best_of_several() -> None:
+    toy, good = Toy(4), (1, -1, 2, -2)
+    starts = sorted([start(4), good], key=toy.cost)
+    for order in (starts, starts[::-1]):
+        assert evolve(toy, order, LOWEST, HIGHEST, Search(generations=0)).levels == starts[0]
+
+
 def test_another_seed_is_another_search() -> None:
     histories = {run(Toy(6), 6, Search(generations=4, seed=seed))[0].history for seed in range(4)}
     assert len(histories) > 1
@@ -114,9 +130,9 @@ def test_where_nothing_can_move() -> None:
     toy = Toy(1)
     state, _ = run(toy, 1, Search(generations=3))
     assert state.levels == (0,)
-    assert evolve(Toy(3), (0, 0, 0), 0, 0, Search(generations=2)).levels == (0, 0, 0)
+    assert evolve(Toy(3), [(0, 0, 0)], 0, 0, Search(generations=2)).levels == (0, 0, 0)
 
 
 def test_start_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"not within -3 \.\. 3"):
-        evolve(Toy(2), (4, -4), LOWEST, HIGHEST, Search())
+        evolve(Toy(2), [(0, 0), (4, -4)], LOWEST, HIGHEST, Search())
