@@ -49,7 +49,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Budgets:
-    """Levels of the blocks' budgets; costs of equal budgets, and of the best after each generation, the start's first."""
+    """Levels of the blocks' budgets; costs of equal ones, and of the best after each generation, the start's first."""
 
     levels: Levels
     even_cost: float
