@@ -87,13 +87,11 @@ def errors(name: str, source: FloatModel, variants: dict[str, FloatModel]) -> li
     for site in SITES:
         for layout, variant in variants.items():
             found = [
-                float(
-                    np.sqrt(np.mean((ours.matrices[site] - theirs.matrices[site]) ** 2)) / theirs.matrices[site].std()
-                )
+                relative_rmse(ours.matrices[site], theirs.matrices[site])
                 for ours, theirs in zip(variant.blocks, source.blocks, strict=True)
             ]
             shape = "x".join(str(n) for n in source.blocks[0].matrices[site].shape)
-            row = {"site": site, "shape": shape, "layout": layout, "relative_rmse": float(np.mean(found))}
+            row = {"weights": name, "site": site, "shape": shape, "layout": layout, "mean": float(np.mean(found))}
             rows.append(row | {"best": min(found), "worst": max(found)})
     return rows
 
