@@ -10,7 +10,7 @@ import numpy as np
 
 from spqt_ti.api import Model, load
 from spqt_ti.benchmark.bandwidth import read_bandwidth
-from spqt_ti.model.plans import MOST_TOKENS
+from spqt_ti.model.generate import tokens_of_launch
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 PROMPT = "The history of the city begins with a small settlement on the bank of the river,"
@@ -95,9 +95,13 @@ def decode_once(model: Model, prompt: Sequence[int], tokens: int) -> tuple[float
     token = int(np.argmax(llama.prefill(prompt)[0]))
     active = np.zeros(llama.active.shape)
     begin = time.perf_counter()
-    for done in range(0, tokens, MOST_TOKENS):
-        token = llama.decode_greedy(token, min(MOST_TOKENS, tokens - done))[-1]
+    done, at_once = 0, 1
+    while done < tokens:
+        count = min(at_once, tokens - done)
+        token = llama.decode_greedy(token, count)[-1]
         active += llama.active
+        done += count
+        at_once = tokens_of_launch((time.perf_counter() - begin) / done)
     return tokens / (time.perf_counter() - begin), active / tokens
 
 
@@ -122,8 +126,9 @@ def profile_decode(
 ) -> list[ProfileRow]:
     """Profile `tokens` greedy tokens after a prompt of `context` tokens (0: a short one).
 
-    A phase is worker 0's mean time; what passes outside the kernel is "launch and Python". Raises GenerationError for
-    a context that the model does not have, BackendError where kernels cannot read a clock.
+    A phase is worker 0's mean time; what passes outside the kernel is "launch and Python", with as many tokens per
+    launch as `generate` takes. Raises GenerationError for a context that the model does not have, BackendError where
+    kernels cannot read a clock.
     """
     model = load(name, threads=threads)
     policies = {s: model.calibrate().policy(s) if s else None for s in sparsities}
@@ -136,10 +141,11 @@ def profile_decode(
         llama.reset()
         token = int(np.argmax(llama.prefill(prompt)[0]))
         llama.profile(token)  # compiles
+        at_once = tokens_of_launch(sum(llama.profile(llama.best_token()).values()))
         phases: dict[str, float] = {}
         begin = time.perf_counter()
-        for _ in range(tokens):
-            for phase, seconds in llama.profile(llama.best_token()).items():
+        for done in range(0, tokens, at_once):
+            for phase, seconds in llama.profile(llama.best_token(), min(at_once, tokens - done)).items():
                 phases[phase] = phases.get(phase, 0.0) + seconds / tokens
         total = (time.perf_counter() - begin) / tokens
         phases["launch and Python"] = total - sum(phases.values())

@@ -71,13 +71,13 @@ class DecodeStep:
         self._warm = True
         self._launch(self._kernel, token, position, steps)
 
-    def profile(self, token: int, position: int) -> dict[str, float]:
+    def profile(self, token: int, position: int, steps: int = 1) -> dict[str, float]:
         """As `run`, with the seconds that each of PHASES took worker 0.
 
         Raises BackendError where the kernel cannot read a clock.
         """
         host_view(self._ticks)[:] = 0
-        self._launch(self._profiling_kernel, token, position, 1)
+        self._launch(self._profiling_kernel, token, position, steps)
         seconds = host_view(self._ticks) * seconds_per_tick()
         return dict(zip(PHASES, seconds.tolist(), strict=True))
 

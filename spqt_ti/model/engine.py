@@ -38,8 +38,8 @@ class Decode(Protocol):
     def best_tokens(self) -> list[int]:
         """The token of the highest logit after each token of the last run, the lowest id among equals."""
 
-    def profile(self, token: int, position: int) -> dict[str, float]:
-        """As `run`; the seconds that each phase took. Raises BackendError where kernels cannot read a clock."""
+    def profile(self, token: int, position: int, steps: int = 1) -> dict[str, float]:
+        """As `run`; the seconds that each phase took in all tokens. Raises BackendError where kernels have no clock."""
 
     def logits(self) -> np.ndarray:
         """Logits of the last token, f32 [vocabulary], which the next `run` may overwrite."""

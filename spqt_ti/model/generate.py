@@ -14,9 +14,7 @@ from spqt_ti.model.plans import MOST_TOKENS
 from spqt_ti.model.sampler import Sampling, draw
 from spqt_ti.model.sites import SITES
 
-LAUNCH_SECONDS = (
-    0.05  # of greedy decoding in one launch: text comes in pieces of that length, and so much may be wasted
-)
+LAUNCH_SECONDS = 0.1  # of greedy decoding at once: text comes in pieces of that length, and so much may be wasted
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,11 @@ class Step:
     stats: Stats | None
 
 
+def tokens_of_launch(seconds: float) -> int:
+    """How many greedy tokens to decode in one launch, where one takes `seconds`."""
+    return max(1, min(MOST_TOKENS, int(LAUNCH_SECONDS / seconds)))
+
+
 class _Meter:
     """Adds up times and active inputs."""
 
@@ -68,9 +71,9 @@ class _Meter:
         self.decode_tokens += tokens
         self.decode_seconds += seconds
 
-    def tokens_in(self, seconds: float) -> int:
-        """How many tokens can be decoded in that time, as far as is known: one, if nothing is known."""
-        return int(seconds * self.decode_tokens / self.decode_seconds) if self.decode_tokens else 1
+    def tokens_of_launch(self) -> int:
+        """How many tokens to decode at once, as far as is known: one, if nothing is known."""
+        return tokens_of_launch(self.decode_seconds / self.decode_tokens) if self.decode_tokens else 1
 
     def stats(self) -> Stats:
         decoded = max(1, self.decode_tokens)
@@ -113,7 +116,7 @@ def generate_tokens(
         start = time.perf_counter()
         if sampling.greedy:
             room = min(max_new_tokens - made, llama.context - llama.position)
-            new = llama.decode_greedy(token, max(1, min(MOST_TOKENS, room, meter.tokens_in(LAUNCH_SECONDS))))
+            new = llama.decode_greedy(token, max(1, min(room, meter.tokens_of_launch())))
         else:
             new = [draw(llama.decode(token), sampling, generator)]
         meter.count(len(new), time.perf_counter() - start)

@@ -158,21 +158,19 @@ class Llama:
 
         A launch costs a few hundred microseconds beside its tokens.
         """
-        self._check([token])
-        if not 1 <= count <= min(MOST_TOKENS, self.context - self.position):
-            raise GenerationError(f"{count} tokens in one launch, with room for {self.context - self.position}")
+        self._check_launch(token, count)
         self._decode.run(token, self.position, count)
         self.position += count
         return self._decode.best_tokens
 
-    def profile(self, token: int) -> dict[str, float]:
-        """As `decode`; returns the seconds that each phase took (see decode_kernel.PHASES).
+    def profile(self, token: int, count: int = 1) -> dict[str, float]:
+        """As `decode_greedy`; returns the seconds that each phase took (see decode_kernel.PHASES).
 
         Raises BackendError where the kernel cannot read a clock.
         """
-        self._check([token])
-        seconds = self._decode.profile(token, self.position)
-        self.position += 1
+        self._check_launch(token, count)
+        seconds = self._decode.profile(token, self.position, count)
+        self.position += count
         return seconds
 
     def best_token(self) -> int:
@@ -187,6 +185,11 @@ class Llama:
         longest = min(CHUNK, self.context)
         if not 0 < count <= longest:
             raise GenerationError(f"{count} tokens in one chunk, which holds 1 to {longest}")
+
+    def _check_launch(self, token: int, count: int) -> None:
+        self._check([token])
+        if not 1 <= count <= min(MOST_TOKENS, self.context - self.position):
+            raise GenerationError(f"{count} tokens in one launch, with room for {self.context - self.position}")
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not len(tokens):

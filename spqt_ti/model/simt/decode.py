@@ -66,7 +66,7 @@ class SimtDecode:
         names = ("words", "scales", "quants", "headers", "a", "cache", "integers", "logits")
         return Submission(launches, {name: getattr(m, name) for name in names} | {"results": self._results})
 
-    def profile(self, token: int, position: int) -> dict[str, float]:
+    def profile(self, token: int, position: int, steps: int = 1) -> dict[str, float]:
         """Raises BackendError: kernels on a GPU cannot read a clock."""
         raise BackendError("kernels cannot read a clock on this backend; profile with the GPU maker's tool, or on cpu")
 
