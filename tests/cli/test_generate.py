@@ -66,7 +66,7 @@ def test_text_goes_to_stdout_and_numbers_to_stderr(fake, capsys):
     assert output.err == SUMMARY
     assert fake.loaded == {
         "name": "tiny",
-        "backend": "cpu",
+        "backend": None,
         "sparsity": 0.0,
         "threads": None,
         "context": None,
