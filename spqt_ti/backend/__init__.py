@@ -7,6 +7,7 @@ once, and later calls return the same one. SPQT_TAICHI=quadrants takes the `quad
 import contextlib
 import ctypes
 import io
+import logging
 import os
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,7 +30,8 @@ __all__ = [
 ]  # fmt: skip
 
 BACKENDS = ("cpu", "vulkan", "cuda", "metal")
-GRAPHS = hasattr(ti, "graph")  # several launches can be submitted as one; quadrants has no such thing
+# Several launches can be submitted as one. The `graph` of quadrants is another thing: control flow inside kernels.
+GRAPHS = hasattr(getattr(ti, "graph", None), "GraphBuilder")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Runtime:
 
 
 _runtime: Runtime | None = None
+_log = logging.getLogger(__name__)
 
 
 def requested(backend: str | None = None) -> str:
@@ -50,9 +53,7 @@ def requested(backend: str | None = None) -> str:
 
     Auto takes Metal, then CUDA, then Vulkan on real hardware, then the CPU. Raises BackendError for an unknown name.
     """
-    name = backend if backend is not None else os.environ.get("SPQT_BACKEND", "cpu")
-    if name != "auto" and name not in BACKENDS:
-        raise BackendError(f"backend {name!r} is not available; there are: auto, {', '.join(BACKENDS)}")
+    name = _named(backend)
     if name != "auto":
         return name
     for candidate in ("metal", "cuda", "vulkan"):
@@ -62,8 +63,17 @@ def requested(backend: str | None = None) -> str:
     return "cpu"
 
 
+def _named(backend: str | None) -> str:
+    name = backend if backend is not None else os.environ.get("SPQT_BACKEND", "cpu")
+    if name != "auto" and name not in BACKENDS:
+        raise BackendError(f"backend {name!r} is not available; there are: auto, {', '.join(BACKENDS)}")
+    return name
+
+
 def start(backend: str | None = None, threads: int | None = None) -> Runtime:
     """Start Taichi on a backend (see `requested`), or return the runtime that is already up.
+
+    What "auto" took is logged (INFO), and the command line prints it.
 
     `threads` sizes the CPU's worker pool (default: every CPU of the process) and must cover what later calls ask for.
 
@@ -82,6 +92,8 @@ def start(backend: str | None = None, threads: int | None = None) -> Runtime:
             )
         return _runtime
     _runtime = _start_cpu(limit) if name == "cpu" else _start_gpu(name, limit)
+    if _named(backend) == "auto":
+        _log.info("backend auto: %s (%s)", name, _runtime.device)
     return _runtime
 
 

@@ -94,8 +94,6 @@ def run(arguments: argparse.Namespace) -> None:
         calibration_text=arguments.calibration_text,
         exact=arguments.exact,
     )
-    if arguments.backend == "auto":
-        print(f"backend: {model.llama.backend} ({model.llama.device})", file=sys.stderr)
     options = {
         name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "seed", "top_k", "top_p", "chat")
     }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from spqt_ti.cli import backends, bench, calibrate, compare, generate, info, perplexity, pull, quantize, tune
-from spqt_ti.cli.output import print_error
+from spqt_ti.cli.output import print_error, print_log
 from spqt_ti.cli.signals import terminate_cleanly
 from spqt_ti.errors import SpqtError
 
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure:
         reconfigure(errors="replace")
+    print_log()
     try:
         with terminate_cleanly():
             arguments.run(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import Any
 
@@ -21,3 +22,12 @@ def print_error(message: str) -> None:
     """`spqt: error: ...` on stderr, in one line whatever the message holds (names in damaged files, for instance)."""
     line = "".join(c if c.isprintable() else " " for c in message)
     print(f"spqt: error: {line}", file=sys.stderr)
+
+
+def print_log() -> None:
+    """What the package logs, `spqt: ...` on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("spqt: %(message)s"))
+    log = logging.getLogger("spqt_ti")
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)

@@ -97,6 +97,19 @@ def test_auto_prefers_hardware(monkeypatch, present, taken):
     assert backend.requested("auto") == taken
 
 
+@pytest.mark.parametrize(("argument", "variable", "said"), [("auto", "cuda", 1), (None, "auto", 1), ("cpu", "auto", 0)])
+def test_auto_says_what_it_took(monkeypatch, caplog, argument, variable, said):
+    """Also where the environment says auto; and nothing where a backend was named."""
+    monkeypatch.setattr(backend, "_runtime", None)
+    monkeypatch.setattr(backend, "_start_cpu", lambda threads: Runtime("cpu", threads))
+    monkeypatch.setattr(devices, "find", offers())
+    monkeypatch.setenv("SPQT_BACKEND", variable)
+    caplog.set_level("INFO")
+    backend.start(argument)
+    backend.start(argument)
+    assert [record.getMessage() for record in caplog.records] == ["backend auto: cpu (this machine's CPU)"] * said
+
+
 def test_a_backend_that_is_absent_is_an_error(monkeypatch):
     """Not the CPU instead, which is what Taichi would give."""
     monkeypatch.setattr(backend, "_runtime", None)

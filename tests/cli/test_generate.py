@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 from tiny_models import random_weights, tiny_config, write_huggingface
@@ -74,6 +75,18 @@ def test_text_goes_to_stdout_and_numbers_to_stderr(fake, capsys):
         "exact": False,
     }
     assert fake.asked == {"prompt": "The capital of France is", **DEFAULTS}
+
+
+def test_what_auto_took_goes_to_stderr(fake, capsys, monkeypatch):
+    def load(*arguments, **options):
+        logging.getLogger("spqt_ti.backend").info("backend auto: cpu (this machine's CPU)")
+        return fake.load(*arguments, **options)
+
+    monkeypatch.setattr(spqt_ti, "load", load)
+    assert cli.main(["generate", "tiny", "hello", "--json"]) == 0
+    output = capsys.readouterr()
+    assert output.err == "spqt: backend auto: cpu (this machine's CPU)\n"
+    assert json.loads(output.out)["text"] == " Paris."
 
 
 def test_options_reach_the_model(fake):

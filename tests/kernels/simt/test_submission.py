@@ -9,6 +9,8 @@ from spqt_ti.kernels.simt.groups import array_of
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload
 
+NEEDS_GRAPHS = pytest.mark.skipif(not backend.GRAPHS, reason=f"{ti.__name__} cannot submit several launches as one")
+
 
 @ti.kernel
 def multiply_and_add(source: array_of(ti.f32), target: array_of(ti.f32), factor: ti.i32, summand: ti.i32):
@@ -17,7 +19,7 @@ def multiply_and_add(source: array_of(ti.f32), target: array_of(ti.f32), factor:
         target[i] = source[i] * factor + summand
 
 
-@pytest.mark.parametrize("graphs", [False, True] if backend.GRAPHS else [False])
+@pytest.mark.parametrize("graphs", [False, pytest.param(True, marks=NEEDS_GRAPHS)], ids=["one by one", "graph"])
 def test_in_order_with_their_scalars(graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "GRAPHS", graphs)
     x = np.arange(128, dtype=np.float32)
