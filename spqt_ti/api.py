@@ -14,6 +14,7 @@ import numpy as np
 from spqt_ti.backend import requested
 from spqt_ti.cache import cache_dir
 from spqt_ti.errors import CheckpointError, ContainerError, GenerationError, PolicyError
+from spqt_ti.kernels import pack
 from spqt_ti.model import registry
 from spqt_ti.model.container import Container
 from spqt_ti.model.generate import Stats, generate_tokens
@@ -223,7 +224,7 @@ def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Cont
     except ContainerError:
         pass  # not there yet, or damaged: this folder is ours to fill
     try:
-        if requested(backend) == "cpu":
+        if requested(backend) == pack.BACKEND:
             return quantize(source, destination, overwrite=True)
         return quantize_elsewhere(source, destination)
     except ContainerError:

@@ -21,6 +21,8 @@ from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
 
+BACKEND = "cpu"  # that quantising needs
+
 __all__ = ["quantize_q4_k"]
 
 LANES = 16
@@ -61,7 +63,7 @@ def quantize_q4_k(w: npt.NDArray[np.float32], layout: str, name: str = "tensor")
 
 def _quantize(w: npt.NDArray[np.float32], layout: str) -> npt.NDArray[np.uint8]:
     """All chunks through the kernel, then the flagged superblocks through NumPy."""
-    workers = start("cpu").threads
+    workers = start(BACKEND).threads
     scratch = ti.ndarray(lanes, (workers * SCRATCH,))
     rows, cols = w.shape
     if cols > CHUNK_WEIGHTS:
