@@ -13,7 +13,7 @@ from spqt_ti.backend import address, host_view, start, ti
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
 from spqt_ti.kernels import row_gemv, zigzag
-from spqt_ti.kernels.block_sums import GROUP_BANDS, RING_STRIDE
+from spqt_ti.kernels.block_sums import GROUP_BANDS, WORKSPACE_INTEGERS
 from spqt_ti.kernels.collect import collect
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
 from spqt_ti.kernels.skipping_gemv import make_skipping_gemv
@@ -123,7 +123,7 @@ class Zigzag:
         )  # fmt: skip
         self.x = upload(normal_x(cols, vectors_for(cols)), f32x16)
         stride = vectors_for(cols) * 16 + 16
-        self.lists = ti.ndarray(ti.i32, ((threads + 1) * stride + threads * RING_STRIDE,))
+        self.lists = ti.ndarray(ti.i32, ((threads + 1) * stride + threads * WORKSPACE_INTEGERS,))
         host_view(self.lists)[:cols] = np.arange(cols)  # the active list of dense products
         self.stride = stride
         self.scratch = ti.ndarray(f32x16, (threads * (self.shape.padded_rows // 16 + SCRATCH_VECTORS),))
@@ -200,7 +200,7 @@ def make_zigzag_launch(workers: int):
                     quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
                     quants_address, tail_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0,
                     lists, active, count,
-                    lists_address + ti.cast(((workers + 1) * stride + worker * RING_STRIDE) * 4, ti.i64),
+                    lists_address + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64),
                     a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
                 )  # fmt: skip
                 wait_for_all(arrivals, 0, (turn + 1) * workers)
@@ -230,7 +230,9 @@ def make_skipping_launch(workers: int):
                 gemv(
                     quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
                     quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0, threshold,
-                    lists, (worker + 1) * stride, a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
+                    lists, (worker + 1) * stride,
+                    lists_address + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64),
+                    a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
                 )  # fmt: skip
                 wait_for_all(arrivals, 0, (turn + 1) * workers)
 

@@ -1,13 +1,14 @@
 """What a block of active columns adds to the 256 sums of each of up to four bands: the inner loop of the zigzag GEMV.
 
 There are two of them. The exact one multiplies in f32. Where the CPU has AVX-512 VNNI, x d is rounded to 16 bits
-instead, and so is its product with a scale, and one instruction multiplies and adds two columns of 16 rows: half the
-time per superblock. A step is 1/32767 of the largest x d of a band in a block of columns, times 63, the largest scale.
-A weight is off by at most one step x |nibble - 7.5|: what both roundings add for an average nibble is taken off again.
+instead, and so is its product with a scale. One instruction multiplies the nibbles of four columns and 16 rows by
+the high bytes of these products, another by the low ones: less than half the time per superblock. A step is 1/32767 of
+the largest x d of a band in a block of columns, times 63, the largest scale. A weight is off by at most one step x
+|nibble - 7.5|: what both roundings add for an average nibble is taken off again.
 
-The sums of a group of bands are GROUP_VECTORS vectors of scratch: 16 per band, sums[8 v + 2 byte + high], lane i: row
-128 v + 64 (i / 8) + 32 high + 4 (i % 8) + byte; then what the minima add up to, four vectors in an order that
-differs between the two.
+The sums of a group of bands are GROUP_VECTORS vectors of scratch: 16 per band, then what the minima add up to, four
+vectors in an order that differs between the two. sums[8 v + 2 k + high], exact: lane i has row 128 v + 64 (i / 8) +
+32 high + 4 (i % 8) + k; with integers: lane 4 m + i has row 128 v + 64 (m / 2) + 32 high + 16 (m % 2) + 4 k + i.
 """
 
 from spqt_ti.backend import ti
@@ -19,9 +20,12 @@ from spqt_ti.kernels.zigzag import minima_of, scales_of
 BLOCK_COLUMNS = 64
 GROUP_BANDS = 4
 GROUP_VECTORS = GROUP_BANDS * 16 + 4  # of sums
-RING_STRIDE = GROUP_BANDS * BLOCK_COLUMNS + 16  # integers: superblocks to fetch while a group is computed
 _PAIRS = BLOCK_COLUMNS // 2
-SPARE_VECTORS = 3 * _PAIRS + 1  # scratch: rounded x d scale, x d, steps
+SPARE_VECTORS = _PAIRS + 1  # scratch: x d, steps
+# A worker's workspace, used by address: addresses to fetch while a group is computed, the block's columns, x d scale.
+_COLUMNS_AT = 8 * (GROUP_BANDS * BLOCK_COLUMNS + 16)
+_SCALES_AT = _COLUMNS_AT + 8 * BLOCK_COLUMNS
+WORKSPACE_INTEGERS = (_SCALES_AT + 64 * BLOCK_COLUMNS) // 4
 
 
 def uses_integers(exact: bool) -> bool:
@@ -60,15 +64,17 @@ def per_row(eight, v: ti.template(), high: ti.template()):
 def make_add_block(fetch, exact: bool):
     """Build the ti.func that adds the active columns low..high-1 (at most BLOCK_COLUMNS) to the sums of a group.
 
-    Arguments: quants and headers with the panel's first vector in each and the address of the array headers; the
-    panel's height, the group's first band in it and its number of bands; x with its first vector; the active list; low,
-    high; scratch with the first vector of the group's sums and of SPARE_VECTORS more; the state of `fetch`, which is
-    called once per superblock with its number, to fetch one that is needed later.
+    Arguments: quants and headers with the panel's first vector in each, and the addresses of these arrays; the panel's
+    height, the group's first band in it and its number of bands; x with its first vector; the active list; low, high;
+    scratch with the first vector of the group's sums and of SPARE_VECTORS more; the address of the worker's workspace
+    of WORKSPACE_INTEGERS i32, on a cache line. It begins with the addresses of what is needed later: for every
+    superblock, `fetch` is called with the place of the next of them.
 
     Returns it and the ti.func `write_rows(a, sums_at, band, out)` that turns a band's sums into the rows
     a[out..out+15].
     """
-    make = _make_add_block_i16 if uses_integers(exact) else _make_add_block_f32
+    integers = uses_integers(exact)
+    make = _make_add_block_i16 if integers else _make_add_block_f32
     add_block, minima_of_band, units = make(fetch)
 
     @ti.func
@@ -81,7 +87,10 @@ def make_add_block(fetch, exact: bool):
                 y = [a[sums + 2 * b] * units[8 * v + high + 2 * b] - offset for b in ti.static(range(4))]
                 for m in ti.static(range(4)):  # 16 rows in order: lanes 4m..4m+3 of the four sums
                     place = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
-                    a[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+                    if ti.static(integers):
+                        a[place] = f32x16(*[y[k >> 2][4 * m + (k & 3)] for k in ti.static(range(16))])
+                    else:
+                        a[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
     return add_block, write_rows
 
@@ -93,13 +102,14 @@ def _make_add_block_f32(fetch):
     @ti.func
     def add_band(
         quants: ti.template(), quants_from, headers: ti.template(), headers_from, height, band,
-        x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), sums_at, offsets_at, asked,
-        ahead: ti.template(),
+        x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), sums_at, offsets_at, fetches_at,
     ):  # fmt: skip
         sums = [a[sums_at + i] for i in ti.static(range(16))]
         offsets = a[offsets_at]
+        fetch_at = fetches_at
         for j in range(low, high):
-            fetch(ahead, asked + j - low)
+            fetch(fetch_at)
+            fetch_at += 8
             column = active[j]
             place = column * height + band
             both = scales_and_minima(headers[headers_from + place], value(x, x_base * 16 + column))
@@ -118,14 +128,15 @@ def _make_add_block_f32(fetch):
 
     @ti.func
     def add_block(
-        quants: ti.template(), quants_from, headers: ti.template(), headers_from, headers_address, height, first, bands,
-        x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), sums_at, spare,
-        ahead: ti.template(),
+        quants: ti.template(), quants_from, headers: ti.template(), headers_from, quants_address, headers_address,
+        height, first, bands, x: ti.template(), x_base, active: ti.template(), low, high,
+        a: ti.template(), sums_at, spare, workspace,
     ):  # fmt: skip
         for band in range(bands):
             add_band(
                 quants, quants_from, headers, headers_from, height, first + band, x, x_base, active, low, high,
-                a, sums_at + 16 * band, sums_at + 16 * GROUP_BANDS + band, band * (high - low), ahead,
+                a, sums_at + 16 * band, sums_at + 16 * GROUP_BANDS + band,
+                workspace + (ti.cast(band * (high - low), ti.i64) << 3),
             )  # fmt: skip
 
     @ti.func
@@ -141,76 +152,100 @@ def _make_add_block_i16(fetch):
     native16 = native.load_vnni()
 
     @ti.func
-    def four_headers(address, place):
-        """Headers of the superblocks place..place+3; there may be fewer in the panel: nobody looks at the others."""
-        h = u32x16(0)
-        at = address + (ti.cast(place, ti.i64) << 4)
-        native16.load64(at, h)
-        return h
+    def fetch_next(fetch_at: ti.template(), fetch_last):
+        """Fetch what is listed at fetch_at. Calls are spread evenly over what a group of four bands takes, one per
+        superblock: a burst would fill the core's miss buffers and hold up everybody's loads.
+        """
+        fetch(ti.min(fetch_at, fetch_last))
+        fetch_at += 8
+
+    @ti.func
+    def list_columns(active: ti.template(), low, high, height, workspace):
+        """Offsets of the columns' headers, in bytes, to the workspace. The last fours are completed with the last."""
+        at = workspace + _COLUMNS_AT
+        for j in range((high - low + 3) // 4 * 4):
+            offset = ti.cast(active[ti.min(low + j, high - 1)] * height, ti.i64) << 4
+            native16.store_offset(at, offset)
+            at += 8
+
+    @ti.func
+    def input_of(x: ti.template(), x_base, active: ti.template(), j, high):
+        """Input of place j of the active list; zero past its end."""
+        return ti.select(j < high, value(x, x_base * 16 + active[ti.min(j, high - 1)]), 0.0)
 
     @ti.func
     def scale_inputs(
-        headers_address, first, height, x: ti.template(), x_base, active: ti.template(), low, high,
-        a: ti.template(), spare,
+        headers_at, x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), spare, workspace,
     ):  # fmt: skip
-        """x d and x dmin of every pair of columns to a[spare + 2 * _PAIRS...]; their steps to the vector after them.
+        """x d and x dmin of every pair of columns to a[spare...]; their steps to the vector after them.
 
         Lane 8 c + 2 b + m: column c of the pair, band b of the group, d (m = 0) or dmin (1).
         """
         largest = f32x16(1e-30)
-        for pair in range((high - low + 1) // 2):
-            j = low + 2 * pair
-            last = ti.min(j + 1, high - 1)  # where there is no second column, the first with x = 0
-            one = four_headers(headers_address, active[j] * height + first)
-            two = four_headers(headers_address, active[last] * height + first)
-            x_one = value(x, x_base * 16 + active[j])
-            x_two = ti.select(j + 1 < high, value(x, x_base * 16 + active[last]), 0.0)
+        place = workspace + _COLUMNS_AT
+        for pair in range((high - low + 3) // 4 * 2):
+            one, two = [u32x16(0) for _ in ti.static(range(2))]
+            native16.load_headers(headers_at, place, one)
+            place += 8
+            native16.load_headers(headers_at, place, two)
+            place += 8
+            x_one = input_of(x, x_base, active, low + 2 * pair, high)
+            x_two = input_of(x, x_base, active, low + 2 * pair + 1, high)
             v = f32x16(0.0)
             native16.first_halves(one, two, v)
             v *= f32x16(*([x_one] * 8), *([x_two] * 8))
             native16.widen(largest, v)
-            a[spare + 2 * _PAIRS + pair] = v
+            a[spare + pair] = v
         steps = [ti.max(largest[i], largest[i + 8]) * (1.0 / 32767.0) for i in ti.static(range(8))]
-        a[spare + 3 * _PAIRS] = f32x16(*steps, *steps)
+        a[spare + _PAIRS] = f32x16(*steps, *steps)
 
     @ti.func
     def round_scales(
-        headers_address, first, height, active: ti.template(), low, high, a: ti.template(), offsets_at, spare,
+        headers_at, count, a: ti.template(), offsets_at, spare, workspace, fetch_at: ti.template(), fetch_last,
     ):  # fmt: skip
-        """x d scale of every pair of columns, 16 bits each, to a[spare + 2 pair] (sub-blocks 0-3, lane 4 b + k) and
-        a[spare + 2 pair + 1] (4-7); what the minima add up to is added at a[offsets_at], in the same order.
+        """x d scale of the `count` columns as 16 bits, 256 times a high byte plus a low one: the bytes of four columns
+        in a lane, first high, then low for sub-blocks 0-3 (lane 4 b + k), then both for 4-7. What the minima add
+        up to is added at a[offsets_at], in the same order.
         """
-        steps = a[spare + 3 * _PAIRS]
+        steps = a[spare + _PAIRS]
         inverse = 1.0 / steps
         minima, minima_rest, scales, scales_rest, products = [
             [i32x16(0) for _ in ti.static(range(2))] for _ in ti.static(range(5))
         ]
         ones = i32x16(0x00010001)
-        for pair in range((high - low + 1) // 2):
-            j = low + 2 * pair
-            one = four_headers(headers_address, active[j] * height + first)
-            two = four_headers(headers_address, active[ti.min(j + 1, high - 1)] * height + first)
-            native16.fields(one, one)
-            native16.fields(two, two)
-            pairs = [i32x16(0) for _ in ti.static(range(4))]  # of scales 0-3, 4-7, minima 0-3, 4-7
-            native16.interleave(one, two, pairs[0], pairs[1], pairs[2], pairs[3])
-            v = a[spare + 2 * _PAIRS + pair]
-            d = i32x16(0)
-            dmin = i32x16(0)
-            d_rest = i32x16(0)
-            dmin_rest = i32x16(0)
-            native16.round_inputs(v, inverse, d, dmin, d_rest, dmin_rest)
+        place = workspace + _COLUMNS_AT
+        scales_at = workspace + _SCALES_AT
+        for four in range((count + 3) // 4):
+            rounded = [i32x16(0) for _ in ti.static(range(4))]  # of a pair of columns: sub-blocks 0-3, 4-7
+            for half in ti.static(range(2)):
+                fetch_next(fetch_at, fetch_last)
+                fetch_next(fetch_at, fetch_last)
+                one, two = [u32x16(0) for _ in ti.static(range(2))]
+                native16.load_headers(headers_at, place, one)
+                place += 8
+                native16.load_headers(headers_at, place, two)
+                place += 8
+                native16.fields(one, one)
+                native16.fields(two, two)
+                pairs = [i32x16(0) for _ in ti.static(range(4))]  # of scales 0-3, 4-7, minima 0-3, 4-7
+                native16.interleave(one, two, pairs[0], pairs[1], pairs[2], pairs[3])
+                v = a[spare + 2 * four + half]
+                d, dmin, d_rest, dmin_rest = [i32x16(0) for _ in ti.static(range(4))]
+                native16.round_inputs(v, inverse, d, dmin, d_rest, dmin_rest)
+                for k in ti.static(range(2)):
+                    native16.times(pairs[k], d, rounded[2 * half + k])
+                    native16.dot2(products[k], rounded[2 * half + k], ones)
+                    native16.dot2(scales[k], pairs[k], d)
+                    native16.dot2(scales_rest[k], pairs[k], d_rest)
+                    native16.dot2(minima[k], pairs[2 + k], dmin)
+                    native16.dot2(minima_rest[k], pairs[2 + k], dmin_rest)
             for k in ti.static(range(2)):
-                product = i32x16(0)
-                native16.times(pairs[k], d, product)
-                native16.dot2(products[k], product, ones)
-                native16.dot2(scales[k], pairs[k], d)
-                native16.dot2(scales_rest[k], pairs[k], d_rest)
-                native16.dot2(minima[k], pairs[2 + k], dmin)
-                native16.dot2(minima_rest[k], pairs[2 + k], dmin_rest)
-                bits = f32x16(0.0)
-                native16.float_of(product, bits)
-                a[spare + 2 * pair + k] = bits
+                high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]
+                native16.split_bytes(rounded[k], rounded[2 + k], high_bytes, low_bytes)
+                native16.store64(scales_at, high_bytes)
+                scales_at += 64
+                native16.store64(scales_at, low_bytes)
+                scales_at += 64
         # What rounding added to the scales counts 7.5 times, the mean of a nibble: taken off, it leaves half the error.
         rest = 1.0 / 32767.0
         step_d = f32x16(*[steps[2 * (i // 4)] for i in ti.static(range(16))])
@@ -221,57 +256,63 @@ def _make_add_block_i16(fetch):
 
     @ti.func
     def add_band(
-        quants: ti.template(), quants_from, height, band, active: ti.template(), low, high,
-        a: ti.template(), sums_at, spare, in_group, asked, ahead: ti.template(),
+        quants_at, count, a: ti.template(), sums_at, step, in_group, workspace, fetch_at: ti.template(), fetch_last,
     ):  # fmt: skip
-        low_halves = u32x16(0xFFFF)
-        nibbles = [u32x16(0x000F000F), u32x16(0x00F000F0)]
-        native16.keep16(low_halves)
+        nibbles = [u32x16(0x0F0F0F0F), u32x16(0x0F0F0F0F) << 4]
         for half in ti.static(range(2)):
             native16.keep16(nibbles[half])
         lanes = [i32x16(*[half + 2 * (i // 8) for i in range(16)]) + 4 * in_group for half in ti.static(range(2))]
-        totals = [i32x16(0) for _ in ti.static(range(16))]
-        for pair in range((high - low + 1) // 2):
-            j = low + 2 * pair
-            native16.not_unrolled()
-            fetch(ahead, asked + 2 * pair)
-            fetch(ahead, asked + 2 * pair + 1)
-            first = active[j] * height + band
-            second = active[ti.min(j + 1, high - 1)] * height + band
-            for v in ti.static(range(2)):
-                one = quants[quants_from + 2 * first + v]
-                two = quants[quants_from + 2 * second + v]
-                bytes01 = (one & low_halves) | (two << 16)  # of both columns, in the two halves of a lane
-                bytes23 = (one >> 16) | (two & ~low_halves)
-                parts = [bytes01, bytes01 >> 8, bytes23, bytes23 >> 8]
-                bits = a[spare + 2 * pair + v]
-                products = i32x16(0)
-                native16.bits_of(bits, products)
+        for v in ti.static(range(2)):
+            highs, lows = [[i32x16(0) for _ in ti.static(range(8))] for _ in ti.static(range(2))]
+            words_at = quants_at + 64 * v
+            place = workspace + _COLUMNS_AT
+            scales_at = workspace + (_SCALES_AT + 128 * v)
+            for _ in range((count + 3) // 4):
+                native16.not_unrolled()
+                for _i in ti.static(range(2 - v)):
+                    fetch_next(fetch_at, fetch_last)
+                words = [u32x16(0) for _ in ti.static(range(4))]
+                for c in ti.static(range(4)):
+                    native16.load_quants(words_at, place, words[c])
+                    place += 8
+                parts = [u32x16(0) for _ in ti.static(range(4))]
+                native16.four_columns(words[0], words[1], words[2], words[3], parts[0], parts[1], parts[2], parts[3])
+                high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]
+                native16.load64(scales_at, high_bytes)
+                scales_at += 64
+                native16.load64(scales_at, low_bytes)
+                scales_at += 192
                 for half in ti.static(range(2)):
-                    scale = i32x16(0)
-                    native16.pick(products, lanes[half], scale)
-                    for byte in ti.static(range(4)):
-                        pair_nibbles = parts[byte] & nibbles[half]
-                        native16.dot2(totals[8 * v + 2 * byte + half], pair_nibbles, scale)
-        step = a[spare + 3 * _PAIRS][2 * in_group]
-        for i in ti.static(range(16)):
-            total = a[sums_at + i]
-            multiply_add(total, totals[i] * 1.0, f32x16(step * (64.0 / 16.0 ** (i % 2))))
-            a[sums_at + i] = total
+                    high_scale, low_scale = [i32x16(0) for _ in ti.static(range(2))]
+                    native16.pick(high_bytes, lanes[half], high_scale)
+                    native16.pick(low_bytes, lanes[half], low_scale)
+                    for k in ti.static(range(4)):
+                        four_nibbles = parts[k] & nibbles[half]
+                        native16.dot4(highs[2 * k + half], four_nibbles, high_scale)
+                        native16.dot4(lows[2 * k + half], four_nibbles, low_scale)
+            for i in ti.static(range(8)):
+                total = a[sums_at + 8 * v + i]
+                multiply_add(total, (highs[i] * 256 + lows[i]) * 1.0, f32x16(step * (64.0 / 16.0 ** (i % 2))))
+                a[sums_at + 8 * v + i] = total
 
     @ti.func
     def add_block(
-        quants: ti.template(), quants_from, headers: ti.template(), headers_from, headers_address, height, first, bands,
-        x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), sums_at, spare,
-        ahead: ti.template(),
+        quants: ti.template(), quants_from, headers: ti.template(), headers_from, quants_address, headers_address,
+        height, first, bands, x: ti.template(), x_base, active: ti.template(), low, high,
+        a: ti.template(), sums_at, spare, workspace,
     ):  # fmt: skip
-        group = headers_from + first
-        scale_inputs(headers_address, group, height, x, x_base, active, low, high, a, spare)
-        round_scales(headers_address, group, height, active, low, high, a, sums_at + 16 * GROUP_BANDS, spare)
+        count = high - low
+        headers_at = headers_address + (ti.cast(headers_from + first, ti.i64) << 4)
+        quants_at = quants_address + (ti.cast(quants_from + 2 * first, ti.i64) << 6)
+        fetch_at = workspace
+        fetch_last = workspace + (ti.cast(count * bands - 1, ti.i64) << 3)
+        list_columns(active, low, high, height, workspace)
+        scale_inputs(headers_at, x, x_base, active, low, high, a, spare, workspace)
+        round_scales(headers_at, count, a, sums_at + 16 * GROUP_BANDS, spare, workspace, fetch_at, fetch_last)
         for band in range(bands):
             add_band(
-                quants, quants_from, height, first + band, active, low, high,
-                a, sums_at + 16 * band, spare, band, band * (high - low), ahead,
+                quants_at + (ti.cast(band, ti.i64) << 7), count, a, sums_at + 16 * band,
+                a[spare + _PAIRS][2 * band], band, workspace, fetch_at, fetch_last,
             )  # fmt: skip
 
     @ti.func

@@ -17,8 +17,8 @@ from spqt_ti.kernels.block_sums import (
     BLOCK_COLUMNS,
     GROUP_BANDS,
     GROUP_VECTORS,
-    RING_STRIDE,
     SPARE_VECTORS,
+    WORKSPACE_INTEGERS,
     make_add_block,
 )
 from spqt_ti.kernels.geometry import ZigzagShape
@@ -32,7 +32,7 @@ SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // GROUP_BANDS) * GROUP_VECTORS + SPARE_VE
 
 # What is fetched next, as a list of variables: the superblock, superblocks left in its column, place in the active
 # list, first band and height of the panel; then what does not change.
-(NEXT, LEFT, PLACE, PANEL, HEIGHT, QUANTS, HEADERS, FIRST, LAST, COLS, FULL_BANDS, PANEL_BANDS, RING) = range(13)
+(NEXT, LEFT, PLACE, PANEL, HEIGHT, QUANTS, HEADERS, FIRST, LAST, COLS, FULL_BANDS, PANEL_BANDS, WORKSPACE) = range(13)
 
 
 def preferred_panel_bands() -> int:
@@ -42,7 +42,7 @@ def preferred_panel_bands() -> int:
 
 def make_stream():
     """Build the ti.funcs that fetch superblocks into L2 in the order of memory, ahead of their use: `plan` writes the
-    next ones to a ring of RING_STRIDE integers, `fetch` asks for one of them.
+    addresses of the next ones to the beginning of the workspace, `fetch` asks for what stands at one place of it.
 
     Without it, skipping is slower than reading everything once weights exceed the cache: the hardware's prefetcher
     finds no pattern in the pieces. Planning is apart because its branches would cost the loop that multiplies its
@@ -76,8 +76,8 @@ def make_stream():
             while done < count:
                 if ahead[LEFT] == 0:
                     next_column(active, ahead)
-                at = ahead[RING] + ti.cast(done * 4, ti.i64)
-                run = ahead[NEXT]
+                at = ahead[WORKSPACE] + (ti.cast(done, ti.i64) << 3)
+                run = ahead[QUANTS] + (ti.cast(ahead[NEXT], ti.i64) << 7)
                 helpers.write_run(at, run)  # as many as a column can have
                 taken = ti.min(ahead[LEFT], count - done)
                 ahead[NEXT] += taken
@@ -85,11 +85,10 @@ def make_stream():
                 done += taken
 
     @ti.func
-    def fetch(ahead: ti.template(), i):
+    def fetch(place):
         if ti.static(prefetches):
-            quants = ahead[QUANTS]
-            at = ahead[RING] + ti.cast(i * 4, ti.i64)
-            helpers.prefetch_nth128(quants, at)
+            at = place
+            helpers.prefetch_listed128(at)
 
     @ti.func
     def fetch_tail(active: ti.template(), low, high, words_address, headers_address):
@@ -118,9 +117,9 @@ def make_gemv(workers: int, exact: bool = False):
 
     Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the addresses
     of these arrays, and the matrix's geometry (see ZigzagShape); x with its first vector; the active
-    list with its first entry and its length; the address of the worker's RING_STRIDE i32; scratch `a`, with the first
-    vector of the partial sums and of the worker's SCRATCH_VECTORS in it; the worker. Worker w writes the whole bands of
-    partial sums (16 vectors each) that start at vector `partial_base + w * bands * 16`.
+    list with its first entry and its length; the address of the worker's workspace (see block_sums); scratch `a`, with
+    the first vector of the partial sums and of the worker's SCRATCH_VECTORS in it; the worker. Worker w writes the
+    whole bands of partial sums (16 vectors each) that start at vector `partial_base + w * bands * 16`.
     """
     plan, fetch, fetch_tail = make_stream()
     add_block, write_rows = make_add_block(fetch, exact)
@@ -130,11 +129,12 @@ def make_gemv(workers: int, exact: bool = False):
     def full_bands_of(
         quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address, headers_address,
         tail_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base, active: ti.template(),
-        first, last, ring, a: ti.template(), out, scratch,
+        first, last, workspace, a: ti.template(), out, scratch,
     ):  # fmt: skip
         ahead = [
             0, 0, first, 0, ti.min(panel_bands, full_bands), quants_address + (ti.cast(quants_base, ti.i64) << 6),
-            headers_address + (ti.cast(headers_base, ti.i64) << 4), first, last, cols, full_bands, panel_bands, ring,
+            headers_address + (ti.cast(headers_base, ti.i64) << 4), first, last, cols, full_bands, panel_bands,
+            workspace,
         ]  # fmt: skip
         spare = scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
         columns = block_columns(last - first)
@@ -142,7 +142,7 @@ def make_gemv(workers: int, exact: bool = False):
             count = ti.min(columns, last - first) * ti.min(GROUP_BANDS, ahead[HEIGHT])
             plan(active, ahead, count)
             for i in range(count):
-                fetch(ahead, i)
+                fetch(workspace + (ti.cast(i, ti.i64) << 3))
         for panel in range((full_bands + panel_bands - 1) // panel_bands):
             start = panel * panel_bands
             height = ti.min(panel_bands, full_bands - start)
@@ -157,11 +157,11 @@ def make_gemv(workers: int, exact: bool = False):
                     fetch_tail(active, low, high, tail_address, tail_headers)
                 for group in range(groups):
                     bands = ti.min(GROUP_BANDS, height - group * GROUP_BANDS)
-                    plan(active, ahead, (high - low) * bands + (high - low) % 2)
+                    plan(active, ahead, (high - low) * bands)
                     add_block(
-                        quants, quants_base + start * cols * 2, headers, headers_base + start * cols, headers_address,
-                        height, group * GROUP_BANDS, bands, x, x_base, active, low, high,
-                        a, scratch + group * GROUP_VECTORS, spare, ahead,
+                        quants, quants_base + start * cols * 2, headers, headers_base + start * cols,
+                        quants_address, headers_address, height, group * GROUP_BANDS, bands, x, x_base,
+                        active, low, high, a, scratch + group * GROUP_VECTORS, spare, workspace,
                     )  # fmt: skip
             for band in range(height):
                 sums = scratch + band // GROUP_BANDS * GROUP_VECTORS
@@ -171,7 +171,7 @@ def make_gemv(workers: int, exact: bool = False):
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
         quants_address, tail_address, headers_address, cols, full_bands, tail_bands, panel_bands,
-        x: ti.template(), x_base, active: ti.template(), active_base, count, ring,
+        x: ti.template(), x_base, active: ti.template(), active_base, count, workspace,
         a: ti.template(), partial_base, scratch, worker,
     ):  # fmt: skip
         first = active_base + share_start(count, worker, workers)
@@ -180,7 +180,7 @@ def make_gemv(workers: int, exact: bool = False):
         full_bands_of(
             quants, quants_base, headers, headers_base, quants_address, headers_address,
             tail_address + (ti.cast(tail_base, ti.i64) << 5), cols, full_bands, tail_bands, panel_bands,
-            x, x_base, active, first, last, ring, a, out, scratch,
+            x, x_base, active, first, last, workspace, a, out, scratch,
         )  # fmt: skip
         if tail_bands > 0:
             tail_band(
@@ -227,7 +227,7 @@ class ZigzagGemv(ZigzagMatrix):
 
     def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
         super().__init__(data, shape, workers, exact)
-        self._active = ti.ndarray(ti.i32, (shape.cols + workers * RING_STRIDE,))
+        self._active = ti.ndarray(ti.i32, (vectors_for(shape.cols) * 16 + workers * WORKSPACE_INTEGERS,))
         self._kernel = make_gemv_kernel(workers, exact)
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
@@ -280,7 +280,7 @@ def make_gemv_kernel(workers: int, exact: bool = False):
             gemv(
                 quants, 0, tail, 0, headers, 0, quants_address, tail_address, headers_address,
                 cols, full_bands, tail_bands, panel_bands, x, 0, active, 0, count,
-                active_address + ti.cast((cols + worker * RING_STRIDE) * 4, ti.i64),
+                active_address + ti.cast(((cols + 15) // 16 * 16 + worker * WORKSPACE_INTEGERS) * 4, ti.i64),
                 a, 0, workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS, worker,
             )  # fmt: skip
 

@@ -11,23 +11,23 @@ import numpy as np
 
 from spqt_ti.backend import address, ti
 from spqt_ti.kernels import native
-from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, GROUP_BANDS, GROUP_VECTORS, make_add_block
+from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, GROUP_BANDS, GROUP_VECTORS, WORKSPACE_INTEGERS, make_add_block
 from spqt_ti.kernels.gemv import MOST_PANEL_BANDS, SCRATCH_VECTORS, ZigzagMatrix
 from spqt_ti.kernels.geometry import ZigzagShape
 from spqt_ti.kernels.tail_band import make_tail_band
-from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, value
+from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, value, vectors_for
 from spqt_ti.kernels.workers import share_start
 
 
 def make_skipping_gemv(workers: int, exact: bool = False):
     """Build the ti.func of one worker's part. Arguments as for `make_gemv`, with the threshold instead of the active
-    list, and integer scratch `chosen` of cols + 1 entries per worker from `chosen_base`.
+    list, and integer scratch `chosen` of cols + 1 entries per worker from `chosen_base`, before the workspace.
     """
     helpers = native.load()
     prefetches = helpers is not None
 
     @ti.func
-    def no_fetch(ahead: ti.template(), i):
+    def no_fetch(place):
         pass
 
     add_block, write_rows = make_add_block(no_fetch, exact)
@@ -47,12 +47,11 @@ def make_skipping_gemv(workers: int, exact: bool = False):
     def gemv(
         quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
         quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base, threshold,
-        chosen: ti.template(), chosen_base, a: ti.template(), partial_base, scratch, worker,
+        chosen: ti.template(), chosen_base, workspace, a: ti.template(), partial_base, scratch, worker,
     ):  # fmt: skip
         first = share_start(cols, worker, workers)
         last = share_start(cols, worker + 1, workers)
         out = partial_base + worker * (full_bands + tail_bands) * 16
-        ahead = 0
         spare = scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
         for panel in range((full_bands + panel_bands - 1) // panel_bands):
             start = panel * panel_bands
@@ -72,10 +71,10 @@ def make_skipping_gemv(workers: int, exact: bool = False):
                     for group in range(groups):
                         add_block(
                             quants, quants_base + start * cols * 2, headers, headers_base + start * cols,
-                            headers_address, height, group * GROUP_BANDS,
+                            quants_address, headers_address, height, group * GROUP_BANDS,
                             ti.min(GROUP_BANDS, height - group * GROUP_BANDS),
                             x, x_base, chosen, chosen_base, chosen_base + count,
-                            a, scratch + group * GROUP_VECTORS, spare, ahead,
+                            a, scratch + group * GROUP_VECTORS, spare, workspace,
                         )  # fmt: skip
             for band in range(height):
                 sums = scratch + band // GROUP_BANDS * GROUP_VECTORS
@@ -95,7 +94,7 @@ class SkippingGemv(ZigzagMatrix):
 
     def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
         super().__init__(data, shape, workers, exact)
-        self._chosen = ti.ndarray(ti.i32, (workers * (shape.cols + 1),))
+        self._chosen = ti.ndarray(ti.i32, (workers * (vectors_for(shape.cols + 1) * 16 + WORKSPACE_INTEGERS),))
         self._kernel = make_skipping_kernel(workers, exact)
 
     def __call__(self, x: np.ndarray, threshold: float = 0.0) -> np.ndarray:
@@ -110,7 +109,7 @@ class SkippingGemv(ZigzagMatrix):
         self._kernel(
             self._quants, self._tail, self._headers, address(self._quants), address(self._headers),
             shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands,
-            self._x, threshold, self._chosen, self._scratch,
+            self._x, threshold, self._chosen, address(self._chosen), self._scratch,
         )  # fmt: skip
         ti.sync()
 
@@ -124,13 +123,16 @@ def make_skipping_kernel(workers: int, exact: bool = False):
     def skipping_gemv(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
         headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
-        x: array_of(f32x16), threshold: ti.f32, chosen: array_of(ti.i32), a: array_of(f32x16),
+        x: array_of(f32x16), threshold: ti.f32, chosen: array_of(ti.i32), chosen_address: ti.i64, a: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
+            workspace = (cols + 16) // 16 * 16  # after the list
+            chosen_base = worker * (workspace + WORKSPACE_INTEGERS)
             gemv(
                 quants, 0, tail, 0, headers, 0, quants_address, headers_address, cols, full_bands, tail_bands,
-                panel_bands, x, 0, threshold, chosen, worker * (cols + 1),
+                panel_bands, x, 0, threshold, chosen, chosen_base,
+                chosen_address + (ti.cast(chosen_base + workspace, ti.i64) << 2),
                 a, 0, workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS, worker,
             )  # fmt: skip
 

@@ -6,7 +6,7 @@ worker computes for itself instead of waiting for another.
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.attention import LOWEST, CacheShape, make_attend, make_writers
-from spqt_ti.kernels.block_sums import RING_STRIDE
+from spqt_ti.kernels.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.collect import collect, collect_weighted
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.head import make_head
@@ -71,7 +71,7 @@ def make_decode_kernel(
     def multiply(
         quants: ti.template(), tail: ti.template(), headers: ti.template(),
         quants_address, tail_address, headers_address, a: ti.template(),
-        integers: ti.template(), gates: ti.template(), layer, site, x, ring, worker,
+        integers: ti.template(), gates: ti.template(), layer, site, x, workspace, worker,
         ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
@@ -94,7 +94,7 @@ def make_decode_kernel(
             quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
             headers, layer * headers_stride + integers[at + HEADERS], quants_address, tail_address, headers_address,
             cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], integers[at + PANEL_BANDS], a, x,
-            integers, active, count, ring, a, scratch.partial, scratch.gemv + worker * SCRATCH_VECTORS, worker,
+            integers, active, count, workspace, a, scratch.partial, scratch.gemv + worker * SCRATCH_VECTORS, worker,
         )  # fmt: skip
         mark(ticks, last_mark, GEMV + site, worker)
 
@@ -207,7 +207,7 @@ def make_decode_kernel(
     def decode_one(
         quants: ti.template(), tail: ti.template(), headers: ti.template(), words: ti.template(), scales: ti.template(),
         constants: ti.template(), cache: ti.template(), a: ti.template(), integers: ti.template(),
-        gates: ti.template(), quants_address, tail_address, headers_address, token, position, ring, worker, before,
+        gates: ti.template(), quants_address, tail_address, headers_address, token, position, workspace, worker, before,
         ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """A token through every block and the head. `before`, and what it returns: arrivals at the barrier so far."""
@@ -236,7 +236,7 @@ def make_decode_kernel(
                     mark(ticks, last_mark, NORM, worker)
                 multiply(
                     quants, tail, headers, quants_address, tail_address, headers_address, a, integers, gates,
-                    layer, site, source, ring, worker, ticks, last_mark,
+                    layer, site, source, workspace, worker, ticks, last_mark,
                 )  # fmt: skip
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
@@ -290,12 +290,12 @@ def make_decode_kernel(
         for worker in range(workers):
             arrived = 0
             last_mark = read_clock()
-            ring = integers_address + ti.cast((ints.rings + worker * RING_STRIDE) * 4, ti.i64)
+            workspace = integers_address + ti.cast((ints.workspaces + worker * WORKSPACE_INTEGERS) * 4, ti.i64)
             last = token
             for step in range(steps):
                 arrived = decode_one(
                     quants, tail, headers, words, scales, constants, cache, a, integers, gates, quants_address,
-                    tail_address, headers_address, last, position + step, ring, worker, arrived, ticks, last_mark,
+                    tail_address, headers_address, last, position + step, workspace, worker, arrived, ticks, last_mark,
                 )  # fmt: skip
                 last = best_token(a)
                 if worker == 0:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spqt_ti.kernels.block_sums import RING_STRIDE
+from spqt_ti.kernels.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS
 from spqt_ti.kernels.matmul import TILE_VECTORS
 from spqt_ti.model.sites import SITES
@@ -75,7 +75,7 @@ class IntegerPlan:
     everything: int  # 0, 1, 2, ...: the active list of a dense site
     lists: int  # [workers][list_stride], active lists
     list_stride: int
-    rings: int  # [workers][RING_STRIDE], what GEMVs fetch next
+    workspaces: int  # [workers][WORKSPACE_INTEGERS], see kernels/block_sums.py
     size: int
 
     @classmethod
@@ -87,8 +87,10 @@ class IntegerPlan:
         everything = tokens + -(-MOST_TOKENS // 16) * 16
         lists = everything + -(-most // 16) * 16
         list_stride = (most // 16 + 1) * 16
-        rings = lists + workers * list_stride
-        return cls(counts, tokens, everything, lists, list_stride, rings, rings + workers * RING_STRIDE)
+        workspaces = lists + workers * list_stride
+        return cls(
+            counts, tokens, everything, lists, list_stride, workspaces, workspaces + workers * WORKSPACE_INTEGERS
+        )
 
 
 @dataclass(frozen=True)

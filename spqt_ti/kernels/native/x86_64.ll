@@ -29,31 +29,23 @@ define void @prefetch64(i64* %address) alwaysinline {
   ret void
 }
 
-; *first, *first + 1, ... *first + 7 as 32-bit integers at *address.
-define void @write_run(i64* %address, i32* %first) alwaysinline {
+; Addresses, *first and seven more, 128 bytes apart, as 64-bit integers at *address.
+define void @write_run(i64* %address, i64* %first) alwaysinline {
   %a = load i64, i64* %address
-  %p = inttoptr i64 %a to <8 x i32>*
-  %f = load i32, i32* %first
-  %s = insertelement <8 x i32> poison, i32 %f, i32 0
-  %v = shufflevector <8 x i32> %s, <8 x i32> poison, <8 x i32> zeroinitializer
-  %r = add <8 x i32> %v, <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7>
-  store <8 x i32> %r, <8 x i32>* %p, align 4
+  %p = inttoptr i64 %a to <8 x i64>*
+  %f = load i64, i64* %first
+  %s = insertelement <8 x i64> poison, i64 %f, i32 0
+  %v = shufflevector <8 x i64> %s, <8 x i64> poison, <8 x i32> zeroinitializer
+  %r = add <8 x i64> %v, <i64 0, i64 128, i64 256, i64 384, i64 512, i64 640, i64 768, i64 896>
+  store <8 x i64> %r, <8 x i64>* %p, align 8
   ret void
 }
 
-; Ask for the 128 bytes at *base + 128 n, n the 32-bit integer at *place, into L2.
-define void @prefetch_nth128(i64* %base, i64* %place) alwaysinline {
-  %b = load i64, i64* %base
+; Ask for the two cache lines whose address stands at *place, into L2.
+define void @prefetch_listed128(i64* %place) alwaysinline {
   %a = load i64, i64* %place
-  %p = inttoptr i64 %a to i32*
-  %n = load i32, i32* %p
-  %w = sext i32 %n to i64
-  %o = shl i64 %w, 7
-  %at = add i64 %b, %o
-  %q = inttoptr i64 %at to i8*
-  call void @llvm.prefetch.p0i8(i8* %q, i32 0, i32 2, i32 1)
-  %t = getelementptr i8, i8* %q, i64 64
-  call void @llvm.prefetch.p0i8(i8* %t, i32 0, i32 2, i32 1)
+  %p = inttoptr i64 %a to i64*
+  call void @prefetch128(i64* %p)
   ret void
 }
 

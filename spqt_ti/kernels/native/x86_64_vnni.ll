@@ -4,6 +4,7 @@ target datalayout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-f80:128-n8:16
 target triple = "x86_64-pc-linux-gnu"
 
 declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <16 x i32>, <16 x i32>)
+declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <16 x i32>, <16 x i32>)
 declare <32 x i16> @llvm.x86.avx512.pmul.hr.sw.512(<32 x i16>, <32 x i16>)
 declare <16 x i32> @llvm.x86.avx512.permvar.si.512(<16 x i32>, <16 x i32>)
 declare <16 x float> @llvm.fabs.v16f32(<16 x float>)
@@ -19,11 +20,123 @@ define void @dot2(<16 x i32>* %sum, <16 x i32>* %a, <16 x i32>* %b) alwaysinline
   ret void
 }
 
+; *sum += the four bytes of *a, unsigned, * the four bytes of *b, signed, in every lane.
+define void @dot4(<16 x i32>* %sum, <16 x i32>* %a, <16 x i32>* %b) alwaysinline {
+  %s = load <16 x i32>, <16 x i32>* %sum
+  %x = load <16 x i32>, <16 x i32>* %a
+  %y = load <16 x i32>, <16 x i32>* %b
+  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %s, <16 x i32> %x, <16 x i32> %y)
+  store <16 x i32> %r, <16 x i32>* %sum
+  ret void
+}
+
+; Bytes of four vectors side by side in a lane: *out_k, 32-bit lane 4 m + i: byte 16 m + 4 k + i of *a, *b, *c and *d.
+define void @four_columns(
+    <16 x i32>* %a, <16 x i32>* %b, <16 x i32>* %c, <16 x i32>* %d,
+    <16 x i32>* %out0, <16 x i32>* %out1, <16 x i32>* %out2, <16 x i32>* %out3) alwaysinline {
+  %ai = load <16 x i32>, <16 x i32>* %a
+  %ab = bitcast <16 x i32> %ai to <64 x i8>
+  %bi = load <16 x i32>, <16 x i32>* %b
+  %bb = bitcast <16 x i32> %bi to <64 x i8>
+  %ci = load <16 x i32>, <16 x i32>* %c
+  %cb = bitcast <16 x i32> %ci to <64 x i8>
+  %di = load <16 x i32>, <16 x i32>* %d
+  %db = bitcast <16 x i32> %di to <64 x i8>
+  %ab0 = shufflevector <64 x i8> %ab, <64 x i8> %bb, <64 x i32> <i32 0, i32 64, i32 1, i32 65, i32 2, i32 66, i32 3, i32 67, i32 4, i32 68, i32 5, i32 69, i32 6, i32 70, i32 7, i32 71, i32 16, i32 80, i32 17, i32 81, i32 18, i32 82, i32 19, i32 83, i32 20, i32 84, i32 21, i32 85, i32 22, i32 86, i32 23, i32 87, i32 32, i32 96, i32 33, i32 97, i32 34, i32 98, i32 35, i32 99, i32 36, i32 100, i32 37, i32 101, i32 38, i32 102, i32 39, i32 103, i32 48, i32 112, i32 49, i32 113, i32 50, i32 114, i32 51, i32 115, i32 52, i32 116, i32 53, i32 117, i32 54, i32 118, i32 55, i32 119>
+  %ab1 = shufflevector <64 x i8> %ab, <64 x i8> %bb, <64 x i32> <i32 8, i32 72, i32 9, i32 73, i32 10, i32 74, i32 11, i32 75, i32 12, i32 76, i32 13, i32 77, i32 14, i32 78, i32 15, i32 79, i32 24, i32 88, i32 25, i32 89, i32 26, i32 90, i32 27, i32 91, i32 28, i32 92, i32 29, i32 93, i32 30, i32 94, i32 31, i32 95, i32 40, i32 104, i32 41, i32 105, i32 42, i32 106, i32 43, i32 107, i32 44, i32 108, i32 45, i32 109, i32 46, i32 110, i32 47, i32 111, i32 56, i32 120, i32 57, i32 121, i32 58, i32 122, i32 59, i32 123, i32 60, i32 124, i32 61, i32 125, i32 62, i32 126, i32 63, i32 127>
+  %cd0 = shufflevector <64 x i8> %cb, <64 x i8> %db, <64 x i32> <i32 0, i32 64, i32 1, i32 65, i32 2, i32 66, i32 3, i32 67, i32 4, i32 68, i32 5, i32 69, i32 6, i32 70, i32 7, i32 71, i32 16, i32 80, i32 17, i32 81, i32 18, i32 82, i32 19, i32 83, i32 20, i32 84, i32 21, i32 85, i32 22, i32 86, i32 23, i32 87, i32 32, i32 96, i32 33, i32 97, i32 34, i32 98, i32 35, i32 99, i32 36, i32 100, i32 37, i32 101, i32 38, i32 102, i32 39, i32 103, i32 48, i32 112, i32 49, i32 113, i32 50, i32 114, i32 51, i32 115, i32 52, i32 116, i32 53, i32 117, i32 54, i32 118, i32 55, i32 119>
+  %cd1 = shufflevector <64 x i8> %cb, <64 x i8> %db, <64 x i32> <i32 8, i32 72, i32 9, i32 73, i32 10, i32 74, i32 11, i32 75, i32 12, i32 76, i32 13, i32 77, i32 14, i32 78, i32 15, i32 79, i32 24, i32 88, i32 25, i32 89, i32 26, i32 90, i32 27, i32 91, i32 28, i32 92, i32 29, i32 93, i32 30, i32 94, i32 31, i32 95, i32 40, i32 104, i32 41, i32 105, i32 42, i32 106, i32 43, i32 107, i32 44, i32 108, i32 45, i32 109, i32 46, i32 110, i32 47, i32 111, i32 56, i32 120, i32 57, i32 121, i32 58, i32 122, i32 59, i32 123, i32 60, i32 124, i32 61, i32 125, i32 62, i32 126, i32 63, i32 127>
+  %ab0w = bitcast <64 x i8> %ab0 to <32 x i16>
+  %ab1w = bitcast <64 x i8> %ab1 to <32 x i16>
+  %cd0w = bitcast <64 x i8> %cd0 to <32 x i16>
+  %cd1w = bitcast <64 x i8> %cd1 to <32 x i16>
+  %r0 = shufflevector <32 x i16> %ab0w, <32 x i16> %cd0w, <32 x i32> <i32 0, i32 32, i32 1, i32 33, i32 2, i32 34, i32 3, i32 35, i32 8, i32 40, i32 9, i32 41, i32 10, i32 42, i32 11, i32 43, i32 16, i32 48, i32 17, i32 49, i32 18, i32 50, i32 19, i32 51, i32 24, i32 56, i32 25, i32 57, i32 26, i32 58, i32 27, i32 59>
+  %i0 = bitcast <32 x i16> %r0 to <16 x i32>
+  store <16 x i32> %i0, <16 x i32>* %out0
+  %r1 = shufflevector <32 x i16> %ab0w, <32 x i16> %cd0w, <32 x i32> <i32 4, i32 36, i32 5, i32 37, i32 6, i32 38, i32 7, i32 39, i32 12, i32 44, i32 13, i32 45, i32 14, i32 46, i32 15, i32 47, i32 20, i32 52, i32 21, i32 53, i32 22, i32 54, i32 23, i32 55, i32 28, i32 60, i32 29, i32 61, i32 30, i32 62, i32 31, i32 63>
+  %i1 = bitcast <32 x i16> %r1 to <16 x i32>
+  store <16 x i32> %i1, <16 x i32>* %out1
+  %r2 = shufflevector <32 x i16> %ab1w, <32 x i16> %cd1w, <32 x i32> <i32 0, i32 32, i32 1, i32 33, i32 2, i32 34, i32 3, i32 35, i32 8, i32 40, i32 9, i32 41, i32 10, i32 42, i32 11, i32 43, i32 16, i32 48, i32 17, i32 49, i32 18, i32 50, i32 19, i32 51, i32 24, i32 56, i32 25, i32 57, i32 26, i32 58, i32 27, i32 59>
+  %i2 = bitcast <32 x i16> %r2 to <16 x i32>
+  store <16 x i32> %i2, <16 x i32>* %out2
+  %r3 = shufflevector <32 x i16> %ab1w, <32 x i16> %cd1w, <32 x i32> <i32 4, i32 36, i32 5, i32 37, i32 6, i32 38, i32 7, i32 39, i32 12, i32 44, i32 13, i32 45, i32 14, i32 46, i32 15, i32 47, i32 20, i32 52, i32 21, i32 53, i32 22, i32 54, i32 23, i32 55, i32 28, i32 60, i32 29, i32 61, i32 30, i32 62, i32 31, i32 63>
+  %i3 = bitcast <32 x i16> %r3 to <16 x i32>
+  store <16 x i32> %i3, <16 x i32>* %out3
+  ret void
+}
+
+; 16-bit numbers, those of two columns in the halves of a lane of *a and of the next two in *b, as 256 high + low: the bytes
+; high and low of the four columns, signed, in a lane of *high and *low. The numbers are below 32640.
+define void @split_bytes(<16 x i32>* %a, <16 x i32>* %b, <16 x i32>* %high, <16 x i32>* %low) alwaysinline {
+  %ai = load <16 x i32>, <16 x i32>* %a
+  %aw = bitcast <16 x i32> %ai to <32 x i16>
+  %ar = add <32 x i16> %aw, <i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128>
+  %ab = bitcast <32 x i16> %aw to <64 x i8>
+  %ah = bitcast <32 x i16> %ar to <64 x i8>
+  %bi = load <16 x i32>, <16 x i32>* %b
+  %bw = bitcast <16 x i32> %bi to <32 x i16>
+  %br = add <32 x i16> %bw, <i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128, i16 128>
+  %bb = bitcast <32 x i16> %bw to <64 x i8>
+  %bh = bitcast <32 x i16> %br to <64 x i8>
+  %l = shufflevector <64 x i8> %ab, <64 x i8> %bb, <64 x i32> <i32 0, i32 2, i32 64, i32 66, i32 4, i32 6, i32 68, i32 70, i32 8, i32 10, i32 72, i32 74, i32 12, i32 14, i32 76, i32 78, i32 16, i32 18, i32 80, i32 82, i32 20, i32 22, i32 84, i32 86, i32 24, i32 26, i32 88, i32 90, i32 28, i32 30, i32 92, i32 94, i32 32, i32 34, i32 96, i32 98, i32 36, i32 38, i32 100, i32 102, i32 40, i32 42, i32 104, i32 106, i32 44, i32 46, i32 108, i32 110, i32 48, i32 50, i32 112, i32 114, i32 52, i32 54, i32 116, i32 118, i32 56, i32 58, i32 120, i32 122, i32 60, i32 62, i32 124, i32 126>
+  %h = shufflevector <64 x i8> %ah, <64 x i8> %bh, <64 x i32> <i32 1, i32 3, i32 65, i32 67, i32 5, i32 7, i32 69, i32 71, i32 9, i32 11, i32 73, i32 75, i32 13, i32 15, i32 77, i32 79, i32 17, i32 19, i32 81, i32 83, i32 21, i32 23, i32 85, i32 87, i32 25, i32 27, i32 89, i32 91, i32 29, i32 31, i32 93, i32 95, i32 33, i32 35, i32 97, i32 99, i32 37, i32 39, i32 101, i32 103, i32 41, i32 43, i32 105, i32 107, i32 45, i32 47, i32 109, i32 111, i32 49, i32 51, i32 113, i32 115, i32 53, i32 55, i32 117, i32 119, i32 57, i32 59, i32 121, i32 123, i32 61, i32 63, i32 125, i32 127>
+  %li = bitcast <64 x i8> %l to <16 x i32>
+  %hi = bitcast <64 x i8> %h to <16 x i32>
+  store <16 x i32> %li, <16 x i32>* %low
+  store <16 x i32> %hi, <16 x i32>* %high
+  ret void
+}
+
 ; *out = the 64 bytes at *address, wherever it is.
 define void @load64(i64* %address, <16 x i32>* %out) alwaysinline {
   %a = load i64, i64* %address
   %p = inttoptr i64 %a to <16 x i32>*
   %v = load <16 x i32>, <16 x i32>* %p, align 4
+  store <16 x i32> %v, <16 x i32>* %out
+  ret void
+}
+
+; *v to the 64 bytes at *address.
+define void @store64(i64* %address, <16 x i32>* %v) alwaysinline {
+  %a = load i64, i64* %address
+  %p = inttoptr i64 %a to <16 x i32>*
+  %x = load <16 x i32>, <16 x i32>* %v
+  store <16 x i32> %x, <16 x i32>* %p, align 4
+  ret void
+}
+
+; *v to the 8 bytes at *address.
+define void @store_offset(i64* %address, i64* %v) alwaysinline {
+  %a = load i64, i64* %address
+  %p = inttoptr i64 %a to i64*
+  %x = load i64, i64* %v
+  store i64 %x, i64* %p, align 8
+  ret void
+}
+
+; *out = the 64 bytes at *base + the offset that stands at *place.
+define void @load_headers(i64* %base, i64* %place, <16 x i32>* %out) alwaysinline {
+  %b = load i64, i64* %base
+  %a = load i64, i64* %place
+  %p = inttoptr i64 %a to i64*
+  %o = load i64, i64* %p
+  %at = add i64 %b, %o
+  %q = inttoptr i64 %at to <16 x i32>*
+  %v = load <16 x i32>, <16 x i32>* %q, align 16
+  store <16 x i32> %v, <16 x i32>* %out
+  ret void
+}
+
+; *out = the 64 bytes at *base + 8 times the offset that stands at *place.
+define void @load_quants(i64* %base, i64* %place, <16 x i32>* %out) alwaysinline {
+  %b = load i64, i64* %base
+  %a = load i64, i64* %place
+  %p = inttoptr i64 %a to i64*
+  %o = load i64, i64* %p
+  %o8 = shl i64 %o, 3
+  %at = add i64 %b, %o8
+  %q = inttoptr i64 %at to <16 x i32>*
+  %v = load <16 x i32>, <16 x i32>* %q, align 64
   store <16 x i32> %v, <16 x i32>* %out
   ret void
 }
