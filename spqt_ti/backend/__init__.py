@@ -154,7 +154,9 @@ def _start_cpu(threads: int) -> Runtime:
 
 def _start_gpu(name: str, threads: int) -> Runtime:
     device = devices.find(name)
-    if _init(getattr(ti, name)) != getattr(ti, name):
+    # Vectors stay vectors where LLVM compiles them, so that four words are one load; SPIR-V only knows scalars.
+    options = {"real_matrix_scalarize": False} if name == "cuda" else {}
+    if _init(getattr(ti, name), **options) != getattr(ti, name):
         ti.reset()
         raise BackendError(f"{name}: {device.name} is there, but Taichi does not start on it; is its driver too old?")
     return Runtime(name, threads, device.name, of_device(name, device))

@@ -42,7 +42,8 @@ class Launcher:
         # By identity, because an array may be given twice.
         host = {id(value): value.to_numpy() for value in values if isinstance(value, ti.Ndarray)}
         self.launches += 1
-        emulator.launch(*(host.get(id(value), value) for value in values), seed=self.launches)
+        flat = {key: array.reshape(-1) for key, array in host.items()}
+        emulator.launch(*(flat.get(id(value), value) for value in values), seed=self.launches)
         for place in emulator.kernel.written:
             values[place].from_numpy(host[id(values[place])])
 

@@ -79,8 +79,8 @@ def _arguments(kernel: str, context: dict[str, Any]) -> list[Argument]:
     arguments = []
     for i, field in enumerate(fields[: len(attributes)]):
         name, is_array, number = (attributes[i][key] for key in ("name", "is_array", "dtype"))
-        if is_array and (attributes[i]["field_dim"] != 1 or attributes[i]["element_shape"]):
-            raise MetalError(f"{kernel}: {name}: only one-dimensional arrays of scalars are known here")
+        if is_array and attributes[i]["field_dim"] != 1:
+            raise MetalError(f"{kernel}: {name}: only one-dimensional arrays are known here")
         if not is_array and number not in _SCALARS:
             raise MetalError(f"{kernel}: {name}: only f32, i32 and u32 scalars are known here")
         arguments.append(Argument(name.lstrip("_"), is_array, None if is_array else _SCALARS[number], field["offset"]))

@@ -1,10 +1,10 @@
 """The zigzag GEMV on GPUs: y = W x over the active inputs, or over all of them.
 
 A band has `groups` threadgroups of `simdgroups` times 32 lanes (n_tg and n_sg of the paper). The simdgroups of all a
-band's groups split the inputs evenly; each takes four columns at a time, so that four loads are in flight, and keeps
-the sums of its lanes' 8 rows in registers. A group adds its simdgroups up through shared memory, in order, and writes
-256 partial sums; whoever needs y adds the groups up, in order. So a result repeats bit for bit, and depends on
-(groups, simdgroups) by rounding only.
+band's groups split the inputs evenly. Eight lanes have a column at work, 128 bits of it each, so that a simdgroup has
+four; every lane loads two columns' words before it multiplies, and keeps the sums of its 32 rows in registers. A group
+adds its lanes' sums up through shared memory, in order, and writes 256 partial sums; whoever needs y adds the groups
+up, in order. So a result repeats bit for bit, and depends on (groups, simdgroups) by rounding only.
 """
 
 import functools
@@ -17,11 +17,12 @@ from spqt_ti.kernels.simt.collect import make_collect_in_group
 from spqt_ti.kernels.simt.groups import array_of, log2
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
-from spqt_ti.kernels.simt.zigzag import BAND, LANES, ZigzagWords, row_of, step_and_minimum
+from spqt_ti.kernels.simt.zigzag import BAND, LANES, PARTS, SLOTS, ZigzagWords, row_of, step_and_minimum, words4
 from spqt_ti.kernels.simt.zigzag import split as split_bytes
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
 
-IN_FLIGHT = 4  # columns
+IN_FLIGHT = 2  # columns of a lane
+_ENOUGH_GROUPS = 512  # of a product: more would only add up more partial sums
 _REDUCE_THREADS = 256
 _COLLECT_THREADS = 512
 
@@ -40,9 +41,9 @@ class Split:
 
 
 def default_split(shape: ZigzagWords) -> Split:
-    """Four simdgroups, and as many groups, up to 32, as leave each simdgroup 32 columns."""
+    """Four simdgroups; as many groups, up to 32, as leave each simdgroup 32 columns, and no more than are enough."""
     groups = 1
-    while groups < 32 and groups * 2 * 4 * 32 <= shape.cols:
+    while groups < 32 and groups * 2 * 4 * 32 <= shape.cols and groups * shape.bands < _ENOUGH_GROUPS:
         groups *= 2
     return Split(groups, 4)
 
@@ -60,12 +61,12 @@ def partial_size(shape: ZigzagWords, split: Split) -> int:
 def make_gemv(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
     """Build the ti.func of one thread of the GEMV; thread i of `group_count(...) * split.threads`.
 
-    Arguments: i; quants and headers with the matrix's first word in each; a and the place of x in it; the active list
+    Arguments: i; quants and headers with the matrix's first entry in each; a and the place of x in it; the active list
     in `integers`, from `active` on, and its length (`listed` 0: every input, in order); a threshold; the place of the
     partial sums in a. With `skips_on_the_fly` (B2 of the paper) no list is read: all columns are split over the
     simdgroups, which leave out those with |x| <= threshold.
     """
-    bands, cols, last_words = shape.bands, shape.cols, shape.last_words
+    bands, cols, last_parts = shape.bands, shape.cols, shape.last_parts
     workers, threads = split.groups * split.simdgroups, split.threads
     simdgroups = split.simdgroups
     # Shifts, because // on i32 is Python's, which is slow.
@@ -74,22 +75,20 @@ def make_gemv(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
     @ti.func
     def add_columns(
         columns: ti.template(), inputs: ti.template(), quants: ti.template(), quants_at, stride, headers: ti.template(),
-        headers_at, lane, sums: ti.template(), minima: ti.template(),
+        headers_at, part, sums: ti.template(), minima: ti.template(),
     ):  # fmt: skip
-        """Add some columns, times their inputs, to a lane's 8 rows: all loads first."""
+        """Add some columns, times their inputs, to a lane's 32 rows: all loads first."""
         count = ti.static(inputs.n)
-        words = ti.Vector([quants[quants_at + columns[u] * stride] for u in ti.static(range(count))])
-        heads = ti.Matrix(
-            [[headers[headers_at + columns[u] * 4 + k] for k in ti.static(range(4))] for u in ti.static(range(count))]
-        )
+        words, heads = ti.Matrix.zero(ti.u32, count, 4), ti.Matrix.zero(ti.u32, count, 4)
         for u in ti.static(range(count)):
-            header = ti.Vector([heads[u, k] for k in ti.static(range(4))])
+            words[u, :] = quants[quants_at + columns[u] * stride]
+            heads[u, :] = headers[headers_at + columns[u]]
+        for u in ti.static(range(count)):
             for high in ti.static(range(2)):
-                step, minimum = step_and_minimum(header, (lane >> 3) * 2 + high)
-                weight = step * inputs[u]
+                step, minimum = step_and_minimum(heads[u, :], (part & -2) + high)
                 minima[high] += minimum * inputs[u]
                 for byte in ti.static(range(4)):
-                    sums[4 * high + byte] += weight * nibbles_in_place(words[u], byte, high)
+                    sums[2 * byte + high, :] += (step * inputs[u]) * nibbles_in_place(words[u, :], byte, high)
 
     @ti.func
     def gemv(
@@ -100,46 +99,54 @@ def make_gemv(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
         t = i & (threads - 1)
         group = i >> threads_log2
         band = group >> groups_log2
-        lane = t & (LANES - 1)
+        slot, part = (t & (LANES - 1)) >> 3, t & (PARTS - 1)
         worker = (group & (split.groups - 1)) * simdgroups + (t >> 5)
         # Shares of the columns that differ by at most one.
         each = count >> workers_log2
         extra = count - each * workers
-        k = worker * each + ti.min(worker, extra)
-        end = k + each + ti.select(worker < extra, 1, 0)
-        stride = LANES
+        first = worker * each + ti.min(worker, extra)
+        end = first + each + ti.select(worker < extra, 1, 0)
+        stride = PARTS
         if band == bands - 1:
-            stride = last_words
-        quants_at = quants_base + band * cols * LANES + ti.min(lane, stride - 1)
-        headers_at = headers_base + band * cols * 4
-        sums = ti.Vector([0.0] * 8)
+            stride = last_parts
+        quants_at = quants_base + band * cols * PARTS + ti.min(part, stride - 1)
+        headers_at = headers_base + band * cols
+        sums = ti.Matrix.zero(ti.f32, 8, 4)  # [nibble of a word][word]
         minima = ti.Vector([0.0] * 2)
+        k = first + slot
         while k < end:
             if ti.static(skips_on_the_fly):
                 value = a[x + k]
                 if ti.max(value, 0.0 - value) > threshold:
                     column, single = ti.Vector([k]), ti.Vector([value])
-                    add_columns(column, single, quants, quants_at, stride, headers, headers_at, lane, sums, minima)
-                k += 1
+                    add_columns(column, single, quants, quants_at, stride, headers, headers_at, part, sums, minima)
+                k += SLOTS
             else:
                 # Beyond the end the last column again, times zero.
-                columns = ti.Vector([ti.min(k + u, end - 1) for u in ti.static(range(IN_FLIGHT))])
+                columns = ti.Vector([ti.min(k + u * SLOTS, end - 1) for u in ti.static(range(IN_FLIGHT))])
                 if listed:
                     for u in ti.static(range(IN_FLIGHT)):
                         columns[u] = integers[active + columns[u]]
                 inputs = ti.Vector(
-                    [ti.select(k + u < end, a[x + columns[u]], 0.0) for u in ti.static(range(IN_FLIGHT))]
+                    [ti.select(k + u * SLOTS < end, a[x + columns[u]], 0.0) for u in ti.static(range(IN_FLIGHT))]
                 )
-                add_columns(columns, inputs, quants, quants_at, stride, headers, headers_at, lane, sums, minima)
-                k += IN_FLIGHT
+                add_columns(columns, inputs, quants, quants_at, stride, headers, headers_at, part, sums, minima)
+                k += IN_FLIGHT * SLOTS
         ti.simt.block.sync()
-        for high in ti.static(range(2)):
-            for byte in ti.static(range(4)):
-                row = row_of(lane, byte, high)
-                shared[(t >> 5) * BAND + row] = sums[4 * high + byte] * NIBBLE_UNIT[2 * byte + high] - minima[high]
+        for piece in ti.static(range(BAND // LANES)):
+            shared[piece * threads + t] = 0.0
+        place = (t >> 5) * BAND + row_of(4 * part, 0, 0)
+        for byte, high in ti.static(ti.ndrange(4, 2)):
+            sums[2 * byte + high, :] = sums[2 * byte + high, :] * NIBBLE_UNIT[2 * byte + high] - minima[high]
+        for turn in range(SLOTS):
+            ti.simt.block.sync()
+            if slot == turn:
+                for word, byte, high in ti.static(ti.ndrange(4, 4, 2)):
+                    at = place + (4 * word + byte + 32 * high)
+                    shared[at] = shared[at] + sums[2 * byte + high, word]
         ti.simt.block.sync()
-        for part in ti.static(range(-(-BAND // threads))):
-            row = part * threads + t
+        for piece in ti.static(range(-(-BAND // threads))):
+            row = piece * threads + t
             if row < BAND:
                 total = 0.0
                 for s in ti.static(range(simdgroups)):
@@ -176,7 +183,7 @@ def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = 
 
     @ti.kernel
     def multiply(
-        quants: array_of(ti.u32), headers: array_of(ti.u32), a: array_of(ti.f32), integers: array_of(ti.i32),
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), integers: array_of(ti.i32),
         copy: ti.i32, count: ti.i32, listed: ti.i32, threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=split.threads)
@@ -205,7 +212,7 @@ def make_full_kernel(shape: ZigzagWords, split: Split):
 
     @ti.kernel
     def collect_and_multiply(
-        quants: array_of(ti.u32), headers: array_of(ti.u32), a: array_of(ti.f32), integers: array_of(ti.i32),
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), integers: array_of(ti.i32),
         copy: ti.i32, threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=_COLLECT_THREADS)
@@ -240,8 +247,8 @@ class ZigzagGemv:
         self.shape, self.split = shape, split or default_split(shape)
         quants, headers = split_bytes(data, shape)
         self.arrays = {
-            "quants": upload(np.tile(quants, copies)),
-            "headers": upload(np.tile(headers, copies)),
+            "quants": upload(np.tile(quants, (copies, 1))),
+            "headers": upload(np.tile(headers, (copies, 1))),
             "a": zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, self.split)),
             "integers": zeros(ti.i32, shape.cols + 1),
         }

@@ -17,7 +17,7 @@ LOWEST = -3.0e38
 
 
 def array_of(dtype):
-    """Annotation of a one-dimensional ndarray of scalars."""
+    """Annotation of a one-dimensional ndarray of scalars or vectors."""
     return ti.types.ndarray(dtype=dtype, ndim=1)
 
 

@@ -10,13 +10,12 @@ from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.collect import is_active
 from spqt_ti.kernels.simt.groups import array_of, log2
 from spqt_ti.kernels.simt.transfer import upload, zeros
-from spqt_ti.kernels.simt.zigzag import BAND, LANES, ZigzagWords, row_of, split, step_and_minimum
+from spqt_ti.kernels.simt.zigzag import BAND, PARTS, ZigzagWords, row_of, split, step_and_minimum, words4
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
 
 TOKENS = 32  # of a group
 THREADS = 256
 _COLUMNS = 16
-_SIMDGROUPS = THREADS // LANES
 _ROWS_EACH, _TOKENS_EACH = 4, 8
 _THREADS_LOG2, _COLUMNS_LOG2 = log2(THREADS), log2(_COLUMNS)
 
@@ -24,12 +23,12 @@ _THREADS_LOG2, _COLUMNS_LOG2 = log2(THREADS), log2(_COLUMNS)
 def make_matmul(shape: ZigzagWords, tokens: int):
     """Build the ti.func of thread i of THREADS * bands * tokens / TOKENS, for up to `tokens` (a multiple of TOKENS).
 
-    Arguments: i; quants and headers with the matrix's first word in each; a; the place of X [tokens][cols] and Y
+    Arguments: i; quants and headers with the matrix's first entry in each; a; the place of X [tokens][cols] and Y
     [tokens][padded rows] in a; how many tokens there are; the place of inputs' weights in a, whether they have any, and
     a threshold: inputs that are not active count as zero (threshold below 0: none). Groups whose tokens are not there
     do nothing.
     """
-    bands, cols, last_words, padded_rows = shape.bands, shape.cols, shape.last_words, shape.padded_rows
+    bands, cols, last_parts, padded_rows = shape.bands, shape.cols, shape.last_parts, shape.padded_rows
     token_tiles = tokens // TOKENS
 
     @ti.func
@@ -44,44 +43,44 @@ def make_matmul(shape: ZigzagWords, tokens: int):
         band = group // token_tiles
         first_token = (group - band * token_tiles) * TOKENS
         if first_token < count:  # the same for all of the group
-            lane = t & (LANES - 1)
-            simdgroup = t >> 5
-            stride = LANES
+            # Sixteen threads decode a column: a thread has half of 128 bits.
+            slot, part, first_word = t >> 4, (t & 15) >> 1, (t & 1) * 2
+            stride = PARTS
             if band == bands - 1:
-                stride = last_words
-            quants_at = quants_base + band * cols * LANES + ti.min(lane, stride - 1)
-            headers_at = headers_base + band * cols * 4
+                stride = last_parts
+            quants_at = quants_base + band * cols * PARTS + ti.min(part, stride - 1)
+            headers_at = headers_base + band * cols
             sums = ti.Matrix([[0.0] * _TOKENS_EACH for _ in range(_ROWS_EACH)])
             for strip in range((cols + _COLUMNS - 1) // _COLUMNS):
                 ti.simt.block.sync()
-                for part in ti.static(range(_COLUMNS // _SIMDGROUPS)):
-                    slot = part * _SIMDGROUPS + simdgroup
-                    column = strip * _COLUMNS + slot
-                    if column < cols:
-                        word = quants[quants_at + column * stride]
-                        header = ti.Vector([headers[headers_at + column * 4 + k] for k in ti.static(range(4))])
-                        for high in ti.static(range(2)):
-                            step, minimum = step_and_minimum(header, (lane >> 3) * 2 + high)
-                            for byte in ti.static(range(4)):
-                                unit = NIBBLE_UNIT[2 * byte + high]
-                                value = nibbles_in_place(word, byte, high) * unit * step - minimum
-                                w[slot * BAND + row_of(lane, byte, high)] = value
-                for part in ti.static(range(_COLUMNS * TOKENS // THREADS)):
-                    slot = t & (_COLUMNS - 1)
-                    token = (t >> _COLUMNS_LOG2) + part * (THREADS // _COLUMNS)
-                    column = strip * _COLUMNS + slot
+                if strip * _COLUMNS + slot < cols:
+                    loaded = quants[quants_at + (strip * _COLUMNS + slot) * stride]
+                    header = headers[headers_at + strip * _COLUMNS + slot]
+                    words = ti.Vector(
+                        [ti.select(first_word > 0, loaded[k + 2], loaded[k]) for k in ti.static(range(2))]
+                    )
+                    for high in ti.static(range(2)):
+                        step, minimum = step_and_minimum(header, (part & -2) + high)
+                        for k, byte in ti.static(ti.ndrange(2, 4)):
+                            value = (
+                                nibbles_in_place(words[k], byte, high) * NIBBLE_UNIT[2 * byte + high] * step - minimum
+                            )
+                            w[slot * BAND + row_of(4 * part + first_word + k, byte, high)] = value
+                for piece in ti.static(range(_COLUMNS * TOKENS // THREADS)):
+                    token = (t >> _COLUMNS_LOG2) + piece * (THREADS // _COLUMNS)
+                    column = strip * _COLUMNS + (t & (_COLUMNS - 1))
                     value = 0.0
                     if column < cols and first_token + token < count:
                         at = x + (first_token + token) * cols + column
                         value = a[at]
                         if threshold >= 0.0 and not is_active(a, at, a, weights + column, weighted, threshold):
                             value = 0.0
-                    inputs[slot * TOKENS + token] = value
+                    inputs[(t & (_COLUMNS - 1)) * TOKENS + token] = value
                 ti.simt.block.sync()
-                for slot in range(ti.min(_COLUMNS, cols - strip * _COLUMNS)):
-                    ws = [w[slot * BAND + (t & 63) + 64 * r] for r in ti.static(range(_ROWS_EACH))]
+                for c in range(ti.min(_COLUMNS, cols - strip * _COLUMNS)):
+                    ws = [w[c * BAND + (t & 63) + 64 * r] for r in ti.static(range(_ROWS_EACH))]
                     for k in ti.static(range(_TOKENS_EACH)):
-                        xk = inputs[slot * TOKENS + (t >> 6) * _TOKENS_EACH + k]
+                        xk = inputs[c * TOKENS + (t >> 6) * _TOKENS_EACH + k]
                         for r in ti.static(range(_ROWS_EACH)):
                             sums[r, k] += ws[r] * xk
             for k in ti.static(range(_TOKENS_EACH)):
@@ -129,7 +128,7 @@ def make_matmul_kernel(shape: ZigzagWords, tokens: int):
 
     @ti.kernel
     def multiply(
-        quants: array_of(ti.u32), headers: array_of(ti.u32), a: array_of(ti.f32), count: ti.i32, weighted: ti.i32,
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), count: ti.i32, weighted: ti.i32,
         threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=THREADS)

@@ -1,8 +1,8 @@
 """GEMV on the row layout (ggml's Q4_K rows) on GPUs, the baseline of the zigzag kernels: y = W x, for one token.
 
-A simdgroup of 32 lanes has a row, and a lane a word of each of its superblocks; the lanes' sums are added through
-shared memory, as a tree. With `skips`, inputs |x| <= threshold count as zero and their multiplications are left out:
-naive sparsity on the row layout (B1 of the paper), which reads every weight in any case.
+A simdgroup of 32 lanes has a row, four superblocks at a time: a lane reads 128 bits of one. The lanes' sums are added
+through shared memory, as a tree. With `skips`, inputs |x| <= threshold count as zero and their multiplications are
+left out: naive sparsity on the row layout (B1 of the paper), which reads every weight in any case.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from spqt_ti.formats import layout
 from spqt_ti.kernels.simt.groups import array_of, log2, round_up
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
-from spqt_ti.kernels.simt.zigzag import BAND, LANES, row_of, step_and_minimum
+from spqt_ti.kernels.simt.zigzag import BAND, LANES, PARTS, SLOTS, row_of, step_and_minimum, words4
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
 
 _ROWS = 4  # of a group
@@ -22,7 +22,7 @@ _THREADS = _ROWS * LANES
 def make_row_gemv_kernel(rows: int, cols: int, skips: bool):
     """Build the kernel (quants, headers, x, y, copy, threshold) for a matrix [rows, cols].
 
-    quants u32 [copies * rows * blocks * 32], headers u32 [copies * rows * blocks * 4], blocks = ceil(cols / 256);
+    quants u32 [copies * rows * blocks * 8, 4], headers u32 [copies * rows * blocks, 4], blocks = ceil(cols / 256);
     x f32 [blocks * 256], zero-padded; y f32 [rows, rounded up to 4].
     """
     blocks = -(-cols // BAND)
@@ -31,7 +31,7 @@ def make_row_gemv_kernel(rows: int, cols: int, skips: bool):
 
     @ti.kernel
     def multiply(
-        quants: array_of(ti.u32), headers: array_of(ti.u32), x: array_of(ti.f32), y: array_of(ti.f32), copy: ti.i32,
+        quants: array_of(words4), headers: array_of(words4), x: array_of(ti.f32), y: array_of(ti.f32), copy: ti.i32,
         threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=_THREADS)
@@ -41,22 +41,23 @@ def make_row_gemv_kernel(rows: int, cols: int, skips: bool):
             lane = t & (LANES - 1)
             row = (i >> threads_log2) * _ROWS + (t >> 5)
             stored = ti.min(row, rows - 1)
-            total = 0.0
-            for block in range(blocks):
+            part, total = t & (PARTS - 1), 0.0
+            block = lane >> 3
+            while block < blocks:
                 at = (copy * rows + stored) * blocks + block
-                word = quants[at * LANES + lane]
-                header = ti.Vector([headers[at * 4 + k] for k in ti.static(range(4))])
+                words, header = quants[at * PARTS + part], headers[at]
                 for high in ti.static(range(2)):
-                    step, minimum = step_and_minimum(header, (lane >> 3) * 2 + high)
-                    for byte in ti.static(range(4)):
-                        value = x[block * BAND + row_of(lane, byte, high)]
+                    step, minimum = step_and_minimum(header, (part & -2) + high)
+                    for word, byte in ti.static(ti.ndrange(4, 4)):
+                        value = x[block * BAND + row_of(4 * part + word, byte, high)]
                         if ti.static(skips):
                             if ti.max(value, 0.0 - value) > threshold:
-                                weight = nibbles_in_place(word, byte, high) * NIBBLE_UNIT[2 * byte + high]
+                                weight = nibbles_in_place(words[word], byte, high) * NIBBLE_UNIT[2 * byte + high]
                                 total += (step * weight - minimum) * value
                         else:
-                            weight = nibbles_in_place(word, byte, high) * NIBBLE_UNIT[2 * byte + high]
+                            weight = nibbles_in_place(words[word], byte, high) * NIBBLE_UNIT[2 * byte + high]
                             total += (step * weight - minimum) * value
+                block += SLOTS
             ti.simt.block.sync()
             shared[t] = total
             for level in ti.static(range(1, levels + 1)):
@@ -79,9 +80,10 @@ class RowGemv:
         self._rows, self._cols = rows, cols
         stored = layout.superblocks(data, rows, cols, "row")
         quants, headers = (np.ascontiguousarray(part).view("<u4") for part in (stored[:, 16:], stored[:, :16]))
+        quants = quants.reshape(-1, 4)
         self.arrays = {
-            "quants": upload(np.tile(quants.reshape(-1), copies)),
-            "headers": upload(np.tile(headers.reshape(-1), copies)),
+            "quants": upload(np.tile(quants, (copies, 1))),
+            "headers": upload(np.tile(headers, (copies, 1))),
             "x": zeros(ti.f32, round_up(cols, BAND)),
             "y": zeros(ti.f32, round_up(rows, _ROWS)),
         }

@@ -23,7 +23,9 @@ class Launch:
 
 
 class Submission:
-    """Launches in order, on these arrays (one-dimensional); without `graph` one after the other in any case."""
+    """Launches in order, on these arrays (one-dimensional, of scalars or vectors); without `graph` one after the other
+    in any case.
+    """
 
     def __init__(self, launches: Sequence[Launch], arrays: Mapping[str, ti.Ndarray], graph: bool = True) -> None:
         self._launches, self._arrays = launches, dict(arrays)
@@ -46,9 +48,13 @@ def _name(scalar: int | float | str) -> str:
     return scalar if isinstance(scalar, str) else f"constant {scalar!r}"
 
 
+def _element(array: ti.Ndarray) -> Any:
+    return ti.types.vector(*array.element_shape, array.dtype) if array.element_shape else array.dtype
+
+
 def _graph(launches: Sequence[Launch], arrays: Mapping[str, ti.Ndarray]) -> Any:
     kinds = ti.graph.ArgKind
-    symbols = {name: ti.graph.Arg(kinds.NDARRAY, name, array.dtype, ndim=1) for name, array in arrays.items()}
+    symbols = {name: ti.graph.Arg(kinds.NDARRAY, name, _element(array), ndim=1) for name, array in arrays.items()}
     builder = ti.graph.GraphBuilder()
     for launch in launches:
         scalars = [

@@ -11,8 +11,9 @@ _GRID = 64 * _THREADS
 
 
 def upload(values: np.ndarray) -> ti.Ndarray:
-    """A device array of `values` (one-dimensional; f32, u32 or i32)."""
-    array = ti.ndarray(_TYPES[values.dtype], (max(1, values.size),))
+    """A device array of `values` (f32, u32 or i32; [n], or [n, lanes] for an array of vectors)."""
+    dtype = _TYPES[values.dtype]
+    array = ti.ndarray(dtype if values.ndim == 1 else ti.types.vector(values.shape[1], dtype), (max(1, len(values)),))
     if values.size:
         array.from_numpy(np.ascontiguousarray(values))
     return array

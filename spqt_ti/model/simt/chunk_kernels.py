@@ -9,6 +9,7 @@ from spqt_ti.kernels.simt.matmul import THREADS as MATMUL_THREADS
 from spqt_ti.kernels.simt.matmul import make_matmul, matmul_threads
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.pointwise import rotated, swiglu
+from spqt_ti.kernels.simt.zigzag import words4
 from spqt_ti.kernels.vectors import LANES
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.gates import GatePlan
@@ -95,7 +96,7 @@ def make_chunk_kernels(
 
     @ti.kernel
     def run_chunk_block(
-        quants: array_of(ti.u32), headers: array_of(ti.u32), a: array_of(ti.f32), cache: array_of(ti.f32),
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
         layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=_GROUP)

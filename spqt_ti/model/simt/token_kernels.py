@@ -13,6 +13,7 @@ from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import make_head
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.pointwise import rotated, swiglu
+from spqt_ti.kernels.simt.zigzag import words4
 from spqt_ti.kernels.vectors import LANES
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.gates import GatePlan
@@ -139,7 +140,7 @@ def make_token_kernels(
 
     @ti.kernel
     def run_block(
-        quants: array_of(ti.u32), headers: array_of(ti.u32), a: array_of(ti.f32), cache: array_of(ti.f32),
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
         integers: array_of(ti.i32), layer: ti.i32,
     ):  # fmt: skip
         """A block, except that its last residual is added by the next block, or by end_token."""

@@ -17,7 +17,7 @@ from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
 
 @dataclass(frozen=True)
 class MatrixPlace:
-    """A site's matrix: its shape, how its GEMV is split, and its first words within a layer."""
+    """A site's matrix: its shape, how its GEMV is split, and its first entries within a layer."""
 
     shape: ZigzagWords
     split: Split
@@ -27,7 +27,8 @@ class MatrixPlace:
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """Where everything lies in the four arrays of words (u32): quants, headers, vocabulary and its scales.
+    """Where everything lies in the four arrays: quants and headers (of four words each), vocabulary and its scales
+    (words).
 
     The matrices of a layer follow one another; embedding tiles come before the head's unless they are the same.
     """
@@ -54,16 +55,17 @@ class WeightLayout:
         """Words of each array."""
         layers, tiles = self.config.num_hidden_layers, self.tiles + self.head_tile
         return {
-            "quants": layers * self.quants_stride,
-            "headers": layers * self.headers_stride,
+            "quants": 4 * layers * self.quants_stride,
+            "headers": 4 * layers * self.headers_stride,
             "vocabulary": tiles * self.config.hidden_size * 16,
             "vocabulary scales": tiles * self.config.hidden_size,
         }
 
 
 def read_words(container: Container, layout: WeightLayout) -> dict[str, np.ndarray]:
-    """The arrays of a layout (name -> u32 [size]), filled from a zigzag container."""
-    arrays = {name: np.zeros(size, np.uint32) for name, size in layout.sizes().items()}
+    """The arrays of a layout (name -> u32 [entries, 4] or [size]), filled from a zigzag container."""
+    arrays: dict[str, np.ndarray] = {name: np.zeros(size, np.uint32) for name, size in layout.sizes().items()}
+    arrays |= {name: arrays[name].reshape(-1, 4) for name in ("quants", "headers")}
     for layer in range(layout.config.num_hidden_layers):
         for site in SITES:
             place = layout.places[site]
@@ -79,4 +81,4 @@ def read_words(container: Container, layout: WeightLayout) -> dict[str, np.ndarr
 
 
 def _put(array: np.ndarray, start: int, values: np.ndarray) -> None:
-    array[start : start + values.size] = values
+    array[start : start + len(values)] = values
