@@ -21,6 +21,7 @@ import numpy as np
 
 from spqt_ti.cache import cache_dir
 from spqt_ti.errors import TuningError
+from spqt_ti.kernels.geometry import MOST_PANEL_BANDS
 
 FORMAT = 1
 # Where nothing is known of the device, what was asked for is done. On the README's machine density 0.75 gains 40 % in
@@ -105,8 +106,8 @@ class Tuning:
             if fields.pop("format") != FORMAT:
                 raise ValueError("another format version")
             shapes = tuple(TunedShape(**shape) for shape in fields.pop("shapes"))
-            if not all(1 <= shape.panel_bands <= 8 for shape in shapes):
-                raise ValueError("panel_bands must be between 1 and 8")
+            if not all(1 <= shape.panel_bands <= MOST_PANEL_BANDS for shape in shapes):
+                raise ValueError(f"panel_bands must be between 1 and {MOST_PANEL_BANDS}")
             return cls(**fields, shapes=shapes)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise TuningError(f"{path}: not a tuning ({error}); delete it, or run spqt tune again") from error

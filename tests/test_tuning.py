@@ -71,8 +71,8 @@ def test_damaged_file(text: str, tmp_path: Path) -> None:
 
 def test_panel_bands_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "device.json"
-    Tuning("device", {}, "", (TunedShape(300, 40, 2, 9, 1, 1, 1),)).save(path)
-    with pytest.raises(TuningError, match="panel_bands must be between 1 and 8"):
+    Tuning("device", {}, "", (TunedShape(300, 40, 2, 33, 1, 1, 1),)).save(path)
+    with pytest.raises(TuningError, match="panel_bands must be between 1 and 32"):
         Tuning.load(path)
 
 

@@ -14,7 +14,7 @@ from spqt_ti.benchmark.gemv_drivers import Zigzag, interleaved
 from spqt_ti.benchmark.shapes import Shape
 from spqt_ti.tuning import TunedShape, Tuning, tuning_path
 
-PANEL_BANDS = (1, 2, 4, 8)
+PANEL_BANDS = (4, 8, 16, 32)
 DENSITIES = (0.75, 0.5, 0.25)
 TYPICAL = 0.5  # the density at which numbers of bands side by side are compared, together with dense
 

@@ -17,7 +17,7 @@ from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import f32x8, f32x16, i32x16, u32x16, value
 from spqt_ti.kernels.zigzag import minima_of, scales_of
 
-BLOCK_COLUMNS = 64
+BLOCK_COLUMNS = 48  # at most; a multiple of 16
 GROUP_BANDS = 4
 GROUP_VECTORS = GROUP_BANDS * 16 + 4  # of sums
 _PAIRS = BLOCK_COLUMNS // 2

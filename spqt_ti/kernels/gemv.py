@@ -1,6 +1,6 @@
 """Zigzag GEMV: y = W[:, active] x[active], for one token.
 
-The active columns are split evenly over the workers. A worker goes through the panels of up to eight bands (see
+The active columns are split evenly over the workers. A worker goes through the panels of up to 32 bands (see
 ZigzagShape), and in a panel through its share in blocks of columns: what a block has in the panel is fetched column by
 column, in the order of memory, while the block before is computed band by band (see block_sums), with a band's 256 sums
 in registers. It writes its sums once; whoever needs y adds the workers' partial sums in worker order, so a result never
@@ -21,13 +21,13 @@ from spqt_ti.kernels.block_sums import (
     WORKSPACE_INTEGERS,
     make_add_block,
 )
-from spqt_ti.kernels.geometry import ZigzagShape
+from spqt_ti.kernels.geometry import MOST_PANEL_BANDS, ZigzagShape
 from spqt_ti.kernels.tail_band import make_tail_band
 from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.workers import share_start
 from spqt_ti.kernels.zigzag import split
 
-MOST_PANEL_BANDS = 8
+_RUN = 8  # superblocks whose addresses are planned at once
 SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // GROUP_BANDS) * GROUP_VECTORS + SPARE_VECTORS  # of a worker
 
 # What is fetched next, as a list of variables: the superblock, superblocks left in its column, place in the active
@@ -56,10 +56,6 @@ def make_stream():
         if ahead[PANEL] < ahead[FULL_BANDS]:
             ahead[NEXT] = ahead[PANEL] * ahead[COLS] + active[ahead[PLACE]] * ahead[HEIGHT]
             ahead[LEFT] = ahead[HEIGHT]
-            header = ahead[HEADERS] + (ti.cast(ahead[NEXT], ti.i64) << 4)
-            helpers.prefetch64(header)
-            header += ti.cast((ahead[HEIGHT] - 1) << 4, ti.i64)
-            helpers.prefetch64(header)
             ahead[PLACE] += 1
             if ahead[PLACE] == ahead[LAST]:
                 ahead[PLACE] = ahead[FIRST]
@@ -78,8 +74,12 @@ def make_stream():
                     next_column(active, ahead)
                 at = ahead[WORKSPACE] + (ti.cast(done, ti.i64) << 3)
                 run = ahead[QUANTS] + (ti.cast(ahead[NEXT], ti.i64) << 7)
-                helpers.write_run(at, run)  # as many as a column can have
-                taken = ti.min(ahead[LEFT], count - done)
+                helpers.write_run(at, run)
+                taken = ti.min(ti.min(ahead[LEFT], count - done), _RUN)
+                header = ahead[HEADERS] + (ti.cast(ahead[NEXT], ti.i64) << 4)
+                helpers.prefetch64(header)
+                header += ti.cast((taken - 1) << 4, ti.i64)
+                helpers.prefetch64(header)
                 ahead[NEXT] += taken
                 ahead[LEFT] -= taken
                 done += taken
@@ -104,11 +104,13 @@ def make_stream():
 
 
 @ti.func
-def block_columns(count):
+def block_columns(count, dense):
     """Columns of a block. The first is fetched before anything is computed, and the last is computed when everything
-    has been fetched, so short lists are cut smaller.
+    has been fetched, so short lists are cut smaller. So are dense products, beside whose blocks L2 also holds what
+    the hardware has fetched ahead.
     """
-    return ti.select(count < 192, BLOCK_COLUMNS // 4, ti.select(count < 1024, BLOCK_COLUMNS // 2, BLOCK_COLUMNS))
+    shorter = ti.select(count < 192, 16, 32)
+    return ti.select(count < 1024 or dense, shorter, BLOCK_COLUMNS)
 
 
 def make_gemv(workers: int, exact: bool = False):
@@ -129,7 +131,7 @@ def make_gemv(workers: int, exact: bool = False):
     def full_bands_of(
         quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address, headers_address,
         tail_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base, active: ti.template(),
-        first, last, workspace, a: ti.template(), out, scratch,
+        first, last, dense, workspace, a: ti.template(), out, scratch,
     ):  # fmt: skip
         ahead = [
             0, 0, first, 0, ti.min(panel_bands, full_bands), quants_address + (ti.cast(quants_base, ti.i64) << 6),
@@ -137,7 +139,7 @@ def make_gemv(workers: int, exact: bool = False):
             workspace,
         ]  # fmt: skip
         spare = scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
-        columns = block_columns(last - first)
+        columns = block_columns(last - first, dense)
         for _ in range((ahead[HEIGHT] + GROUP_BANDS - 1) // GROUP_BANDS):
             count = ti.min(columns, last - first) * ti.min(GROUP_BANDS, ahead[HEIGHT])
             plan(active, ahead, count)
@@ -180,7 +182,7 @@ def make_gemv(workers: int, exact: bool = False):
         full_bands_of(
             quants, quants_base, headers, headers_base, quants_address, headers_address,
             tail_address + (ti.cast(tail_base, ti.i64) << 5), cols, full_bands, tail_bands, panel_bands,
-            x, x_base, active, first, last, workspace, a, out, scratch,
+            x, x_base, active, first, last, count == cols, workspace, a, out, scratch,
         )  # fmt: skip
         if tail_bands > 0:
             tail_band(

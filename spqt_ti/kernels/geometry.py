@@ -10,6 +10,8 @@ from spqt_ti.formats import layout
 TILE_ROWS = 64
 TILE_COLUMN_BYTES = TILE_ROWS * 34 / 32
 
+MOST_PANEL_BANDS = 32  # that can stand side by side (see ZigzagShape)
+
 
 def tiles_for(rows: int) -> int:
     """Tiles of a vocabulary of `rows` tokens."""
@@ -26,12 +28,12 @@ class ZigzagShape:
 
     Up to `panel_bands` full bands stand side by side, in a panel: what a column has in them is one piece of memory.
     Random pieces of 128 bytes (one superblock) come from memory at a third of the speed at which it is read in order,
-    pieces of 1 KiB at 60 %.
+    pieces of 1 KiB at 60 %, pieces of 4 KiB at 75 % (docs/log.md).
     """
 
     rows: int
     cols: int
-    panel_bands: int = 8
+    panel_bands: int = MOST_PANEL_BANDS
 
     @property
     def tail_bands(self) -> int:

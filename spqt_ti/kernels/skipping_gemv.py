@@ -12,8 +12,8 @@ import numpy as np
 from spqt_ti.backend import address, ti
 from spqt_ti.kernels import native
 from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, GROUP_BANDS, GROUP_VECTORS, WORKSPACE_INTEGERS, make_add_block
-from spqt_ti.kernels.gemv import MOST_PANEL_BANDS, SCRATCH_VECTORS, ZigzagMatrix
-from spqt_ti.kernels.geometry import ZigzagShape
+from spqt_ti.kernels.gemv import SCRATCH_VECTORS, ZigzagMatrix
+from spqt_ti.kernels.geometry import MOST_PANEL_BANDS, ZigzagShape
 from spqt_ti.kernels.tail_band import make_tail_band
 from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, value, vectors_for
 from spqt_ti.kernels.workers import share_start

@@ -60,7 +60,7 @@ def test_bytes_per_column(rows) -> None:
     assert stored == read if rows % 256 == 0 or rows % 256 <= 64 or rows % 256 > 192 else stored < read
 
 
-@pytest.mark.parametrize("panel_bands", [1, 2, 8])
+@pytest.mark.parametrize("panel_bands", [1, 2, 32])
 @pytest.mark.parametrize("rows", ROWS)
 def test_split_keeps_every_byte(rows, panel_bands) -> None:
     cols = 5
