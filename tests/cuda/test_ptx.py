@@ -1,0 +1,108 @@
+"""What CUDA would get: the PTX of every kernel of tokens and prompts, made without a GPU, assembled by NVIDIA's ptxas.
+
+Taichi compiles for the GPU that libcuda.so describes; a stand-in for it (stand_in.c) describes one, writes down the PTX
+that it is asked to load, and computes nothing. So this shows that the kernels compile, what their loads are, and that
+they fit the GPU's registers and shared memory. It shows nothing about results.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import tiny_containers
+
+HERE = Path(__file__).parent
+KERNELS = {"begin_token", "run_block", "end_token", "begin_chunk", "run_chunk_block", "end_chunk"}
+REGISTERS, SHARED_MEMORY = 65536, 48 << 10  # of a group
+ARCHITECTURES = ("sm_86", "sm_90")  # Taichi's PTX is for sm_86 at most, and drivers compile it for what is there
+
+# A token alone and in a run, and a prompt; with every gate open, so that index lists are used.
+CHILD = """\
+import sys
+from spqt_ti.model.container import Container
+from spqt_ti.model.llama import Llama
+
+llama = Llama(Container.open(sys.argv[1]), "cuda")
+llama.thresholds[:] = 0.5
+llama.prefill([1, 2, 3])
+llama.decode_greedy(4, 2)
+print(llama.device)
+"""
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """PTX of every kernel that Taichi compiled, by the kernel's name."""
+    if not sys.platform.startswith("linux") or shutil.which("gcc") is None:
+        pytest.skip("needs Linux and gcc")
+    folder = tmp_path_factory.mktemp("cuda")
+    ptx = folder / "ptx"
+    ptx.mkdir()
+    library = folder / "libcuda.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", HERE / "stand_in.c", "-o", library], check=True)
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": str(folder), "PTX_FOLDER": str(ptx), "SPQT_CACHE_DIR": str(folder / "cache"),
+    }  # fmt: skip
+    command = [sys.executable, "-c", CHILD, str(tiny_containers.container("gqa").path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.stdout.splitlines()[-1:] == ["stand-in"], done.stderr
+    texts = [path.read_text() for path in sorted(ptx.iterdir())]
+    names = [re.search(r"\.entry (\w+?)_c\d+_\d+_kernel", text) for text in texts]
+    return {name[1]: text for name, text in zip(names, texts, strict=True) if name}
+
+
+def entries(ptx: str) -> dict[str, str]:
+    """A module's tasks by name."""
+    parts = re.split(r"^\.visible \.entry (\w+)\(", ptx, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_every_kernel_compiles(modules: dict[str, str]) -> None:
+    assert modules.keys() >= KERNELS
+    assert len(entries(modules["run_block"])) >= 10
+
+
+def test_weights_are_read_128_bits_at_a_time(modules: dict[str, str]) -> None:
+    """Quants and header of two columns, all before the first product; in a prompt's kernel of one."""
+    wide = "ld.v4.u32"
+    token = [body for body in entries(modules["run_block"]).values() if wide in body]
+    assert len(token) == 4
+    for body in token:
+        *_, last = (at.start() for at in re.finditer(re.escape(wide), body))
+        assert body.count(wide) == 4
+        assert "cvt" not in body[body.index(wide) : last]
+    assert [body.count(wide) for body in entries(modules["run_chunk_block"]).values() if wide in body] == [2] * 4
+
+
+def test_nothing_is_kept_in_local_memory(modules: dict[str, str]) -> None:
+    """Vectors are registers: an index that is not a constant would put one into memory."""
+    assert not [name for name in KERNELS if ".local" in modules[name]]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvidias_assembler_takes_them(modules: dict[str, str], architecture: str, tmp_path: Path) -> None:
+    packaged = Path(sysconfig.get_path("purelib")) / "nvidia" / "cuda_nvcc" / "bin" / "ptxas"
+    ptxas = shutil.which("ptxas") or (str(packaged) if packaged.exists() else None)
+    if ptxas is None:
+        pytest.skip("needs ptxas: pip install nvidia-cuda-nvcc-cu12")
+    for name in sorted(KERNELS):
+        source = tmp_path / f"{name}.ptx"
+        source.write_text(modules[name])
+        command = [ptxas, "-v", "-arch", architecture, source, "-o", tmp_path / "cubin"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}, done.stderr
+        threads = {task: int(n) for task, n in re.findall(r"\.entry (\w+)\([^{]*\.maxntid (\d+)", modules[name])}
+        used = re.findall(r"entry function '(\w+)'.*?Used (\d+) registers(.*?)$", done.stderr, re.DOTALL | re.MULTILINE)
+        assert len(used) == len(entries(modules[name]))
+        for task, registers, rest in used:
+            assert int(registers) * threads[task] <= REGISTERS, (task, registers)
+            shared = re.search(r"(\d+) bytes smem", rest)
+            assert shared is None or int(shared[1]) <= SHARED_MEMORY
