@@ -1,8 +1,9 @@
-"""Tables for a GPU: copy bandwidth, GEMVs by shape and density, decoding. One command, which stops at --minutes.
+"""Tables for a GPU: decoding, copy bandwidth, GEMVs by shape and density. One command, which stops at --minutes.
 
     python bench/gpu.py --backend cuda > docs/gpu.md
 
-Prints Markdown: the device and versions, the tables, and which targets were missed.
+Prints Markdown as it goes: the device and versions, the tables, and which targets were missed. What cannot be measured
+is a line that says why, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -16,36 +17,76 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from spqt_ti.backend import start, ti
-from spqt_ti.benchmark import gpu
-from spqt_ti.benchmark.shapes import parse_shapes
+from spqt_ti.backend import kernel_seconds, start, ti
+from spqt_ti.benchmark import cublas, gpu
+from spqt_ti.benchmark.shapes import Shape, parse_shapes
 from spqt_ti.errors import SpqtError
 from spqt_ti.kernels.simt.gemv import Split
+
+FAILURES = Exception  # Taichi's, a driver's and a compiler's have nothing else in common
 
 
 def main() -> int:
     """Measure and print."""
-    arguments = _arguments()
-    begin = time.monotonic()
-    runtime = start(arguments.backend)
+    arguments, begin = _arguments(), time.monotonic()
+    shapes = parse_shapes(arguments.shapes) if arguments.shapes else []
+    if arguments.model and shapes:  # the clock that GEMVs are measured by would slow decoding down
+        _decode_elsewhere(60 * arguments.minutes / 2)
+    runtime = start(arguments.backend, profiler=bool(shapes))
+    if arguments.model and not shapes:
+        _decode(arguments)
+        return 0
     print(f"{runtime.backend}: {runtime.device}; {ti.__name__} {'.'.join(map(str, ti.__version__))}, ", end="")
-    print(f"Python {platform.python_version()}, {_driver()}\n")
-    if arguments.model:
-        decoded = gpu.measure_decode(arguments.model, arguments.sparsity, arguments.backend, arguments.tokens)
-        print(_table([dataclasses.asdict(row) for row in decoded]), end="\n\n", flush=True)
+    print(f"Python {platform.python_version()}, {_driver()}; device times: ", end="")
+    print("from submission to end" if kernel_seconds() is None else "the GPU's clock, summed over tasks", flush=True)
+    if shapes:
+        _gemvs(arguments, shapes, begin + 60 * arguments.minutes)
+    return 0
+
+
+def _decode_elsewhere(seconds: float) -> None:
+    """The decoding part of this command, in a process of its own."""
+    try:
+        done = subprocess.run([sys.executable, *sys.argv, "--shapes", ""], timeout=seconds, check=False)
+        if done.returncode:
+            print(f"decoding: not measured: the process ended with code {done.returncode}\n", flush=True)
+    except subprocess.TimeoutExpired:
+        print(f"\ndecoding: not measured further: {seconds:.0f} s are over\n", flush=True)
+
+
+def _decode(arguments: argparse.Namespace) -> None:
+    try:
+        rows = gpu.measure_decode(arguments.model, arguments.sparsity, arguments.backend, arguments.tokens)
+        _print_rows([dataclasses.asdict(row) for row in rows])
+        print(flush=True)
+    except FAILURES as error:
+        print(f"decoding: not measured: {_line(error)}\n", flush=True)
+
+
+def _gemvs(arguments: argparse.Namespace, shapes: Sequence[Shape], end: float) -> None:
     bandwidth = gpu.copy_bandwidth(arguments.copy_megabytes)
-    print(f"copy bandwidth (read + written): {bandwidth / 1e9:.0f} GB/s\n")
+    print(f"copy bandwidth (read + written): {bandwidth / 1e9:.0f} GB/s", flush=True)
+    cold = arguments.cold_megabytes * 1_000_000
+    f16, reason = cublas.measure(shapes, cold, arguments.rounds)
+    print(f"cublas f16: {f'not measured: {reason}' if reason else 'a CUDA graph of torch.mv'}\n", flush=True)
     split = Split(*map(int, arguments.split.split("x"))) if arguments.split else None
     rows: list[gpu.GpuGemvRow] = []
-    shapes = parse_shapes(arguments.shapes)
-    while shapes and time.monotonic() - begin < 60 * arguments.minutes:
-        cold = arguments.cold_megabytes * 1_000_000
-        rows += gpu.measure_gemv(shapes.pop(0), arguments.density, bandwidth, cold, arguments.rounds, split)
-    print(_table([dataclasses.asdict(row) for row in rows]))
-    print(
-        "\n".join(["", *(f"missed: {line}" for line in gpu.missed_targets(rows)), *(f"no time: {s}" for s in shapes)])
-    )
-    return 0
+    problems = []
+    for shape in shapes:
+        name = f"{shape[0]}x{shape[1]}"
+        if time.monotonic() > end:
+            problems.append(f"no time: {name}")
+            continue
+        try:
+            new = gpu.measure_gemv(
+                shape, arguments.density, bandwidth, cold, arguments.rounds, split, f16.get(shape)
+            )  # fmt: skip
+        except FAILURES as error:
+            problems.append(f"failed: {name}: {_line(error)}")
+            continue
+        _print_rows([dataclasses.asdict(row) for row in new], titles=not rows)
+        rows += new
+    print("\n".join(["", *(f"missed: {line}" for line in gpu.missed_targets(rows)), *problems]), flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -54,7 +95,9 @@ def _arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="cuda")
-    parser.add_argument("--shapes", default="4096x4096,8192x16384,llama-3-8b,llama-2-7b,paper")
+    parser.add_argument(
+        "--shapes", default="4096x4096,8192x16384,llama-3-8b,llama-2-7b,paper", help='GEMVs; "" for none'
+    )  # fmt: skip
     parser.add_argument("--density", type=numbers, default=[0.75, 0.6, 0.5, 0.35])
     parser.add_argument("--split", help="threadgroups per band x simdgroups, such as 32x2 (default: by shape)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -70,19 +113,23 @@ def _arguments() -> argparse.Namespace:
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return "driver " + subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "driver unknown (no nvidia-smi)"
+        done = subprocess.run(query, check=True, capture_output=True, text=True, timeout=20)
+        return f"driver {done.stdout.split()[0]}"  # a line per GPU
+    except (OSError, IndexError, subprocess.SubprocessError):
+        return "driver unknown (nvidia-smi does not say)"
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    if not rows:
-        return ""
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |", "|" + "---|" * len(rows[0])]
+def _print_rows(rows: Sequence[dict[str, Any]], titles: bool = True) -> None:
+    if titles:
+        print("| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |")
+        print("|" + "---|" * len(rows[0]))
     for row in rows:
         cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

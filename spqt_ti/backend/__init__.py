@@ -26,7 +26,7 @@ from spqt_ti.threads import available_threads
 
 __all__ = [
     "BACKENDS", "GRAPHS", "Capabilities", "Runtime", "address", "available_threads", "check_memory",
-    "host_view", "requested", "require", "runtime", "start", "ti",
+    "host_view", "kernel_seconds", "requested", "require", "runtime", "start", "ti",
 ]  # fmt: skip
 
 BACKENDS = ("cpu", "vulkan", "cuda", "metal")
@@ -70,10 +70,11 @@ def _named(backend: str | None) -> str:
     return name
 
 
-def start(backend: str | None = None, threads: int | None = None) -> Runtime:
+def start(backend: str | None = None, threads: int | None = None, profiler: bool = False) -> Runtime:
     """Start Taichi on a backend (see `requested`), or return the runtime that is already up.
 
-    What "auto" took is logged (INFO), and the command line prints it.
+    What "auto" took is logged (INFO), and the command line prints it. `profiler`: keep the times of kernels by the
+    device's own clock, where Taichi can (see `kernel_seconds`); launches cost more then.
 
     `threads` sizes the CPU's worker pool (default: every CPU of the process) and must cover what later calls ask for.
 
@@ -91,7 +92,7 @@ def start(backend: str | None = None, threads: int | None = None) -> Runtime:
                 f"this process already runs the {_runtime.backend} backend; use another process for {name}"
             )
         return _runtime
-    _runtime = _start_cpu(limit) if name == "cpu" else _start_gpu(name, limit)
+    _runtime = _start_cpu(limit) if name == "cpu" else _start_gpu(name, limit, profiler)
     if _named(backend) == "auto":
         _log.info("backend auto: %s (%s)", name, _runtime.device)
     return _runtime
@@ -152,10 +153,12 @@ def _start_cpu(threads: int) -> Runtime:
     return Runtime("cpu", threads)
 
 
-def _start_gpu(name: str, threads: int) -> Runtime:
+def _start_gpu(name: str, threads: int, profiler: bool) -> Runtime:
     device = devices.find(name)
     # Vectors stay vectors where LLVM compiles them, so that four words are one load; SPIR-V only knows scalars.
     options = {"real_matrix_scalarize": False} if name == "cuda" else {}
+    if profiler and name == "cuda":  # on Vulkan it corrupts memory, for Metal there is none
+        options["kernel_profiler"] = True
     if _init(getattr(ti, name), **options) != getattr(ti, name):
         ti.reset()
         raise BackendError(f"{name}: {device.name} is there, but Taichi does not start on it; is its driver too old?")
@@ -177,6 +180,17 @@ def _init(arch: Any, **options: Any) -> Any:
             **options,
         )
     return ti.lang.impl.current_cfg().arch
+
+
+def kernel_seconds() -> float | None:
+    """Time that kernels have run since the last call, by the device's own clock, without the gaps between them; None
+    where there is no such clock, or it was not asked for (see `start`). Waits for the device.
+    """
+    if not ti.lang.impl.current_cfg().kernel_profiler:
+        return None
+    seconds = ti.profiler.get_kernel_profiler_total_time()
+    ti.profiler.clear_kernel_profiler_info()
+    return seconds
 
 
 def address(array: ti.Ndarray) -> int:

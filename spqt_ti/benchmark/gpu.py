@@ -1,29 +1,27 @@
 """Speed of a GPU: copy bandwidth, the Q4_K GEMVs on it, and decoding.
 
-Weights are cold: launches go in turn through as many copies of the matrix as exceed the caches. Device time is that of
-one graph of all these launches, from submission to end, over their number: the GPU works without pause, except between
-tasks. (Taichi's profiler would be the GPU's own clock; on Vulkan it corrupts memory.) Wall time is that of launches one
-by one from Python. Rounds are interleaved; a figure is the median of the rounds.
+Weights are cold: launches go in turn through as many copies of the matrix as exceed the caches. Device time is by the
+device's own clock where Taichi has one (`backend.kernel_seconds`), summed over tasks; elsewhere that of one graph of
+all launches, from submission to end, which includes waiting for the host where that is the slower. Wall time is that
+of launches one by one from Python. Rounds are interleaved; a figure is the median of the rounds.
 """
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from spqt_ti.api import Model, load
-from spqt_ti.backend import ti
+from spqt_ti.backend import kernel_seconds, ti
 from spqt_ti.benchmark.gemv_drivers import stored_bytes
 from spqt_ti.benchmark.shapes import Shape
 from spqt_ti.kernels.simt.gemv import Split, ZigzagGemv
 from spqt_ti.kernels.simt.row_gemv import RowGemv
 from spqt_ti.kernels.simt.submission import Launch, Submission
-from spqt_ti.kernels.simt.transfer import make_copy_all, zeros
+from spqt_ti.kernels.simt.transfer import floats4, make_copy_all, zeros
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.model.plans import MOST_TOKENS
 
@@ -52,22 +50,25 @@ class GpuGemvRow:
 
 @dataclass(frozen=True)
 class GpuDecodeRow:
-    """Greedy decoding at a sparsity; `host_milliseconds`: what submitting a token takes the host."""
+    """Greedy decoding at a sparsity; `host_milliseconds`: what submitting a token takes the host, as time of its CPU
+    and as time that passes.
+    """
 
     model: str
     sparsity: float
     realised_sparsity: float
     tokens_per_second: float
     host_milliseconds: float
+    host_wall_milliseconds: float
 
 
 def copy_bandwidth(megabytes: int = 256, rounds: int = 5) -> float:
     """Bytes per second, read and written, of copying an array."""
-    size = megabytes * 250_000
-    arrays = {"source": zeros(ti.f32, size), "target": zeros(ti.f32, size)}
+    size = megabytes * 62_500
+    arrays = {"source": zeros(floats4, size), "target": zeros(floats4, size)}
     copies = Submission([Launch(make_copy_all(size), tuple(arrays))] * 4, arrays)
     seconds(copies)
-    return 4 * 8 * size / float(np.median([seconds(copies) for _ in range(rounds)]))
+    return 4 * 32 * size / float(np.median([device_seconds(copies) for _ in range(rounds)]))
 
 
 def seconds(submission: Submission) -> float:
@@ -79,18 +80,29 @@ def seconds(submission: Submission) -> float:
     return time.perf_counter() - begin
 
 
+def device_seconds(submission: Submission) -> float:
+    """Time by the device's clock; where it has none, from submission to end."""
+    kernel_seconds()  # of what ran before
+    taken = seconds(submission)
+    measured = kernel_seconds()
+    return taken if measured is None else measured
+
+
 def measure_gemv(
-    shape: Shape, densities: Sequence[float], bandwidth: float, cold_bytes: int, rounds: int, split: Split | None = None
-) -> list[GpuGemvRow]:
-    """All kernels on one shape, the sparse ones at each density; `bandwidth` from `copy_bandwidth`."""
+    shape: Shape, densities: Sequence[float], bandwidth: float, cold_bytes: int, rounds: int,
+    split: Split | None = None, cublas: Sequence[float] | None = None,
+) -> list[GpuGemvRow]:  # fmt: skip
+    """All kernels on one shape, the sparse ones at each density; `bandwidth` from `copy_bandwidth`, `cublas` its
+    seconds where they are known.
+    """
     copies = -(-cold_bytes // stored_bytes(*shape, "zigzag", warm=True)[0].size)
     timings = list(_timings(shape, densities, copies, split))
     for round_ in range(rounds + 1):
         for timing in timings:
             timing.run(copies, counts=round_ > 0)  # the first compiles
-    cublas = cublas_seconds(shape, copies, rounds)
     if cublas is not None:
-        timings.append(_Timing("cublas f16", 1.0, 2 * shape[0] * shape[1], None, None, cublas, cublas))
+        times = list(cublas)
+        timings.append(_Timing("cublas f16", 1.0, 2 * shape[0] * shape[1], None, None, times, times))
     dense, row = (next(t.median for t in timings if t.kernel == name) for name in ("zigzag", "row"))
     return [
         GpuGemvRow(
@@ -120,9 +132,11 @@ class _Timing:
 
     def run(self, copies: int, counts: bool) -> None:
         """Launch once on every copy."""
-        for submission, times in ((self.graph, self.device), (self.one_by_one, self.wall)):
+        for submission, times, clock in (
+            (self.graph, self.device, device_seconds), (self.one_by_one, self.wall, seconds)
+        ):  # fmt: skip
             assert submission is not None
-            taken = seconds(submission) / copies
+            taken = clock(submission) / copies
             if counts:
                 times.append(taken)
 
@@ -146,39 +160,19 @@ def _decode_row(model: Model, name: str, sparsity: float, prompt: Sequence[int],
         active += llama.active
     taken = time.perf_counter() - begin
     skipped = 1 - active.sum() / (tokens * llama.config.num_hidden_layers * llama.inputs().sum())
-    return GpuDecodeRow(name, sparsity, float(skipped), tokens / taken, 1e3 * host_seconds(model))
+    return GpuDecodeRow(name, sparsity, float(skipped), tokens / taken, *(1e3 * t for t in host_seconds(model)))
 
 
-def host_seconds(model: Model, rounds: int = 8) -> float:
-    """Median time to submit a token, with nothing waiting before it."""
-    times = []
+def host_seconds(model: Model, rounds: int = 20) -> tuple[float, float]:
+    """Median times to submit a token, with nothing waiting before it: of this thread's CPU, and from clock to clock."""
+    worked, passed = [], []
     for _ in range(rounds):
         ti.sync()
-        begin = time.perf_counter()
+        begin, work = time.perf_counter(), time.thread_time()
         model.llama.submit(0)
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times))
-
-
-def cublas_seconds(shape: Shape, copies: int, rounds: int) -> list[float] | None:
-    """Seconds per f16 product with cuBLAS, by way of torch; None where there is no torch with CUDA."""
-    try:
-        torch: Any = importlib.import_module("torch")
-    except ImportError:
-        return None
-    if not torch.cuda.is_available():
-        return None
-    weights = [torch.randn(shape, device="cuda", dtype=torch.float16) for _ in range(max(1, copies // 4))]
-    x, times = torch.randn(shape[1], device="cuda", dtype=torch.float16), []
-    for _ in range(rounds + 1):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        for w in weights:
-            torch.mv(w, x)
-        last.record()
-        torch.cuda.synchronize()
-        times.append(first.elapsed_time(last) / 1e3 / len(weights))
-    return times[1:]
+        worked.append(time.thread_time() - work)
+        passed.append(time.perf_counter() - begin)
+    return float(np.median(worked)), float(np.median(passed))
 
 
 def missed_targets(rows: Sequence[GpuGemvRow]) -> Iterator[str]:

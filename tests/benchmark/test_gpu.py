@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_containers
 
+from spqt_ti.benchmark import cublas
 from spqt_ti.benchmark.gpu import GpuGemvRow, missed_targets
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "gpu.py"
@@ -33,7 +34,8 @@ def test_the_tables(backend_name: str) -> None:
     done = subprocess.run([*command, "--tokens", "17"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"{backend_name}: ")
+    (device,) = (line for line in lines if line.startswith(f"{backend_name}: "))
+    assert "; device times: " in device
     gemvs = [line.split(" | ") for line in lines if line.startswith("| 300 | 64 ")]
     assert [row[2] for row in gemvs] == ["row", "zigzag", "b1", "b2", "full"]
     assert all(float(row[4]) > 0 and float(row[6]) > 0 for row in gemvs)  # device and wall time
@@ -41,6 +43,44 @@ def test_the_tables(backend_name: str) -> None:
     assert [float(row[1]) for row in decoded] == [0, 0.5]
     assert float(decoded[0][2]) == 0 < float(decoded[1][2]) < 1
     assert any(line.startswith("copy bandwidth") for line in lines)
+    assert any(line.startswith("cublas f16: ") for line in lines)
+
+
+@pytest.mark.threadgroups
+def test_what_fails_is_a_line_and_the_rest_goes_on(backend_name: str, tmp_path: Path) -> None:
+    small = [
+        "--shapes",
+        "40x64,64x40",
+        "--density",
+        "0.5",
+        "--rounds",
+        "1",
+        "--cold-megabytes",
+        "1",
+        "--copy-megabytes",
+        "1",
+    ]
+    command = [sys.executable, str(SCRIPT), "--backend", backend_name, "--model", str(tmp_path / "absent"), *small]
+    done = subprocess.run([*command, "--split", "3x4"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("decoding: not measured: ") and "absent" in line for line in lines)
+    assert [line.split(":")[1] for line in lines if line.startswith("failed: ")] == [" 40x64", " 64x40"]
+    assert sum("3 is not a power of two" in line for line in lines) == 2
+
+
+def test_cublas_or_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    times, reason = cublas.measure([(64, 32)], 1000, 2)
+    assert bool(times) != bool(reason)
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho '{\"shape\": [64, 32], \"seconds\": [1.0]}'\necho 'driver lost' >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    times, reason = cublas.measure([(64, 32), (32, 64)], 1000, 2)
+    assert (times, reason) == ({(64, 32): [1.0]}, "the process ended with code 3: driver lost")
+    script.write_text('#!/bin/sh\necho \'{"shape": [64, 32], "seconds": [1.0]}\'\nexec sleep 9\n')
+    monkeypatch.setattr(cublas, "_SECONDS", 1)
+    assert cublas.measure([(64, 32)], 1000, 2) == ({(64, 32): [1.0]}, "no more than these within 1 s")
 
 
 def row(rows: int, cols: int, kernel: str, density: float, fraction: float, speedup: float) -> GpuGemvRow:

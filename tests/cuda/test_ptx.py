@@ -38,20 +38,25 @@ print(llama.device)
 
 
 @pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """PTX of every kernel that Taichi compiled, by the kernel's name."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a process whose driver is the stand-in."""
     if not sys.platform.startswith("linux") or shutil.which("gcc") is None:
         pytest.skip("needs Linux and gcc")
     folder = tmp_path_factory.mktemp("cuda")
-    ptx = folder / "ptx"
-    ptx.mkdir()
-    library = folder / "libcuda.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", HERE / "stand_in.c", "-o", library], check=True)
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": str(folder), "PTX_FOLDER": str(ptx), "SPQT_CACHE_DIR": str(folder / "cache"),
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", HERE / "stand_in.c", "-o", folder / "libcuda.so"], check=True)
+    return os.environ | {
+        "LD_LIBRARY_PATH": str(folder), "PTX_FOLDER": str(folder), "SPQT_CACHE_DIR": str(folder / "cache"),
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def modules(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """PTX of every kernel that Taichi compiled, by the kernel's name."""
+    ptx = tmp_path_factory.mktemp("ptx")
     command = [sys.executable, "-c", CHILD, str(tiny_containers.container("gqa").path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment | {"PTX_FOLDER": str(ptx)}, timeout=600, check=False
+    )
     assert done.stdout.splitlines()[-1:] == ["stand-in"], done.stderr
     texts = [path.read_text() for path in sorted(ptx.iterdir())]
     names = [re.search(r"\.entry (\w+?)_c\d+_\d+_kernel", text) for text in texts]
@@ -106,3 +111,16 @@ def test_nvidias_assembler_takes_them(modules: dict[str, str], architecture: str
             assert int(registers) * threads[task] <= REGISTERS, (task, registers)
             shared = re.search(r"(\d+) bytes smem", rest)
             assert shared is None or int(shared[1]) <= SHARED_MEMORY
+
+
+def test_the_benchmark_reads_the_gpus_clock(environment: dict[str, str]) -> None:
+    """By which, on the stand-in, a task takes a millisecond: two tasks are a product, three with its collection."""
+    script = HERE.parents[1] / "bench" / "gpu.py"
+    small = ["--shapes", "64x64", "--density", "0.5", "--rounds", "1", "--cold-megabytes", "1", "--copy-megabytes", "1"]
+    command = [sys.executable, script, "--backend", "cuda", "--model", "", *small]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "device times: the GPU's clock" in done.stdout
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| 64 | 64 ")]
+    times = {row[2]: float(row[4]) for row in rows}
+    assert times == {"row": 1000, "zigzag": 2000, "b1": 1000, "b2": 2000, "full": 3000}

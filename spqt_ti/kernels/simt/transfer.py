@@ -8,6 +8,8 @@ from spqt_ti.kernels.simt.groups import array_of
 _TYPES = {np.dtype(np.float32): ti.f32, np.dtype(np.uint32): ti.u32, np.dtype(np.int32): ti.i32}
 _THREADS = 128
 _GRID = 64 * _THREADS
+_LARGE_GRID = 8192 * _THREADS  # any device's: Vulkan promises 65535 groups
+floats4 = ti.types.vector(4, ti.f32)
 
 
 def upload(values: np.ndarray) -> ti.Ndarray:
@@ -42,12 +44,15 @@ def make_copy():
 
 
 def make_copy_all(size: int):
-    """Build the kernel (source, target) that copies f32 [size], a multiple of 128, as fast as the device can."""
+    """Build the kernel (source, target) that copies f32 [size, 4], as fast as the device can."""
 
     @ti.kernel
-    def copy_all(source: array_of(ti.f32), target: array_of(ti.f32)):
+    def copy_all(source: array_of(floats4), target: array_of(floats4)):
         ti.loop_config(block_dim=_THREADS)
-        for i in range(size):
-            target[i] = source[i]
+        for t in range(_LARGE_GRID):
+            i = t
+            while i < size:
+                target[i] = source[i]
+                i += _LARGE_GRID
 
     return copy_all
