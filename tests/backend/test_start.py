@@ -122,7 +122,7 @@ def test_a_backend_that_taichi_does_not_start(monkeypatch):
     reset = []
     monkeypatch.setattr(backend, "_runtime", None)
     monkeypatch.setattr(devices, "find", offers("cuda"))
-    monkeypatch.setattr(backend, "_init", lambda arch: ti.x64)
+    monkeypatch.setattr(backend, "_init", lambda arch, **options: ti.x64)
     monkeypatch.setattr(ti, "reset", lambda: reset.append(True))
     with pytest.raises(BackendError, match="cuda is there, but Taichi does not start on it"):
         backend.start("cuda")
