@@ -14,14 +14,14 @@ from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
 from spqt_ti.kernels import row_gemv, zigzag
 from spqt_ti.kernels.block_sums import GROUP_BANDS, WORKSPACE_INTEGERS
-from spqt_ti.kernels.collect import collect
+from spqt_ti.kernels.collect import make_collect
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
 from spqt_ti.kernels.skipping_gemv import make_skipping_gemv
 from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.workers import make_wait_for_all
 
 COLD_BYTES = 128 << 20  # all copies of a matrix together: four times the last-level cache of the README's machine
-WARM_BYTES = 256 << 20  # that a launch reads of a matrix that stays in the cache
+LAUNCH_BYTES = 1 << 30  # that a launch reads at least, so that launching, 0.1 to 0.2 ms, is not what is measured
 COLLECTIONS = 1000  # in a launch
 
 Key = TypeVar("Key", bound=Hashable)
@@ -51,7 +51,7 @@ def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndar
         matrix = np.concatenate([whole, cut])
     size = matrix.size
     copies = 1 if warm else max(2, -(-COLD_BYTES // size))
-    return matrix, copies, max(2, WARM_BYTES // size) if warm else copies
+    return matrix, copies, max(copies, -(-LAUNCH_BYTES // size))
 
 
 def upload(rows: np.ndarray, dtype, copies: int = 1, spare: int = 0) -> ti.Ndarray:
@@ -176,6 +176,7 @@ def make_zigzag_launch(workers: int):
     by every worker for itself as in a token.
     """
     gemv = make_gemv(workers)
+    collect, _ = make_collect()
     wait_for_all = make_wait_for_all()
 
     @ti.kernel
@@ -195,7 +196,7 @@ def make_zigzag_launch(workers: int):
                 count = cols
                 if threshold >= 0.0:
                     active = (worker + 1) * stride
-                    count = collect(x, 0, (cols + 15) // 16, threshold, lists, active)
+                    count = collect(x, 0, (cols + 15) // 16, threshold, lists, lists_address, active)
                 gemv(
                     quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
                     quants_address, tail_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0,
@@ -244,20 +245,23 @@ def collect_seconds(cols: int, rounds: int = 5) -> float:
     start("cpu")
     x, active = upload(normal_x(cols, vectors_for(cols)), f32x16), ti.ndarray(ti.i32, (vectors_for(cols) * 16 + 1,))
     launch = make_collections()
-    times = interleaved({0: lambda: launch(x, vectors_for(cols), 0.6745, active)}, rounds)[0]
+    times = interleaved({0: lambda: launch(x, vectors_for(cols), 0.6745, active, address(active))}, rounds)[0]
     return float(np.median(times)) / COLLECTIONS
 
 
 @functools.cache
 def make_collections():
     """COLLECTIONS index collections of the same inputs by one worker."""
+    collect, _ = make_collect()
 
     @ti.kernel
-    def launch(x: array_of(f32x16), vectors: ti.i32, threshold: ti.f32, active: array_of(ti.i32)) -> ti.i32:
+    def launch(
+        x: array_of(f32x16), vectors: ti.i32, threshold: ti.f32, active: array_of(ti.i32), active_address: ti.i64
+    ) -> ti.i32:
         total = 0
         ti.loop_config(serialize=True)
         for _ in range(COLLECTIONS):
-            total += collect(x, 0, vectors, threshold, active, 0)
+            total += collect(x, 0, vectors, threshold, active, active_address, 0)
         return total
 
     return launch

@@ -4,59 +4,92 @@ The set is exactly {i : |x_i| > threshold}, or with weights {i : |x_i| * weight_
 inactive, an input equal to the threshold is inactive.
 """
 
+import functools
+
 import numpy as np
 
-from spqt_ti.backend import host_view, ti
+from spqt_ti.backend import address, host_view, ti
+from spqt_ti.kernels import native
 from spqt_ti.kernels.vectors import array_of, f32x16, vectors_for
 
 
-@ti.func
-def collect(x: ti.template(), x_base, vectors, threshold, active: ti.template(), active_base):
-    """Write the active indices of the vectors x[x_base : x_base + vectors] to `active` from `active_base`; return
-    their number.
+def make_collect():
+    """Build the ti.funcs (x, x_base, vectors, threshold, active, active_address, active_base), which returns the number
+    of active inputs, and (x, x_base, weights, weights_base, ...), the same of |x| times weights[weights_base...].
 
-    Branch-free: every index is written and the place advances only past active ones, so one entry beyond the last is
-    scratch.
+    They write the active indices of the vectors x[x_base : x_base + vectors] to `active`, at this address, from
+    `active_base`. Branch-free: indices are written wherever they may belong and the place advances only past active
+    ones, so 16 * vectors + 1 entries from there on are scratch.
     """
-    count = active_base
-    for i in range(vectors):
-        v = x[x_base + i]
-        flags = ti.select(ti.max(v, 0.0 - v) > threshold, 1, 0)
-        for lane in ti.static(range(16)):
-            active[count] = i * 16 + lane
-            count += flags[lane]
-    return count - active_base
+    native16 = native.load_vnni()
+    compresses = native16 is not None
 
-
-@ti.func
-def collect_weighted(
-    x: ti.template(), x_base, weights: ti.template(), weights_base, vectors, threshold, active: ti.template(),
-    active_base,
-):  # fmt: skip
-    """As `collect`, of |x| times the vectors weights[weights_base : weights_base + vectors]."""
-    count = active_base
-    for i in range(vectors):
-        v = x[x_base + i]
-        flags = ti.select(ti.max(v, 0.0 - v) * weights[weights_base + i] > threshold, 1, 0)
-        for lane in ti.static(range(16)):
-            active[count] = i * 16 + lane
-            count += flags[lane]
-    return count - active_base
-
-
-@ti.kernel
-def _collect(
-    x: array_of(f32x16), weights: array_of(f32x16), weighted: ti.i32, vectors: ti.i32, threshold: ti.f32,
-    active: array_of(ti.i32),
-) -> ti.i32:  # fmt: skip
-    count = 0
-    ti.loop_config(block_dim=1, serialize=True)
-    for _ in range(1):
-        if weighted == 1:
-            count = collect_weighted(x, 0, weights, 0, vectors, threshold, active, 0)
+    @ti.func
+    def append(score, first, threshold, active: ti.template(), at: ti.template(), count: ti.template()):
+        if ti.static(not compresses):
+            flags = ti.select(score > threshold, 1, 0)
+            for lane in ti.static(range(16)):
+                active[count] = first + lane
+                count += flags[lane]
         else:
-            count = collect(x, 0, vectors, threshold, active, 0)
-    return count
+            v = score
+            least = threshold
+            number = first
+            native16.append_above(v, least, number, at)
+
+    @ti.func
+    def number_of(active_base, begin, at, count):
+        number = count - active_base
+        if ti.static(compresses):
+            number = ti.cast((at - begin) >> 2, ti.i32)
+        return number
+
+    @ti.func
+    def collect(x: ti.template(), x_base, vectors, threshold, active: ti.template(), active_address, active_base):
+        begin = active_address + (ti.cast(active_base, ti.i64) << 2)
+        at = begin
+        count = active_base
+        for i in range(vectors):
+            v = x[x_base + i]
+            append(ti.max(v, 0.0 - v), i * 16, threshold, active, at, count)
+        return number_of(active_base, begin, at, count)
+
+    @ti.func
+    def collect_weighted(
+        x: ti.template(), x_base, weights: ti.template(), weights_base, vectors, threshold, active: ti.template(),
+        active_address, active_base,
+    ):  # fmt: skip
+        begin = active_address + (ti.cast(active_base, ti.i64) << 2)
+        at = begin
+        count = active_base
+        for i in range(vectors):
+            v = x[x_base + i]
+            append(ti.max(v, 0.0 - v) * weights[weights_base + i], i * 16, threshold, active, at, count)
+        return number_of(active_base, begin, at, count)
+
+    return collect, collect_weighted
+
+
+@functools.cache
+def make_collect_kernel():
+    """Collection as a kernel of its own."""
+    collect, collect_weighted = make_collect()
+
+    @ti.kernel
+    def collect_once(
+        x: array_of(f32x16), weights: array_of(f32x16), weighted: ti.i32, vectors: ti.i32, threshold: ti.f32,
+        active: array_of(ti.i32), active_address: ti.i64,
+    ) -> ti.i32:  # fmt: skip
+        count = 0
+        ti.loop_config(block_dim=1, serialize=True)
+        for _ in range(1):
+            if weighted == 1:
+                count = collect_weighted(x, 0, weights, 0, vectors, threshold, active, active_address, 0)
+            else:
+                count = collect(x, 0, vectors, threshold, active, active_address, 0)
+        return count
+
+    return collect_once
 
 
 def collect_active(x: np.ndarray, threshold: float, weights: np.ndarray | None = None) -> np.ndarray:
@@ -77,5 +110,6 @@ def collect_active(x: np.ndarray, threshold: float, weights: np.ndarray | None =
     if weights is not None:
         host_view(factors).reshape(-1)[:] = 0
         host_view(factors).reshape(-1)[: x.size] = weights
-    count = _collect(vectors, factors, int(weights is not None), padded, threshold, active)
+    weighted = int(weights is not None)
+    count = make_collect_kernel()(vectors, factors, weighted, padded, threshold, active, address(active))
     return host_view(active)[:count].copy()

@@ -7,7 +7,7 @@ worker computes for itself instead of waiting for another.
 from spqt_ti.backend import ti
 from spqt_ti.kernels.attention import LOWEST, CacheShape, make_attend, make_writers
 from spqt_ti.kernels.block_sums import WORKSPACE_INTEGERS
-from spqt_ti.kernels.collect import collect, collect_weighted
+from spqt_ti.kernels.collect import make_collect
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.head import make_head
 from spqt_ti.kernels.norm import scaled_copy, square_sum
@@ -52,6 +52,7 @@ def make_decode_kernel(
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
     gemv = make_gemv(workers, exact)
+    collect, collect_weighted = make_collect()
     attend, (write_key, write_value) = make_attend(cache_shape, group), make_writers(cache_shape)
     read_clock, mark = make_stopwatch(profile)
 
@@ -71,7 +72,7 @@ def make_decode_kernel(
     def multiply(
         quants: ti.template(), tail: ti.template(), headers: ti.template(),
         quants_address, tail_address, headers_address, a: ti.template(),
-        integers: ti.template(), gates: ti.template(), layer, site, x, workspace, worker,
+        integers: ti.template(), integers_address, gates: ti.template(), layer, site, x, workspace, worker,
         ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
@@ -84,9 +85,9 @@ def make_decode_kernel(
             active = ints.lists + worker * ints.list_stride
             if value(gates, gate_plan.weighted + layer * 4 + site) > 0.0:
                 first = gate_plan.weights + (layer * 4 + site) * gate_plan.stride
-                count = collect_weighted(a, x, gates, first, cols >> 4, threshold, integers, active)
+                count = collect_weighted(a, x, gates, first, cols >> 4, threshold, integers, integers_address, active)
             else:
-                count = collect(a, x, cols >> 4, threshold, integers, active)
+                count = collect(a, x, cols >> 4, threshold, integers, integers_address, active)
         if worker == 0:
             integers[ints.counts + layer * 4 + site] += count
         mark(ticks, last_mark, COLLECT, worker)
@@ -207,8 +208,8 @@ def make_decode_kernel(
     def decode_one(
         quants: ti.template(), tail: ti.template(), headers: ti.template(), words: ti.template(), scales: ti.template(),
         constants: ti.template(), cache: ti.template(), a: ti.template(), integers: ti.template(),
-        gates: ti.template(), quants_address, tail_address, headers_address, token, position, workspace, worker, before,
-        ticks: ti.template(), last_mark: ti.template(),
+        gates: ti.template(), quants_address, tail_address, headers_address, integers_address, token, position,
+        workspace, worker, before, ticks: ti.template(), last_mark: ti.template(),
     ):  # fmt: skip
         """A token through every block and the head. `before`, and what it returns: arrivals at the barrier so far."""
         arrived = before
@@ -235,8 +236,8 @@ def make_decode_kernel(
                     normalised(a, constants, layer * constants_stride + norm, x)
                     mark(ticks, last_mark, NORM, worker)
                 multiply(
-                    quants, tail, headers, quants_address, tail_address, headers_address, a, integers, gates,
-                    layer, site, source, workspace, worker, ticks, last_mark,
+                    quants, tail, headers, quants_address, tail_address, headers_address, a, integers,
+                    integers_address, gates, layer, site, source, workspace, worker, ticks, last_mark,
                 )  # fmt: skip
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
@@ -295,7 +296,8 @@ def make_decode_kernel(
             for step in range(steps):
                 arrived = decode_one(
                     quants, tail, headers, words, scales, constants, cache, a, integers, gates, quants_address,
-                    tail_address, headers_address, last, position + step, workspace, worker, arrived, ticks, last_mark,
+                    tail_address, headers_address, integers_address, last, position + step, workspace, worker, arrived,
+                    ticks, last_mark,
                 )  # fmt: skip
                 last = best_token(a)
                 if worker == 0:

@@ -7,6 +7,8 @@ declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <16 x i32>, <16 x i
 declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <16 x i32>, <16 x i32>)
 declare <32 x i16> @llvm.x86.avx512.pmul.hr.sw.512(<32 x i16>, <32 x i16>)
 declare <16 x i32> @llvm.x86.avx512.permvar.si.512(<16 x i32>, <16 x i32>)
+declare <16 x i32> @llvm.x86.avx512.mask.compress.v16i32(<16 x i32>, <16 x i32>, <16 x i1>)
+declare i16 @llvm.ctpop.i16(i16)
 declare <16 x float> @llvm.fabs.v16f32(<16 x float>)
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 
@@ -268,6 +270,31 @@ define void @float_of(<16 x i32>* %v, <16 x float>* %out) alwaysinline {
   %x = load <16 x i32>, <16 x i32>* %v
   %r = bitcast <16 x i32> %x to <16 x float>
   store <16 x float> %r, <16 x float>* %out
+  ret void
+}
+
+; The numbers *first + i of the lanes of *v above *threshold, in order, as 32-bit integers to *address, which then is
+; the address behind them. All 64 bytes from there on are written.
+define void @append_above(<16 x float>* %v, float* %threshold, i32* %first, i64* %address) alwaysinline {
+  %x = load <16 x float>, <16 x float>* %v
+  %t = load float, float* %threshold
+  %t0 = insertelement <16 x float> poison, float %t, i32 0
+  %ts = shufflevector <16 x float> %t0, <16 x float> poison, <16 x i32> zeroinitializer
+  %m = fcmp ogt <16 x float> %x, %ts
+  %f = load i32, i32* %first
+  %f0 = insertelement <16 x i32> poison, i32 %f, i32 0
+  %fs = shufflevector <16 x i32> %f0, <16 x i32> poison, <16 x i32> zeroinitializer
+  %n = add <16 x i32> %fs, <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7, i32 8, i32 9, i32 10, i32 11, i32 12, i32 13, i32 14, i32 15>
+  %c = call <16 x i32> @llvm.x86.avx512.mask.compress.v16i32(<16 x i32> %n, <16 x i32> zeroinitializer, <16 x i1> %m)
+  %a = load i64, i64* %address
+  %p = inttoptr i64 %a to <16 x i32>*
+  store <16 x i32> %c, <16 x i32>* %p, align 4
+  %bits = bitcast <16 x i1> %m to i16
+  %k = call i16 @llvm.ctpop.i16(i16 %bits)
+  %w = zext i16 %k to i64
+  %o = shl i64 %w, 2
+  %b = add i64 %a, %o
+  store i64 %b, i64* %address
   ret void
 }
 
