@@ -25,7 +25,7 @@ from spqt_ti.kernels.geometry import MOST_PANEL_BANDS, ZigzagShape
 from spqt_ti.kernels.tail_band import make_tail_band
 from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.workers import share_start
-from spqt_ti.kernels.zigzag import split
+from spqt_ti.kernels.zigzag import panel_height, split
 
 _RUN = 8  # superblocks whose addresses are planned at once
 SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // GROUP_BANDS) * GROUP_VECTORS + SPARE_VECTORS  # of a worker
@@ -59,8 +59,8 @@ def make_stream():
             ahead[PLACE] += 1
             if ahead[PLACE] == ahead[LAST]:
                 ahead[PLACE] = ahead[FIRST]
-                ahead[PANEL] += ahead[PANEL_BANDS]
-                ahead[HEIGHT] = ti.min(ahead[PANEL_BANDS], ahead[FULL_BANDS] - ahead[PANEL])
+                ahead[PANEL] += ahead[HEIGHT]
+                ahead[HEIGHT] = panel_height(ahead[PANEL_BANDS], ahead[FULL_BANDS] - ahead[PANEL])
         else:
             ahead[NEXT] -= 1
             ahead[LEFT] = 1
@@ -134,7 +134,7 @@ def make_gemv(workers: int, exact: bool = False):
         first, last, dense, workspace, a: ti.template(), out, scratch,
     ):  # fmt: skip
         ahead = [
-            0, 0, first, 0, ti.min(panel_bands, full_bands), quants_address + (ti.cast(quants_base, ti.i64) << 6),
+            0, 0, first, 0, panel_height(panel_bands, full_bands), quants_address + (ti.cast(quants_base, ti.i64) << 6),
             headers_address + (ti.cast(headers_base, ti.i64) << 4), first, last, cols, full_bands, panel_bands,
             workspace,
         ]  # fmt: skip
@@ -145,9 +145,9 @@ def make_gemv(workers: int, exact: bool = False):
             plan(active, ahead, count)
             for i in range(count):
                 fetch(workspace + (ti.cast(i, ti.i64) << 3))
-        for panel in range((full_bands + panel_bands - 1) // panel_bands):
-            start = panel * panel_bands
-            height = ti.min(panel_bands, full_bands - start)
+        start = 0
+        while start < full_bands:
+            height = panel_height(panel_bands, full_bands - start)
             groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
             for i in range(groups * GROUP_VECTORS):
                 a[scratch + i] = f32x16(0.0)
@@ -168,6 +168,7 @@ def make_gemv(workers: int, exact: bool = False):
             for band in range(height):
                 sums = scratch + band // GROUP_BANDS * GROUP_VECTORS
                 write_rows(a, sums, band % GROUP_BANDS, out + (start + band) * 16)
+            start += height
 
     @ti.func
     def gemv(

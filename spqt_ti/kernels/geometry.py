@@ -11,6 +11,7 @@ TILE_ROWS = 64
 TILE_COLUMN_BYTES = TILE_ROWS * 34 / 32
 
 MOST_PANEL_BANDS = 32  # that can stand side by side (see ZigzagShape)
+HALF_PANEL_BANDS = 16
 
 
 def tiles_for(rows: int) -> int:
@@ -28,7 +29,8 @@ class ZigzagShape:
 
     Up to `panel_bands` full bands stand side by side, in a panel: what a column has in them is one piece of memory.
     Random pieces of 128 bytes (one superblock) come from memory at a third of the speed at which it is read in order,
-    pieces of 1 KiB at 60 %, pieces of 4 KiB at 75 % (docs/log.md).
+    pieces of 1 KiB at 60 %, pieces of 4 KiB at 75 %; pieces of 3 KiB slower than of 2 (docs/log.md). So of what is
+    left after the last whole panel, more than 16 bands are two panels, the first of 16.
     """
 
     rows: int
@@ -50,9 +52,14 @@ class ZigzagShape:
 
     @property
     def panels(self) -> list[tuple[int, int]]:
-        """First band and number of bands of every panel of full bands."""
-        starts = range(0, self.full_bands, self.panel_bands)
-        return [(start, min(self.panel_bands, self.full_bands - start)) for start in starts]
+        """First band and number of bands of every panel of full bands (kernels: `panel_height`)."""
+        panels, start = [], 0
+        while start < self.full_bands:
+            left = self.full_bands - start
+            height = self.panel_bands if left >= self.panel_bands else min(left, HALF_PANEL_BANDS)
+            panels.append((start, height))
+            start += height
+        return panels
 
     @property
     def padded_rows(self) -> int:

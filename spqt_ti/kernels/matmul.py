@@ -10,7 +10,7 @@ from spqt_ti.backend import ti
 from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import f32x16, value
 from spqt_ti.kernels.workers import share_start
-from spqt_ti.kernels.zigzag import NIBBLE_UNIT, minima_of, nibbles_in_place, scales_of
+from spqt_ti.kernels.zigzag import NIBBLE_UNIT, minima_of, nibbles_in_place, panel_height, panel_start, scales_of
 
 TILE_COLUMNS = 256
 TILE_VECTORS = 4 * TILE_COLUMNS  # of a worker's tile of decoded weights
@@ -125,8 +125,8 @@ def make_matmul(workers: int):
         strips = full_bands * 4 + tail_bands
         for strip in range(share_start(strips, worker, workers), share_start(strips, worker + 1, workers)):
             band = strip >> 2
-            panel = band - band % panel_bands
-            height = ti.min(panel_bands, full_bands - panel)
+            panel = panel_start(panel_bands, full_bands, band)
+            height = panel_height(panel_bands, full_bands - panel)
             first = panel * cols + band - panel  # superblock of column 0
             half = (strip >> 1) & 1
             out = y_base + full_bands * 16

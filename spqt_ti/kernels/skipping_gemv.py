@@ -17,6 +17,7 @@ from spqt_ti.kernels.geometry import MOST_PANEL_BANDS, ZigzagShape
 from spqt_ti.kernels.tail_band import make_tail_band
 from spqt_ti.kernels.vectors import array_of, f32x16, u32x4, u32x8, u32x16, value, vectors_for
 from spqt_ti.kernels.workers import share_start
+from spqt_ti.kernels.zigzag import panel_height
 
 
 def make_skipping_gemv(workers: int, exact: bool = False):
@@ -53,9 +54,9 @@ def make_skipping_gemv(workers: int, exact: bool = False):
         last = share_start(cols, worker + 1, workers)
         out = partial_base + worker * (full_bands + tail_bands) * 16
         spare = scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
-        for panel in range((full_bands + panel_bands - 1) // panel_bands):
-            start = panel * panel_bands
-            height = ti.min(panel_bands, full_bands - start)
+        start = 0
+        while start < full_bands:
+            height = panel_height(panel_bands, full_bands - start)
             groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
             for i in range(groups * GROUP_VECTORS):
                 a[scratch + i] = f32x16(0.0)
@@ -79,6 +80,7 @@ def make_skipping_gemv(workers: int, exact: bool = False):
             for band in range(height):
                 sums = scratch + band // GROUP_BANDS * GROUP_VECTORS
                 write_rows(a, sums, band % GROUP_BANDS, out + (start + band) * 16)
+            start += height
         if tail_bands > 0:
             count = choose(x, x_base, threshold, first, last, chosen, chosen_base)
             tail_band(

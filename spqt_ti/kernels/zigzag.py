@@ -9,7 +9,7 @@ import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import layout
-from spqt_ti.kernels.geometry import ZigzagShape
+from spqt_ti.kernels.geometry import HALF_PANEL_BANDS, ZigzagShape
 from spqt_ti.kernels.vectors import f32x8, u32x8
 
 
@@ -34,6 +34,21 @@ def split(data: np.ndarray, shape: ZigzagShape) -> tuple[np.ndarray, np.ndarray,
     headers = [panel[:, :16] for panel in panels] + [last[0, :, :16]] * shape.tail_bands
     quants = [panel[:, 16:] for panel in panels] or [np.zeros((0, 128), np.uint8)]
     return _words(np.concatenate(quants), 16), _words(tail, 8), _words(np.concatenate(headers), 4)
+
+
+@ti.func
+def panel_height(panel_bands, left):
+    """Bands of the next panel where `left` are left, as ZigzagShape.panels has them."""
+    return ti.select(left >= panel_bands, panel_bands, ti.min(left, HALF_PANEL_BANDS))
+
+
+@ti.func
+def panel_start(panel_bands, full_bands, band):
+    """First band of the panel that `band` is in."""
+    start = band - band % panel_bands
+    if full_bands - start < panel_bands:
+        start += (band - start) // HALF_PANEL_BANDS * HALF_PANEL_BANDS
+    return start
 
 
 def _words(a: np.ndarray, lanes: int) -> np.ndarray:

@@ -18,7 +18,19 @@ from spqt_ti.kernels.block_sums import uses_integers
 from spqt_ti.kernels.gemv import ZigzagGemv
 from spqt_ti.kernels.zigzag import ZigzagShape
 
-SHAPES = [(1, 1), (1, 300), (300, 1), (33, 7), (256, 256), (257, 257), (960, 576), (192, 4095), (4096, 3), (8500, 70)]
+SHAPES = [
+    (1, 1),
+    (1, 300),
+    (300, 1),
+    (33, 7),
+    (256, 256),
+    (257, 257),
+    (960, 576),
+    (192, 4095),
+    (4096, 3),
+    (6000, 40),
+    (8500, 70),
+]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 two_threads = pytest.mark.skipif(available_threads() < 2, reason="needs two CPUs")
 

@@ -15,7 +15,7 @@ from spqt_ti.kernels.vectors import array_of, f16x16, f32x16, u32x4, u32x8, u32x
 from spqt_ti.kernels.zigzag import ZigzagShape, split
 
 # Tail bands of one and two sub-blocks, last bands that are completed, and columns around a tile of 256.
-SHAPES = [(1, 1), (33, 7), (65, 255), (256, 256), (320, 257), (300, 300), (960, 576)]
+SHAPES = [(1, 1), (33, 7), (65, 255), (256, 256), (320, 257), (300, 300), (960, 576), (6000, 33)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 WORKERS = min(2, available_threads())
 

@@ -11,7 +11,7 @@ from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x16
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, ZigzagShape, half, minima_of, nibbles_in_place, scales_of, split
 
 # Rows: around one pair of sub-blocks (the tail band), around a band, SmolLM2's stacks.
-ROWS = [1, 32, 33, 64, 65, 224, 255, 256, 257, 320, 321, 576, 960, 3072]
+ROWS = [1, 32, 33, 64, 65, 224, 255, 256, 257, 320, 321, 576, 960, 3072, 6000, 8500]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,6 +60,14 @@ def test_bytes_per_column(rows) -> None:
     assert stored == read if rows % 256 == 0 or rows % 256 <= 64 or rows % 256 > 192 else stored < read
 
 
+def test_panels() -> None:
+    """Of what is left after whole panels, more than 16 bands are two."""
+    assert ZigzagShape(5 * 256, 1, 2).panels == [(0, 2), (2, 2), (4, 1)]
+    assert ZigzagShape(16 * 256, 1).panels == [(0, 16)]
+    assert ZigzagShape(31 * 256, 1).panels == [(0, 16), (16, 15)]
+    assert ZigzagShape(14336, 1).panels == [(0, 32), (32, 16), (48, 8)]
+
+
 @pytest.mark.parametrize("panel_bands", [1, 2, 32])
 @pytest.mark.parametrize("rows", ROWS)
 def test_split_keeps_every_byte(rows, panel_bands) -> None:
@@ -70,9 +78,9 @@ def test_split_keeps_every_byte(rows, panel_bands) -> None:
     # A column's superblocks of a panel side by side, then the next column's.
     order = [
         band * cols + column
-        for start in range(0, shape.full_bands, panel_bands)
+        for start, height in shape.panels
         for column in range(cols)
-        for band in range(start, min(start + panel_bands, shape.full_bands))
+        for band in range(start, start + height)
     ]
     blocks = np.concatenate([blocks[order], blocks[shape.full_bands * cols :]])
     np.testing.assert_array_equal(headers, blocks[:, :16].copy().view("<u4"))
