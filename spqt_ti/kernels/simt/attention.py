@@ -1,7 +1,9 @@
 """Grouped-query attention of one query by one group of threads, in tiles of the context, and its KV cache.
 
 A thread has one position of a tile for the scores and one value of the head for the sums; maximum and sum are carried
-from tile to tile, so shared memory does not limit the context. Sizes in f32, per layer and KV head:
+from tile to tile, so shared memory does not limit the context. They begin with the query's own position, whose key and
+value are in shared memory and need not be in the cache yet: several groups may have the same ones. Sizes in f32, per
+layer and KV head:
 
     keys    [head_dim][context]     neighbouring threads read neighbouring positions
     values  [context][head_dim]     neighbouring threads read neighbouring values
@@ -41,8 +43,9 @@ class CacheLayout:
 def make_attention(layout: CacheLayout):
     """Build the ti.func of one thread (of TILE) of a group that attends with one query.
 
-    Arguments: cache; first entry of the keys of layer and head in it; a; the place of the query (head_dim values) and
-    of the result in a; the query's position; t.
+    Arguments: cache; first entry of the keys of layer and head in it; `own`, shared f32 [3 head_dim]: the query, and
+    key and value of its position, written before the group's last barrier; a and the place of the result in it; the
+    query's position; t.
     """
     head_dim, context = layout.head_dim, layout.context
     parts = -(-head_dim // TILE)
@@ -50,36 +53,37 @@ def make_attention(layout: CacheLayout):
     tile_log2 = log2(TILE)
 
     @ti.func
-    def attend(cache: ti.template(), keys, a: ti.template(), query, out, position, t):
+    def attend(cache: ti.template(), keys, own: ti.template(), a: ti.template(), out, position, t):
         shared = ti.simt.block.SharedArray((TILE,), ti.f32)
         weights = ti.simt.block.SharedArray((TILE,), ti.f32)
-        q = ti.simt.block.SharedArray((head_dim,), ti.f32)
         values = keys + layout.half_stride
-        ti.simt.block.sync()
-        for part in ti.static(range(parts)):
-            if part * TILE + t < head_dim:
-                q[part * TILE + t] = a[query + part * TILE + t] * scale
-        ti.simt.block.sync()
-        highest = LOWEST
-        total = 0.0
+        product = 0.0
         sums = ti.Vector([0.0] * parts)
-        for tile in range((position >> tile_log2) + 1):
+        for part in ti.static(range(parts)):
+            d = part * TILE + t
+            if d < head_dim:
+                product += own[d] * own[head_dim + d]
+                sums[part] = own[2 * head_dim + d]
+        highest = group_sum(shared, t, product, TILE) * scale
+        total = 1.0
+        for tile in range((position + TILE - 1) >> tile_log2):
             place = (tile << tile_log2) + t
             score = LOWEST
-            if place <= position:
+            if place < position:
                 score = 0.0
                 for d in range(head_dim):
-                    score += q[d] * cache[keys + d * context + place]
+                    score += own[d] * cache[keys + d * context + place]
+                score *= scale
             new_highest = ti.max(highest, group_max(shared, t, score, TILE))
             weight = 0.0
-            if place <= position:
+            if place < position:
                 weight = ti.exp(score - new_highest)
             rescale = ti.exp(highest - new_highest)
             highest = new_highest
             total = total * rescale + group_sum(shared, t, weight, TILE)
             weights[t] = weight
             ti.simt.block.sync()
-            count = ti.min(TILE, position + 1 - (tile << tile_log2))
+            count = ti.min(TILE, position - (tile << tile_log2))
             for part in ti.static(range(parts)):
                 d = part * TILE + t
                 if d < head_dim:
@@ -92,6 +96,41 @@ def make_attention(layout: CacheLayout):
                 a[out + part * TILE + t] = sums[part] / total
 
     return attend
+
+
+def make_load_own(layout: CacheLayout):
+    """Build the ti.func that fills `own` of `make_attention` with the query at a[query:] and what the cache has for its
+    position.
+    """
+    head_dim, context = layout.head_dim, layout.context
+
+    @ti.func
+    def load_own(cache: ti.template(), keys, a: ti.template(), query, position, own: ti.template(), t):
+        ti.simt.block.sync()
+        d = t
+        while d < head_dim:
+            own[d] = a[query + d]
+            own[head_dim + d] = cache[keys + d * context + position]
+            own[2 * head_dim + d] = cache[keys + layout.half_stride + position * head_dim + d]
+            d += TILE
+        ti.simt.block.sync()
+
+    return load_own
+
+
+def make_append_own(layout: CacheLayout):
+    """Build the ti.func that puts key and value of `own` into the cache."""
+    head_dim, context = layout.head_dim, layout.context
+
+    @ti.func
+    def append_own(cache: ti.template(), keys, position, own: ti.template(), t):
+        d = t
+        while d < head_dim:
+            cache[keys + d * context + position] = own[head_dim + d]
+            cache[keys + layout.half_stride + position * head_dim + d] = own[2 * head_dim + d]
+            d += TILE
+
+    return append_own
 
 
 def make_write_pair(layout: CacheLayout):

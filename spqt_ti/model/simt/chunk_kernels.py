@@ -1,7 +1,7 @@
 """Prefill on a GPU: `begin_chunk`, `run_chunk_block` once per layer, and `end_chunk` for the logits of a token."""
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_attention, make_write_pair
+from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_attention, make_load_own, make_write_pair
 from spqt_ti.kernels.simt.groups import array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import make_head
@@ -38,7 +38,8 @@ def make_chunk_kernels(
     threads = [matmul_threads(place.shape, CHUNK) for place in places]
     biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
     norm = make_norm(hidden, _GROUP, config.rms_norm_eps)
-    attend, write_pair = make_attention(cache_layout), make_write_pair(cache_layout)
+    attend, load_own = make_attention(cache_layout), make_load_own(cache_layout)
+    write_pair = make_write_pair(cache_layout)
     score_tile, embed, _ = make_head(hidden, config.vocab_size)
     run = -(-hidden // _GROUP)
     pairs = (heads + 2 * kv_heads) * half
@@ -129,15 +130,14 @@ def make_chunk_kernels(
                     write_pair(cache, keys, is_key, start + token, d, low, high)
         ti.loop_config(block_dim=TILE)
         for i in range(CHUNK * heads * TILE):
-            token = i // (heads * TILE)
+            own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
+            token, t = i // (heads * TILE), i & (TILE - 1)
             if token < count:
                 head = (i - token * heads * TILE) >> tile_log2
                 keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
                 at = token * attention + head * head_dim
-                attend(
-                    cache, keys, a, floats.chunk_query + at, floats.chunk_inputs[OUT] + at, start + token,
-                    i & (TILE - 1),
-                )  # fmt: skip
+                load_own(cache, keys, a, floats.chunk_query + at, start + token, own, t)
+                attend(cache, keys, own, a, floats.chunk_inputs[OUT] + at, start + token, t)
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[OUT]):
             multiply(i, quants, headers, a, layer, OUT, count, masked)

@@ -27,7 +27,6 @@ class FloatPlan:
 
     hidden: int  # the residual stream
     x: int  # input of qkv and gate_up
-    query: int  # rotated queries of all heads
     attention: int  # input of o
     activation: int  # input of down
     partial: int  # partial sums of the GEMV at work
@@ -49,7 +48,6 @@ class FloatPlan:
             "constants": constants.values.size,
             "hidden": config.hidden_size,
             "x": config.hidden_size,
-            "query": attention,
             "attention": attention,
             "activation": config.intermediate_size,
             "partial": max(partial_size(place.shape, place.split) for place in places.values()),

@@ -1,11 +1,11 @@
 """The kernels of a token on a GPU: `begin_token`, `run_block` once per layer, `end_token`.
 
-A block is eleven tasks. What needs the whole of a vector at once (norms, index lists) is one group's work, where each
+A block is ten tasks. What needs the whole of a vector at once (norms, index lists) is one group's work, where each
 thread has a run of neighbouring values through residual, norm and collection; everything else is spread over groups.
 """
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_attention, make_write_pair
+from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_append_own, make_attention
 from spqt_ti.kernels.simt.collect import make_collect_in_group
 from spqt_ti.kernels.simt.gemv import group_count, make_gemv, make_sum_of_groups
 from spqt_ti.kernels.simt.groups import array_of, log2, round_up
@@ -46,12 +46,12 @@ def make_token_kernels(
     collects = [make_collect_in_group(place.shape.cols, ONE_GROUP) for place in places]
     biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
     norm = make_norm(hidden, ONE_GROUP, config.rms_norm_eps)
-    attend, write_pair = make_attention(cache_layout), make_write_pair(cache_layout)
+    attend, append_own = make_attention(cache_layout), make_append_own(cache_layout)
     score_tile, embed, best_token = make_head(hidden, config.vocab_size)
     run = -(-hidden // ONE_GROUP)
-    pairs, tile_log2, head_log2 = (heads + 2 * kv_heads) * half, log2(TILE), log2(HEAD_THREADS)
-    pair_threads, width_threads = round_up(pairs, _SPREAD), round_up(width, _SPREAD)
-    hidden_threads, count_threads = round_up(hidden, _SPREAD), round_up(layers * 4, _SPREAD)
+    tile_log2, head_log2 = log2(TILE), log2(HEAD_THREADS)
+    width_threads, hidden_threads = round_up(width, _SPREAD), round_up(hidden, _SPREAD)
+    count_threads = round_up(layers * 4, _SPREAD)
 
     @ti.func
     def output(a: ti.template(), layer, site: ti.template(), row):
@@ -121,22 +121,25 @@ def make_token_kernels(
                 integers[ints.position] = position
 
     @ti.func
-    def place_pair(a: ti.template(), cache: ti.template(), integers: ti.template(), layer, head, d):
-        """Entries d and d + half of a head of the stacked q, k, v: rotate q and k, and put k and v into the cache."""
-        position = integers[ints.position]
-        low = output(a, layer, QKV, head * head_dim + d)
-        high = output(a, layer, QKV, head * head_dim + d + half)
-        if head < heads + kv_heads:
-            angle = floats.constants + constants.rope + position * head_dim + d
-            low, high = rotated(low, high, a[angle], a[angle + half])
-        if head < heads:
-            a[floats.query + head * head_dim + d] = low
-            a[floats.query + head * head_dim + d + half] = high
-        else:
-            is_key = head < heads + kv_heads
-            kv_head = head - ti.select(is_key, heads, heads + kv_heads)
-            keys = layer * cache_layout.layer_stride + kv_head * 2 * cache_layout.half_stride
-            write_pair(cache, keys, is_key, position, d, low, high)
+    def fill_own(a: ti.template(), layer, head, position, own: ti.template(), t):
+        """A head's query, and the key and value that it shares with its group of heads, the first two rotated, from the
+        stacked q, k, v.
+        """
+        ti.simt.block.sync()
+        pair = t
+        while pair < 3 * half:
+            part = pair // half
+            d = pair - part * half
+            stacked = ti.select(part == 0, head, heads + (part - 1) * kv_heads + head // group)
+            low = output(a, layer, QKV, stacked * head_dim + d)
+            high = output(a, layer, QKV, stacked * head_dim + d + half)
+            if part < 2:
+                angle = floats.constants + constants.rope + position * head_dim + d
+                low, high = rotated(low, high, a[angle], a[angle + half])
+            own[part * head_dim + d] = low
+            own[part * head_dim + d + half] = high
+            pair += TILE
+        ti.simt.block.sync()
 
     @ti.kernel
     def run_block(
@@ -152,19 +155,15 @@ def make_token_kernels(
         ti.loop_config(block_dim=block_dims[QKV])
         for i in range(threads[QKV]):
             multiply(i, quants, headers, a, integers, layer, QKV, floats.x)
-        ti.loop_config(block_dim=_SPREAD)
-        for i in range(pair_threads):
-            if i < pairs:
-                head = i // half
-                place_pair(a, cache, integers, layer, head, i - head * half)
         ti.loop_config(block_dim=TILE)
         for i in range(heads * TILE):
-            head = i >> tile_log2
+            own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
+            head, t, position = i >> tile_log2, i & (TILE - 1), integers[ints.position]
             keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
-            attend(
-                cache, keys, a, floats.query + head * head_dim, floats.attention + head * head_dim,
-                integers[ints.position], i & (TILE - 1),
-            )  # fmt: skip
+            fill_own(a, layer, head, position, own, t)
+            if head - head // group * group == 0:  # the first of those that share it
+                append_own(cache, keys, position, own, t)
+            attend(cache, keys, own, a, floats.attention + head * head_dim, position, t)
         ti.loop_config(block_dim=ONE_GROUP)
         for t in range(ONE_GROUP):
             collect(a, integers, layer, OUT, floats.attention, t)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_attention, make_write_pair
+from spqt_ti.kernels.simt.attention import (
+    TILE,
+    CacheLayout,
+    make_append_own,
+    make_attention,
+    make_load_own,
+    make_write_pair,
+)
 from spqt_ti.kernels.simt.transfer import upload, zeros
 
 CONTEXT = 320
@@ -14,16 +21,34 @@ CONTEXT = 320
 
 @functools.cache
 def kernels(head_dim: int):
-    """attend(cache, a, position): a holds a query, then its result; write(cache, a, position): key and value of a."""
+    """attend(cache, a, position): a holds a query, then its result; write(cache, a, position): key and value of a;
+    append(cache, a, position): as both, with query, key and value in a, then the result.
+    """
     layout = CacheLayout(1, 1, head_dim, CONTEXT)
     attend_one, write_pair = make_attention(layout), make_write_pair(layout)
+    load_own, append_own = make_load_own(layout), make_append_own(layout)
     array = ti.types.ndarray(dtype=ti.f32, ndim=1)
 
     @ti.kernel
     def attend(cache: array, a: array, position: ti.i32):
         ti.loop_config(block_dim=TILE)
         for t in range(TILE):
-            attend_one(cache, 0, a, 0, head_dim, position, t)
+            own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
+            load_own(cache, 0, a, 0, position, own, t)
+            attend_one(cache, 0, own, a, head_dim, position, t)
+
+    @ti.kernel
+    def append(cache: array, a: array, position: ti.i32):
+        ti.loop_config(block_dim=TILE)
+        for t in range(TILE):
+            own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
+            ti.simt.block.sync()
+            for part in ti.static(range(3)):
+                if t < head_dim:
+                    own[part * head_dim + t] = a[part * head_dim + t]
+            ti.simt.block.sync()
+            append_own(cache, 0, position, own, t)
+            attend_one(cache, 0, own, a, 3 * head_dim, position, t)
 
     @ti.kernel
     def write(cache: array, a: array, position: ti.i32):
@@ -35,7 +60,7 @@ def kernels(head_dim: int):
             if d < head_dim // 2:
                 write_pair(cache, 0, is_key, position, d, a[first + d], a[first + d + head_dim // 2])
 
-    return attend, write, layout
+    return attend, write, append, layout
 
 
 def expected(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -47,7 +72,7 @@ def expected(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("head_dim", [64, 80])
 @pytest.mark.parametrize("scale", [1, 8], ids=["flat", "peaked"])
 def test_against_float64(head_dim: int, scale: int) -> None:
-    attend, write, layout = kernels(head_dim)
+    attend, write, append, layout = kernels(head_dim)
     cache, generator = zeros(ti.f32, layout.size), np.random.default_rng(0)
     keys, values = generator.standard_normal((2, CONTEXT, head_dim), dtype=np.float32)
     for position in range(CONTEXT):
@@ -58,6 +83,11 @@ def test_against_float64(head_dim: int, scale: int) -> None:
         attend(cache, a, position)
         wanted = expected(q, keys[: position + 1], values[: position + 1])
         np.testing.assert_allclose(a.to_numpy()[head_dim:], wanted, atol=2e-5)
+        before = cache.to_numpy()
+        both = upload(np.concatenate([q, keys[position], values[position], np.zeros_like(q)]))
+        append(cache, both, position)
+        np.testing.assert_allclose(both.to_numpy()[3 * head_dim :], wanted, atol=2e-5)
+        np.testing.assert_array_equal(cache.to_numpy(), before)  # what was there
 
 
 def test_cache_layout() -> None:
