@@ -99,7 +99,6 @@ def test_choices() -> None:
 def test_tune_then_decode(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The command measures a model's matrices and keeps them; the runner and `info` then go by them."""
     monkeypatch.setattr(gemv_drivers, "COLD_BYTES", 200_000)
-    monkeypatch.setattr(gemv_drivers, "LAUNCH_BYTES", 200_000)
     model = tiny_containers.container("gqa").path
     assert main(["tune", str(model), "--threads", "1", "--rounds", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbour, also when loaded from elsewhere
 from decode import ask, server
 
-COLD_BYTES = 256 << 20
+COLD_BYTES = 512 << 20
 Q4_K, F32 = 12, 0  # ggml_type
 DENSITIES = (0.75, 0.6, 0.5)
 

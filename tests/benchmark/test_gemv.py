@@ -21,7 +21,7 @@ SHAPE = (2400, 40)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches of a few copies instead of 128 MiB."""
     monkeypatch.setattr(gemv_drivers, "COLD_BYTES", 200_000)
-    monkeypatch.setattr(gemv_drivers, "LAUNCH_BYTES", 200_000)
+    monkeypatch.setattr(gemv_drivers, "WARM_BYTES", 200_000)
     monkeypatch.setattr(gemv, "read_bandwidth", lambda threads: 1e10)
 
 
