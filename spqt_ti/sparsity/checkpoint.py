@@ -17,7 +17,7 @@ import numpy as np
 
 from spqt_ti.errors import PolicyError
 
-FORMAT = 1  # of everything that is kept; a change of any search's arithmetic changes it too
+FORMAT = 2  # of everything that is kept; a change of any search's arithmetic changes it too
 
 Value = str | int | float
 Identity = Mapping[str, Value]

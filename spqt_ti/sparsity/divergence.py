@@ -15,7 +15,7 @@ from spqt_ti.sparsity.evolution import Levels
 
 
 class BudgetFitness:
-    """Mean KL(dense || sparse), in nats, over the second half of every window; the first half is sparse too.
+    """Mean KL(dense || sparse), in nats, over every window but its first quarter, which is sparse too but not scored.
 
     `thresholds`: f32 [layers, levels, 4] of every block at every level; level 0 of an individual is in the column
     `zero`. `weights`: (layer, site) -> f32 [cols]. The runner's gates are this object's as long as it is used.
@@ -66,7 +66,7 @@ class BudgetFitness:
     def _logits(self, states: np.ndarray, first: int, masked: bool) -> np.ndarray:
         for after in self._llama.blocks(states, first, masked):
             states = after
-        return self._llama.head(states[len(states) // 2 :])
+        return self._llama.head(states[len(states) // 4 :])
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -119,10 +119,10 @@ def _generation(fitness: Fitness, state: State, lowest: int, highest: int, searc
 
 
 def _is_better(costs: np.ndarray, than: np.ndarray) -> bool:
-    """By more than one standard error of the paired difference: the best of many children is lucky on these parts."""
+    """By more than two standard errors of the paired difference: the best of many children is lucky on these parts."""
     change = costs - than
     error = change.std(ddof=1) / len(change) ** 0.5 if len(change) > 1 else 0.0
-    return bool(change.mean() < -error)
+    return bool(change.mean() < -2 * error)
 
 
 def _children(random: np.random.Generator, parent: Levels, lowest: int, highest: int, search: Search) -> list[Levels]:

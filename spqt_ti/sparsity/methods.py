@@ -48,7 +48,7 @@ def _teal(r: Request) -> PolicyMaker:
 
 
 def _wisparse(r: Request) -> PolicyMaker:
-    return wisparse.WisparseCalibration(r.llama, r.container, r.text, r.tokens, r.search, r.checkpoint).policy
+    return wisparse.calibrate(r.llama, r.container, r.text, r.tokens, r.search, r.checkpoint).policy
 
 
 METHODS: dict[str, Callable[[Request], PolicyMaker]] = {

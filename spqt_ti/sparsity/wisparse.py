@@ -1,9 +1,10 @@
 """WiSparse (arXiv 2602.14452): weighted scores, budgets per block by evolution, greedy sparsity inside a block.
 
-For a level: (1) per site the alpha of its score (alpha.py); (2) per block the greedy picks with these scores
-(greedy.py), which say how a block spends any budget; (3) which block gets which budget, the mean being the level:
-guessed from each block's sensitivity, then searched, by the divergence from the dense model (sensitivity.py,
-evolution.py, divergence.py); (4) the level that skips as much as was asked for (realise.py). Grids, fitness and
+Once for all levels: (1) per site the alpha of its score (alpha.py); (2) per block the greedy picks with these scores
+(greedy.py), which say how a block spends any budget; (3) quantiles of the scores of the whole text; (4) what each
+block costs alone (sensitivity.py). For a level: (5) which block gets which budget, the mean being the level, searched
+by the divergence from the dense model (evolution.py, divergence.py), and kept if it is better than equal budgets on
+windows that nothing was chosen on; (6) the level that skips as much as was asked for (realise.py). Grids, fitness and
 population are ours, as the paper's are not public.
 """
 
@@ -18,7 +19,6 @@ from tqdm import tqdm
 
 from spqt_ti.model.container import Container
 from spqt_ti.model.llama import Llama
-from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity import alpha, greedy, sensitivity, uniform
 from spqt_ti.sparsity.block import Block, unmasked
 from spqt_ti.sparsity.capture import capture
@@ -33,116 +33,97 @@ from spqt_ti.sparsity.teal import check_level
 
 STEP = 0.025  # of a block's weights: one level of a budget
 FARTHEST = 0.2  # that a block's budget may be from the mean
-WINDOWS, WINDOW = 16, 128  # what individuals are compared on
+MEASURED = (0.3, 0.5, 0.7)  # budgets that each block is measured at alone
+WINDOWS, WINDOW = 16, 128  # what budgets are compared on
+SEARCHED, UNSEEN = 0.5, 0.25  # where those windows lie, as for `spread`: for the search, and for its last word
 
 Weights = dict[tuple[int, str], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """What was found inside the blocks: alphas f64 [layers, 4], the weights that they make, the picks."""
+    """What was found inside the blocks: alphas f64 [layers, 4], the weights that they make, the picks; and the
+    quantiles of the scores f32 [layers, 4, 100].
+    """
 
     alphas: np.ndarray
     weights: Weights
     paths: list[greedy.Path]
+    tables: np.ndarray
+
+    def thresholds(self, budgets: np.ndarray) -> np.ndarray:
+        """f32 [layers, 4] where the blocks have `budgets` f64 [layers]."""
+        sparsities = [path.at(budget) for path, budget in zip(self.paths, budgets, strict=True)]
+        return thresholds_at(self.tables, np.array(sparsities))
+
+    def threshold_levels(self, budgets: Sequence[float] | np.ndarray) -> np.ndarray:
+        """f32 [layers, len(budgets), 4]: the thresholds of every block at every budget."""
+        return np.stack([self.thresholds(np.full(len(self.paths), budget)) for budget in budgets], axis=1)
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """Levels of the blocks' budgets; costs of equal ones, and of the best after each generation, the start's first."""
+    """Levels of the blocks' budgets, and costs: of equal budgets and those found, on the windows of the search and on
+    unseen ones. `levels` are equal where those found are not better on the unseen.
+    """
 
     levels: Levels
-    even_cost: float
-    history: tuple[float, ...]
+    even: float
+    found: float
+    even_unseen: float
+    found_unseen: float
 
 
 @dataclass(frozen=True)
 class WisparseCalibration:
-    """A text, and how to search on it; `policy` searches."""
+    """What serves every level: blocks, and costs f64 [layers, len(MEASURED)] of each alone; `policy` searches."""
 
     llama: Llama
-    container: Container
-    text: str
+    model: str
+    text_sha256: str
     tokens: Sequence[int]
+    blocks: Blocks
+    alone: np.ndarray
     search: Search = field(default_factory=Search)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
     def policy(self, sparsity: float) -> SparsityPolicy:
         """Search for one level. Raises PolicyError outside 0 .. 0.9."""
         check_level(sparsity, "WiSparse")
-        blocks = self._inside_blocks(sparsity)
-        tables = self._quantiles(sparsity, blocks)
-        found = self._budgets(sparsity, blocks, tables)
-
-        def budgets(level: float) -> np.ndarray:
-            return np.clip(level + STEP * np.array(found.levels), 0, greedy.MOST)
+        found = self._budgets(sparsity)
 
         def thresholds(level: float) -> np.ndarray:
-            return thresholds_at(tables, _sparsities(blocks, budgets(level)))
+            return self.blocks.thresholds(np.clip(level + STEP * np.array(found.levels), 0, greedy.MOST))
 
-        level = realise(self.llama, self.tokens, sparsity, greedy.MOST, thresholds, blocks.weights)
+        level = realise(self.llama, self.tokens, sparsity, greedy.MOST, thresholds, self.blocks.weights)
         source = {
-            "text_sha256": uniform.sha256(self.text), "tokens": len(self.tokens), "seed": self.search.seed,
+            "text_sha256": self.text_sha256, "tokens": len(self.tokens), "seed": self.search.seed,
             "generations": self.search.generations, "offspring": self.search.offspring,
-            "kl_even": found.even_cost, "kl_start": found.history[0], "kl_found": found.history[-1],
-            "level": round(level, 6), "steps": list(found.levels), "alphas": blocks.alphas.tolist(),
+            "kl_even": found.even, "kl_found": found.found, "kl_even_unseen": found.even_unseen,
+            "kl_found_unseen": found.found_unseen, "level": round(level, 6), "steps": list(found.levels),
+            "alphas": self.blocks.alphas.tolist(),
         }  # fmt: skip
-        fingerprint = self.container.fingerprint
-        return SparsityPolicy("wisparse", sparsity, thresholds(level), fingerprint, source, blocks.weights)
+        return SparsityPolicy("wisparse", sparsity, thresholds(level), self.model, source, self.blocks.weights)
 
-    def _inside_blocks(self, sparsity: float) -> Blocks:
-        """Alphas and picks of every block, on a sample that runs densely."""
-        name = f"wisparse-{sparsity:g}-blocks"
-        arrays = self.checkpoint.load(name, sparsity=sparsity)
-        alphas = [] if arrays is None else list(arrays.pop("alphas"))
-        paths, weights = greedy.from_arrays(arrays), Weights()
-        x = embeddings(self.container, spread(self.tokens, greedy.WINDOWS, greedy.WINDOW))
-        layers = self.container.config.num_hidden_layers
-        for layer in tqdm(range(layers), desc="WiSparse", unit="block", leave=False, disable=None):
-            block = Block.load(self.container, layer)
-            dense = block.run(x, unmasked)
-            if layer >= len(paths):
-                alphas.append(alpha.search(block, dense, sparsity).best)
-            found = _site_weights(block, alphas[layer])
-            if layer >= len(paths):
-                paths.append(greedy.allocate(block, x, found))
-                kept = {"alphas": np.array(alphas), **greedy.to_arrays(paths)}
-                self.checkpoint.save(name, kept, sparsity=sparsity)
-            weights |= {(layer, site): c for site, c in found.items()}
-            x = dense.output
-        return Blocks(np.array(alphas), weights, paths)
-
-    def _quantiles(self, sparsity: float, blocks: Blocks) -> np.ndarray:
-        """Of the scores of all tokens, f32 [layers, 4, 100]."""
-        name = f"wisparse-{sparsity:g}-scores"
-        counted = capture(self.llama, self.tokens, uniform.WINDOW, blocks.weights, self.checkpoint, name)
-        return counted.quantiles(uniform.LEVELS)
-
-    def _budgets(self, sparsity: float, blocks: Blocks, tables: np.ndarray) -> Budgets:
+    def _budgets(self, sparsity: float) -> Budgets:
         """Search levels of the blocks' budgets, in steps of STEP from `sparsity`."""
-        layers = len(blocks.paths)
         lowest, highest = level_range(sparsity)
         budgets = sparsity + STEP * np.arange(lowest, highest + 1)
-        thresholds = np.stack([thresholds_at(tables, _sparsities(blocks, np.full(layers, b))) for b in budgets], axis=1)
-        windows = spread(self.tokens, WINDOWS, min(WINDOW, self.llama.context), offset=0.5)
-        fitness = BudgetFitness(self.llama, windows, thresholds, -lowest, blocks.weights)
-        even = (0,) * layers
+        guess = sensitivity.cheapest(sensitivity.at_budgets(self.alone, MEASURED, budgets), lowest)
+        even = (0,) * len(self.blocks.paths)
+        thresholds = self.blocks.threshold_levels(budgets)
+        fitness = _fitness(self.llama, self.tokens, SEARCHED, thresholds, -lowest, self.blocks.weights)
         fitness.settle(even)
-        cost = float(fitness.costs(even, range(fitness.parts)).mean())
-        measured = self._sensitivity(sparsity, fitness, even)
-        state = self._evolve(sparsity, fitness, [even, *sensitivity.moves(measured, even, lowest, highest)])
-        self.llama.gates.clear()
-        self.llama.reset()
-        return Budgets(state.levels, cost, state.history)
-
-    def _sensitivity(self, sparsity: float, fitness: BudgetFitness, even: Levels) -> np.ndarray:
-        name = f"wisparse-{sparsity:g}-sensitivity"
-        known = (self.checkpoint.load(name, sparsity=sparsity) or {}).get("costs")
-
-        def save(costs: np.ndarray) -> None:
-            self.checkpoint.save(name, {"costs": costs}, sparsity=sparsity)
-
-        return sensitivity.measure(fitness, even, *level_range(sparsity), known, save)
+        at_even = float(fitness.costs(even, range(fitness.parts)).mean())
+        state = self._evolve(sparsity, fitness, [even, guess])
+        # Two fitnesses at a time would hold their logits twice.
+        del fitness
+        unseen = _fitness(self.llama, self.tokens, UNSEEN, thresholds, -lowest, self.blocks.weights)
+        unseen.settle(even)
+        costs = [float(unseen.costs(levels, range(unseen.parts)).mean()) for levels in (even, state.levels)]
+        _be_dense(self.llama)
+        levels = state.levels if costs[1] < costs[0] else even
+        return Budgets(levels, at_even, state.history[-1], *costs)
 
     def _evolve(self, sparsity: float, fitness: BudgetFitness, starts: Sequence[Levels]) -> State:
         s = self.search
@@ -156,21 +137,68 @@ class WisparseCalibration:
         return evolve(fitness, starts, *level_range(sparsity), s, found, save)
 
 
+def calibrate(
+    llama: Llama, container: Container, text: str, tokens: Sequence[int], search: Search, checkpoint: Checkpoint
+) -> WisparseCalibration:
+    """Do what serves every level, on `tokens` (of `text`, whose hash is kept)."""
+    blocks = _inside_blocks(llama, container, tokens, checkpoint)
+    alone = _alone(llama, tokens, blocks, checkpoint)
+    return WisparseCalibration(
+        llama, container.fingerprint, uniform.sha256(text), tokens, blocks, alone, search, checkpoint
+    )
+
+
+def _inside_blocks(llama: Llama, container: Container, tokens: Sequence[int], checkpoint: Checkpoint) -> Blocks:
+    """Alphas and picks of every block on a sample that runs densely, quantiles of the scores of all tokens."""
+    arrays = checkpoint.load("wisparse-blocks")
+    alphas = [] if arrays is None else list(arrays.pop("alphas"))
+    paths, weights = greedy.from_arrays(arrays), Weights()
+    x = embeddings(container, spread(tokens, alpha.WINDOWS, greedy.WINDOW))
+    layers = container.config.num_hidden_layers
+    for layer in tqdm(range(layers), desc="WiSparse", unit="block", leave=False, disable=None):
+        block = Block.load(container, layer)
+        if layer >= len(paths):
+            alphas.append(alpha.search(block, x).best)
+            picked = x[:: max(1, len(x) // greedy.WINDOWS)]  # TEAL's windows, where the text has room for all
+            paths.append(greedy.allocate(block, picked, alpha.site_weights(block, alphas[layer])))
+            checkpoint.save("wisparse-blocks", {"alphas": np.array(alphas), **greedy.to_arrays(paths)})
+        weights |= {(layer, site): c for site, c in alpha.site_weights(block, alphas[layer]).items()}
+        x = block.run(x, unmasked).output
+    counted = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wisparse-scores")
+    return Blocks(np.array(alphas), weights, paths, counted.quantiles(uniform.LEVELS))
+
+
+def _alone(llama: Llama, tokens: Sequence[int], blocks: Blocks, checkpoint: Checkpoint) -> np.ndarray:
+    """Costs of every block alone at MEASURED budgets."""
+    known = (checkpoint.load("wisparse-alone") or {}).get("costs")
+    thresholds = blocks.threshold_levels((0.0, *MEASURED))
+    fitness = _fitness(llama, tokens, SEARCHED, thresholds, 0, blocks.weights)
+
+    def save(costs: np.ndarray) -> None:
+        checkpoint.save("wisparse-alone", {"costs": costs})
+
+    costs = sensitivity.measure(fitness, len(blocks.paths), len(MEASURED), known, save)
+    _be_dense(llama)
+    return costs
+
+
+def _fitness(
+    llama: Llama, tokens: Sequence[int], offset: float, thresholds: np.ndarray, zero: int, weights: Weights
+) -> BudgetFitness:
+    windows = spread(tokens, WINDOWS, min(WINDOW, llama.context), offset)
+    return BudgetFitness(llama, windows, thresholds, zero, weights)
+
+
+def _be_dense(llama: Llama) -> None:
+    llama.gates.clear()
+    llama.reset()
+
+
 def level_range(sparsity: float) -> tuple[int, int]:
     """Lowest and highest level of a budget, in steps from `sparsity`: within FARTHEST of it, and 0 to greedy.MOST."""
     lowest = math.ceil((max(0.0, sparsity - FARTHEST) - sparsity) / STEP - 1e-9)
     highest = math.floor((min(greedy.MOST, sparsity + FARTHEST) - sparsity) / STEP + 1e-9)
     return lowest, highest
-
-
-def _sparsities(blocks: Blocks, budgets: np.ndarray) -> np.ndarray:
-    """f64 [layers, 4]: how the blocks spend `budgets` f64 [layers]."""
-    return np.array([path.at(budget) for path, budget in zip(blocks.paths, budgets, strict=True)])
-
-
-def _site_weights(block: Block, alphas: np.ndarray) -> dict[str, np.ndarray]:
-    found = {s: alpha.column_weights(block.matrices[s], float(a)) for s, a in zip(SITES, alphas, strict=True)}
-    return {site: c for site, c in found.items() if c is not None}
 
 
 def _of_state(state: State) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The fitness of budgets is what evaluation measures, whatever is kept of the individual before."""
+"""The fitness of budgets is a divergence of masked prefill, whatever is kept of the individual before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_containers
 
-from spqt_ti.evaluation.perplexity import evaluate, windows
+from spqt_ti.evaluation.perplexity import windows
 from spqt_ti.sparsity.divergence import BudgetFitness, divergence, log_softmax
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.wina import column_norms
@@ -29,14 +29,21 @@ def fitness(weights):
     tiny_containers.llama("gqa").gates.clear()
 
 
-def test_is_what_evaluation_measures(fitness: BudgetFitness, weights) -> None:
+def test_is_the_divergence_of_masked_prefill(fitness: BudgetFitness, weights) -> None:
+    """Of all but the first quarter of every window."""
     fitness.settle((0, 0))
     costs = fitness.costs((-2, 1), range(3))
-    thresholds = np.stack([THRESHOLDS[0, ZERO - 2], THRESHOLDS[1, ZERO + 1]])
-    # Evaluation leaves out the last token of a window, which predicts nothing: a window with one more has all of them.
-    longer = [[*part, 0] for part in PARTS]
-    (scores,) = evaluate(tiny_containers.llama("gqa"), longer, [SparsityPolicy("x", 0.5, thresholds, "m", {}, weights)])
-    np.testing.assert_allclose(costs, [kl.mean() for kl in scores.kl], rtol=1e-4)
+    llama, thresholds = tiny_containers.llama("gqa"), np.stack([THRESHOLDS[0, ZERO - 2], THRESHOLDS[1, ZERO + 1]])
+    policies = {False: None, True: SparsityPolicy("x", 0.5, thresholds, "m", {}, weights)}
+    for part, cost in zip(PARTS, costs, strict=True):
+        logs = []
+        for masked, policy in policies.items():
+            llama.gates.clear()
+            if policy:
+                policy.apply(llama.gates)
+            llama.reset()
+            logs.append(log_softmax(llama.prefill(part, "all", masked)[len(part) // 4 :]))
+        assert cost == pytest.approx(divergence(*logs).mean(), rel=1e-4)
     assert costs.min() > 1e-3
 
 
