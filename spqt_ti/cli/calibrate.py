@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--tokens", type=int, default=20000, metavar="N", help="use at most (default: %(default)s)")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="policy to write")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of wisparse's search (default: %(default)s)")
-    parser.add_argument("--generations", type=int, default=50, metavar="N", help="wisparse (default: %(default)s)")
+    parser.add_argument("--generations", type=int, default=10, metavar="N", help="wisparse (default: %(default)s)")
     parser.add_argument("--offspring", type=int, default=16, metavar="N", help="wisparse (default: %(default)s)")
     parser.add_argument("--checkpoints", metavar="DIR", help="folder for what is done (default: in the cache folder)")
     parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")

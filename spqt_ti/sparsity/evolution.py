@@ -37,7 +37,7 @@ class Search:
     on more; the last stage is all parts and one survivor. `flips`: at most so many steps move in a mutation.
     """
 
-    generations: int = 50
+    generations: int = 10
     offspring: int = 16
     stages: tuple[tuple[float, int], ...] = ((0.125, 8), (0.25, 2))
     flips: int = 3
