@@ -35,6 +35,7 @@ STEP = 0.025  # of a block's weights: one level of a budget
 FARTHEST = 0.2  # that a block's budget may be from the mean
 MEASURED = (0.3, 0.5, 0.7)  # budgets that each block is measured at alone
 WINDOWS, WINDOW = 16, 128  # what budgets are compared on
+ALONE_WINDOWS = 8  # what blocks are measured on alone, where little noise is
 SEARCHED, UNSEEN = 0.5, 0.25  # where those windows lie, as for `spread`: for the search, and for its last word
 
 Weights = dict[tuple[int, str], np.ndarray]
@@ -172,7 +173,7 @@ def _alone(llama: Llama, tokens: Sequence[int], blocks: Blocks, checkpoint: Chec
     """Costs of every block alone at MEASURED budgets."""
     known = (checkpoint.load("wisparse-alone") or {}).get("costs")
     thresholds = blocks.threshold_levels((0.0, *MEASURED))
-    fitness = _fitness(llama, tokens, SEARCHED, thresholds, 0, blocks.weights)
+    fitness = _fitness(llama, tokens, SEARCHED, thresholds, 0, blocks.weights, ALONE_WINDOWS)
 
     def save(costs: np.ndarray) -> None:
         checkpoint.save("wisparse-alone", {"costs": costs})
@@ -183,9 +184,15 @@ def _alone(llama: Llama, tokens: Sequence[int], blocks: Blocks, checkpoint: Chec
 
 
 def _fitness(
-    llama: Llama, tokens: Sequence[int], offset: float, thresholds: np.ndarray, zero: int, weights: Weights
+    llama: Llama,
+    tokens: Sequence[int],
+    offset: float,
+    thresholds: np.ndarray,
+    zero: int,
+    weights: Weights,
+    count: int = WINDOWS,
 ) -> BudgetFitness:
-    windows = spread(tokens, WINDOWS, min(WINDOW, llama.context), offset)
+    windows = spread(tokens, count, min(WINDOW, llama.context), offset)
     return BudgetFitness(llama, windows, thresholds, zero, weights)
 
 
