@@ -1,4 +1,5 @@
-"""The real model: what it writes, recorded, and its logits against the float64 forward pass.
+"""The real model: what it writes, recorded, its logits against the float64 forward pass, and what calibrations of it
+keep to.
 
 Dense text is recorded exactly: the smallest margin between the two best logits is 0.1, a hundred times the rounding.
 Sparse text is not robust in that way. A different rounding flips an input near its threshold, and in a few layers of a
@@ -20,7 +21,14 @@ from gap_thresholds import open_gates
 
 import spqt_ti
 from spqt_ti.backend import available_threads
+from spqt_ti.evaluation.perplexity import evaluate, windows
 from spqt_ti.kernels import native
+from spqt_ti.model.sites import SITES
+from spqt_ti.sparsity import alpha, greedy, methods, uniform
+from spqt_ti.sparsity.block import Block, relative_error, unmasked
+from spqt_ti.sparsity.evolution import Search
+from spqt_ti.sparsity.sample import embeddings, spread
+from spqt_ti.sparsity.scores import quantiles, score, threshold_mask, thresholds_at
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "smollm2_greedy.json").read_text())
 
@@ -120,6 +128,84 @@ def test_masked_evaluation_is_decoding(model: spqt_ti.Model) -> None:
     assert 0.4 < 1 - model.llama.active.sum() / (model.llama.inputs() * len(model.llama.active)).sum() < 0.6
     model.apply(None)
     np.testing.assert_allclose(masked, decoded, rtol=0, atol=2e-3)
+
+
+def test_thresholds_leave_out_their_share(model: spqt_ti.Model) -> None:
+    """On the text calibrated on, densely run, to a histogram's bin: at every layer and site, and more at higher
+    levels.
+    """
+    tokens, calibration = model.tokenizer.encode(uniform.sample_text()), model.calibrate()
+    levels = (0.1, 0.4, 0.9)
+    thresholds = [calibration.policy(level).thresholds for level in levels]
+    below, total = np.zeros((len(levels), *thresholds[0].shape)), np.zeros(thresholds[0].shape)
+
+    def observe(layer: int, site: str, x: np.ndarray) -> None:
+        place = layer, SITES.index(site)
+        total[place] += x.size
+        for i, t in enumerate(thresholds):
+            below[i][place] += np.count_nonzero(np.abs(x) <= t[place])
+
+    model.apply(None)
+    for start in range(0, len(tokens), uniform.WINDOW):
+        model.llama.reset()
+        model.llama.prefill(tokens[start : start + uniform.WINDOW], "none", observer=observe)
+    for share, level in zip(below / total, levels, strict=True):
+        np.testing.assert_allclose(share, level, atol=4e-3)
+    assert (np.diff(thresholds, axis=0) > 0).all()
+
+
+@pytest.fixture(scope="module")
+def block_and_inputs(model: spqt_ti.Model) -> tuple[Block, np.ndarray]:
+    """The first block, with 2 windows of 64 tokens."""
+    tokens = model.tokenizer.encode(uniform.sample_text())
+    return Block.load(model.container, 0), embeddings(model.container, spread(tokens, 2, 64))
+
+
+def test_greedy_picks(block_and_inputs: tuple[Block, np.ndarray]) -> None:
+    """Sparsity by the matrices' sizes, steps of 2 % to one site a time, none above 0.9; on the whole no worse than
+    uniform.
+    """
+    block, x = block_and_inputs
+    path, dense = greedy.allocate(block, x), block.run(x, unmasked)
+    sizes = np.array([block.matrices[site].size for site in SITES], float)
+    np.testing.assert_allclose(path.effective, path.sparsities @ sizes / sizes.sum())
+    assert (np.count_nonzero(np.diff(path.sparsities, axis=0), axis=1) == 1).all()
+    assert (np.diff(path.effective) <= greedy.STEP + 1e-9).all()
+    assert path.sparsities.max() <= greedy.MOST
+    table = np.stack([quantiles(score(dense.inputs[site], None)) for site in SITES])
+    rows = range(5, len(path.effective), 10)
+    even = [threshold_mask(thresholds_at(table, np.full(len(SITES), path.effective[row]))) for row in rows]
+    errors = [relative_error(block.run(x, mask).output, dense.output) for mask in even]
+    assert sum(path.errors[row] for row in rows) <= sum(errors)
+
+
+def test_alphas(block_and_inputs: tuple[Block, np.ndarray]) -> None:
+    """What is chosen loses no more than TEAL's and WINA's scores."""
+    found = alpha.search(*block_and_inputs)
+    chosen = found.losses.min(axis=1)
+    np.testing.assert_array_equal(
+        chosen, [row[alpha.ALPHAS.index(a)] for row, a in zip(found.losses, found.best, strict=True)]
+    )
+    assert (chosen <= np.minimum(found.losses[:, 0], found.losses[:, alpha.ALPHAS.index(1.0)])).all()
+
+
+@pytest.mark.slow
+def test_methods_on_held_out_text(model: spqt_ti.Model, tmp_path: Path) -> None:
+    """Calibrated on the first two thirds of a short text, at 50 %: TEAL diverges less than uniform on the last third,
+    and WiSparse's budgets add up and cost no more than equal ones.
+    """
+    text, policies = uniform.sample_text(), []
+    tokens = model.tokenizer.encode(text)
+    for method in ("uniform", "teal", "wisparse"):
+        search, most = Search(generations=1, offspring=4), len(tokens) * 2 // 3
+        make = methods.calibrate(method, model.llama, model.container, model.tokenizer, text, most, tmp_path, search)
+        policies.append(make(0.5))
+    found = policies[-1].calibration
+    assert sum(found["steps"]) == 0
+    assert found["kl_found"] <= found["kl_even"]
+    parts = windows(tokens[len(tokens) * 2 // 3 :], 256)
+    costs = [np.mean(np.concatenate(score.kl)) for score in evaluate(model.llama, parts, policies)]
+    assert costs[1] < costs[0]
 
 
 def test_chat(model: spqt_ti.Model) -> None:

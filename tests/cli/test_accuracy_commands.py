@@ -11,7 +11,6 @@ import tiny_containers
 from spqt_ti.cli import calibrate as calibrate_command
 from spqt_ti.cli import main as cli
 from spqt_ti.errors import PolicyError
-from spqt_ti.model.llama import Llama
 from spqt_ti.sparsity import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import METHODS
@@ -108,11 +107,12 @@ def test_checkpoints_of_another_text(texts, tmp_path, capsys) -> None:
     assert "capture.npz: checkpoint of another calibration (text is" in error
 
 
-def test_one_capture_serves_every_level(texts, tmp_path, capsys, monkeypatch) -> None:
-    """A second command finds what the first has counted: the model does not run again."""
-    calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.5")
-    monkeypatch.setattr(Llama, "prefill", None)
-    calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.3")
+@pytest.mark.parametrize("method", METHODS)
+def test_one_capture_serves_every_level(method, texts, tmp_path, capsys, monkeypatch) -> None:
+    """A second command finds what the first has counted."""
+    calibrate(capsys, texts[0], tmp_path / "p.json", "--method", method, "--sparsity", "0.5")
+    monkeypatch.setattr(capture, "histogram", None)
+    calibrate(capsys, texts[0], tmp_path / "p.json", "--method", method, "--sparsity", "0.3")
     assert SparsityPolicy.load(tmp_path / "p.json").sparsity == 0.3
 
 
