@@ -112,17 +112,17 @@ def _generation(fitness: Fitness, state: State, lowest: int, highest: int, searc
     if children:
         best = np.empty(fitness.parts)
         best[order] = known[children[0]]
-        if _is_better(best, costs):
+        if is_better(best, costs, errors=2):
             levels, costs = children[0], best
             fitness.settle(levels)
     return State(state.generation + 1, levels, costs, (*state.history, float(costs.mean())))
 
 
-def _is_better(costs: np.ndarray, than: np.ndarray) -> bool:
-    """By more than two standard errors of the paired difference: the best of many children is lucky on these parts."""
+def is_better(costs: np.ndarray, than: np.ndarray, errors: float) -> bool:
+    """By more than so many standard errors of the paired difference: the best of many is lucky on these parts."""
     change = costs - than
     error = change.std(ddof=1) / len(change) ** 0.5 if len(change) > 1 else 0.0
-    return bool(change.mean() < -2 * error)
+    return bool(change.mean() < -errors * error)
 
 
 def _children(random: np.random.Generator, parent: Levels, lowest: int, highest: int, search: Search) -> list[Levels]:

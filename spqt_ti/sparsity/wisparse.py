@@ -3,9 +3,9 @@
 Once for all levels: (1) per site the alpha of its score (alpha.py); (2) per block the greedy picks with these scores
 (greedy.py), which say how a block spends any budget; (3) quantiles of the scores of the whole text; (4) what each
 block costs alone (sensitivity.py). For a level: (5) which block gets which budget, the mean being the level, searched
-by the divergence from the dense model (evolution.py, divergence.py), and kept if it is better than equal budgets on
-windows that nothing was chosen on; (6) the level that skips as much as was asked for (realise.py). Grids, fitness and
-population are ours, as the paper's are not public.
+by the divergence from the dense model (evolution.py, divergence.py), and kept unless they are worse than equal budgets
+on windows that nothing was chosen on; (6) the level that skips as much as was asked for (realise.py). Grids, fitness
+and population are ours, as the paper's are not public.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spqt_ti.sparsity.block import Block, unmasked
 from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint, Value
 from spqt_ti.sparsity.divergence import BudgetFitness
-from spqt_ti.sparsity.evolution import Levels, Search, State, evolve
+from spqt_ti.sparsity.evolution import Levels, Search, State, evolve, is_better
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.realise import realise
 from spqt_ti.sparsity.sample import embeddings, spread
@@ -36,7 +36,8 @@ FARTHEST = 0.2  # that a block's budget may be from the mean
 MEASURED = (0.3, 0.5, 0.7)  # budgets that each block is measured at alone
 WINDOWS, WINDOW = 16, 128  # what budgets are compared on
 ALONE_WINDOWS = 8  # what blocks are measured on alone, where little noise is
-SEARCHED, UNSEEN = 0.5, 0.25  # where those windows lie, as for `spread`: for the search, and for its last word
+UNSEEN_WINDOW = 256  # longer: one comparison that has the last word
+SEARCHED, UNSEEN = 0.5, 0.25  # where windows of the search and unseen ones lie, as for `spread`
 
 Weights = dict[tuple[int, str], np.ndarray]
 
@@ -65,7 +66,7 @@ class Blocks:
 @dataclass(frozen=True)
 class Budgets:
     """Levels of the blocks' budgets, and costs: of equal budgets and those found, on the windows of the search and on
-    unseen ones. `levels` are equal where those found are not better on the unseen.
+    unseen ones. `levels` are equal where those found are worse on the unseen, by more than a standard error.
     """
 
     levels: Levels
@@ -113,18 +114,20 @@ class WisparseCalibration:
         guess = sensitivity.cheapest(sensitivity.at_budgets(self.alone, MEASURED, budgets), lowest)
         even = (0,) * len(self.blocks.paths)
         thresholds = self.blocks.threshold_levels(budgets)
-        fitness = _fitness(self.llama, self.tokens, SEARCHED, thresholds, -lowest, self.blocks.weights)
+        windows = _windows(self.llama, self.tokens, WINDOWS, WINDOW, SEARCHED)
+        fitness = BudgetFitness(self.llama, windows, thresholds, -lowest, self.blocks.weights)
         fitness.settle(even)
         at_even = float(fitness.costs(even, range(fitness.parts)).mean())
         state = self._evolve(sparsity, fitness, [even, guess])
         # Two fitnesses at a time would hold their logits twice.
         del fitness
-        unseen = _fitness(self.llama, self.tokens, UNSEEN, thresholds, -lowest, self.blocks.weights)
+        windows = _windows(self.llama, self.tokens, WINDOWS, UNSEEN_WINDOW, UNSEEN)
+        unseen = BudgetFitness(self.llama, windows, thresholds, -lowest, self.blocks.weights)
         unseen.settle(even)
-        costs = [float(unseen.costs(levels, range(unseen.parts)).mean()) for levels in (even, state.levels)]
+        costs = [unseen.costs(levels, range(unseen.parts)) for levels in (even, state.levels)]
         _be_dense(self.llama)
-        levels = state.levels if costs[1] < costs[0] else even
-        return Budgets(levels, at_even, state.history[-1], *costs)
+        levels = even if is_better(costs[0], costs[1], errors=1) else state.levels
+        return Budgets(levels, at_even, state.history[-1], *(float(c.mean()) for c in costs))
 
     def _evolve(self, sparsity: float, fitness: BudgetFitness, starts: Sequence[Levels]) -> State:
         s = self.search
@@ -173,7 +176,8 @@ def _alone(llama: Llama, tokens: Sequence[int], blocks: Blocks, checkpoint: Chec
     """Costs of every block alone at MEASURED budgets."""
     known = (checkpoint.load("wisparse-alone") or {}).get("costs")
     thresholds = blocks.threshold_levels((0.0, *MEASURED))
-    fitness = _fitness(llama, tokens, SEARCHED, thresholds, 0, blocks.weights, ALONE_WINDOWS)
+    windows = _windows(llama, tokens, ALONE_WINDOWS, WINDOW, SEARCHED)
+    fitness = BudgetFitness(llama, windows, thresholds, 0, blocks.weights)
 
     def save(costs: np.ndarray) -> None:
         checkpoint.save("wisparse-alone", {"costs": costs})
@@ -183,17 +187,8 @@ def _alone(llama: Llama, tokens: Sequence[int], blocks: Blocks, checkpoint: Chec
     return costs
 
 
-def _fitness(
-    llama: Llama,
-    tokens: Sequence[int],
-    offset: float,
-    thresholds: np.ndarray,
-    zero: int,
-    weights: Weights,
-    count: int = WINDOWS,
-) -> BudgetFitness:
-    windows = spread(tokens, count, min(WINDOW, llama.context), offset)
-    return BudgetFitness(llama, windows, thresholds, zero, weights)
+def _windows(llama: Llama, tokens: Sequence[int], count: int, length: int, offset: float) -> list[Sequence[int]]:
+    return spread(tokens, count, min(length, llama.context), offset)
 
 
 def _be_dense(llama: Llama) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spqt_ti.sparsity.evolution import Levels, Search, State, _is_better, evolve, mutate
+from spqt_ti.sparsity.evolution import Levels, Search, State, evolve, is_better, mutate
 
 LOWEST, HIGHEST = -3, 3
 
@@ -108,10 +108,11 @@ def test_goes_on_to_the_same_result(cut: int) -> None:
 def test_luck_is_not_enough() -> None:
     """Better on average, but no more than the parts differ among themselves."""
     parent = np.array([1.0, 1.0, 1.0, 1.0])
-    assert not _is_better(np.array([0.2, 1.3, 1.2, 1.1]), parent)
-    assert _is_better(np.array([0.9, 0.95, 0.9, 1.0]), parent)
-    assert not _is_better(parent, parent)
-    assert _is_better(np.array([0.9]), np.array([1.0]))
+    assert not is_better(np.array([0.2, 1.3, 1.2, 1.1]), parent, 2)
+    assert is_better(np.array([0.9, 0.95, 0.9, 1.0]), parent, 2)
+    assert not is_better(np.array([0.9, 0.95, 0.9, 1.0]), parent, 3)
+    assert not is_better(parent, parent, 0)
+    assert is_better(np.array([0.9]), np.array([1.0]), 2)
 
 
 def test_begins_with_the_best_of_several() -> None:

@@ -38,25 +38,29 @@ def policy() -> SparsityPolicy:
 
 
 def test_budgets(policy: SparsityPolicy) -> None:
-    """Exact on average, not too far from the level, and no worse than equal ones by their own fitness and unseen."""
+    """Exact on average, not too far from the level, and no worse than equal ones by their own fitness."""
     c = policy.calibration
     assert sum(c["steps"]) == 0
     assert max(abs(step) for step in c["steps"]) * STEP <= FARTHEST + 1e-9
     assert c["kl_found"] <= c["kl_even"]
-    assert (c["kl_found_unseen"] < c["kl_even_unseen"]) == any(c["steps"])
 
 
-@pytest.mark.parametrize(("unseen", "kept"), [((0.2, 0.1), True), ((0.1, 0.2), False), ((0.1, 0.1), False)])
+@pytest.mark.parametrize(
+    ("unseen", "kept"),
+    [((0.2, 0.2), True), ((0.3, 0.3), True), ((0.4, 0.25), True), ((0.4, 0.4), False), ((0.5, 0.35), False)],
+)
 def test_budgets_that_unseen_windows_do_not_confirm(unseen, kept: bool, monkeypatch) -> None:
-    """The search finds other than equal budgets; what unseen windows say of both decides."""
+    """The search finds other than equal budgets, which cost 0.3 on both unseen windows. They are dropped if they are
+    worse there by more than a standard error.
+    """
     made = calibration()
     found = (1, -1)
 
     class Fitness:
-        parts = 1
+        parts = 2
 
         def __init__(self, *arguments) -> None:
-            self.costs = lambda levels, parts: np.array([unseen[levels == found]])
+            self.costs = lambda levels, parts: np.array(unseen if levels == found else (0.3, 0.3))
 
         def settle(self, levels) -> None: ...
 
