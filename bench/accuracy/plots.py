@@ -42,6 +42,8 @@ def draw_curve(rows: list[dict[str, Any]], speeds: list[dict[str, Any]], model: 
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "dense"):
         line = [dense] + [row for row in rows if row["method"] == method]
         points = [(measured[key], row) for row in line if (key := (row["method"], row["sparsity"])) in measured]
+        if len(points) < 2:
+            continue
         axis.errorbar(
             [speed["tokens_per_second"] for speed, _ in points],
             [row["perplexity"] for _, row in points],
