@@ -6,6 +6,8 @@ allowed. Logits here are below 20.
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from typing import Any
 
 import llama_float64
@@ -14,6 +16,7 @@ import pytest
 import tiny_containers
 import tiny_models
 
+from spqt_ti.backend import ti
 from spqt_ti.errors import ContainerError, GenerationError
 from spqt_ti.model.llama import Llama
 from spqt_ti.model.plans import CHUNK, MOST_TOKENS
@@ -155,6 +158,33 @@ def test_greedy_tokens_in_one_launch_are_those_of_many() -> None:
     assert model.position == 10
     assert model.best_token() == expected[-1]
     np.testing.assert_array_equal(model.decode(expected[-1]), following)
+
+
+def test_a_token_allocates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No arrays, and in Python only what a launch needs for a moment, however many tokens there are."""
+    model = fresh("gqa")
+    if model.backend != "cpu":
+        pytest.skip("on a GPU the best tokens are copied to the host after every launch")
+    model.thresholds[:] = 0.1
+    token = model.decode_greedy(TOKENS[0], 1)[-1]
+
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("an array was made")
+
+    monkeypatch.setattr(ti, "ndarray", refuse)
+    tracemalloc.start()
+    try:
+        kept = []
+        for tokens in (5, 25):
+            for _ in range(tokens):
+                token = model.decode_greedy(token, 1)[-1]
+            gc.collect()  # Taichi's launch leaves closures that refer to themselves
+            kept.append(tracemalloc.get_traced_memory()[0])
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert kept[1] - kept[0] < 1024
+    assert most < 65536
 
 
 @pytest.mark.parametrize("count", [0, MOST_TOKENS + 1, 3])

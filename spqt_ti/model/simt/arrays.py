@@ -47,18 +47,18 @@ class ModelArrays:
         self.logits = zeros(ti.f32, self.layout.tiles * 64)
         self._copy = make_copy()
         self.write(self.floats.constants, self.constants.values)
-        self._gate_changes, self._thresholds = self.gates.changes, self.gates.thresholds.copy()
+        self._gate_changes, self._thresholds = self.gates.changes, self.gates.thresholds.tobytes()
 
     def upload_gates(self) -> None:
         """Bring the device's gates up to date, if they have changed."""
         gates = self.gates
         if gates.changes != self._gate_changes:
             self.write(self.floats.gates, gates.values)
-        elif not np.array_equal(self._thresholds, gates.thresholds, equal_nan=True):
+        elif gates.thresholds.tobytes() != self._thresholds:
             self.write(self.floats.gates, gates.thresholds.reshape(-1))
         else:
             return
-        self._gate_changes, self._thresholds = gates.changes, gates.thresholds.copy()
+        self._gate_changes, self._thresholds = gates.changes, gates.thresholds.tobytes()
 
     def read(self, start: int, size: int) -> np.ndarray:
         """f32 [size] from the f32 array's value `start` on. Waits for the device."""
