@@ -41,7 +41,9 @@ def interleaved(runs: Mapping[Key, Callable[[], object]], rounds: int) -> dict[K
     return times
 
 
-def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndarray, int, int]:
+def stored_bytes(
+    rows: int, cols: int, layout: str, warm: bool, cold_bytes: int | None = None
+) -> tuple[np.ndarray, int, int]:
     """Bytes of a matrix of a few hundred true superblocks over and over; copies of it, and turns of a launch."""
     blocks = q4_k.quantize(np.random.default_rng(0).standard_normal((251, 256), dtype=np.float32))
     if layout == "row":
@@ -52,7 +54,7 @@ def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndar
         cut = blocks[np.arange(cols) % len(blocks), : layouts.band_bytes(last)].reshape(-1)
         matrix = np.concatenate([whole, cut])
     size = matrix.size
-    copies = 1 if warm else max(2, -(-COLD_BYTES // size))
+    copies = 1 if warm else max(2, -(-(cold_bytes or COLD_BYTES) // size))
     return matrix, copies, max(2, WARM_BYTES // size) if warm else copies
 
 
@@ -113,11 +115,14 @@ class Rows:
 class Zigzag:
     """Copies of a zigzag matrix: kernels "zigzag", "b2" and "full"."""
 
-    def __init__(self, rows: int, cols: int, threads: int, warm: bool = False, panel_bands: int | None = None) -> None:
+    def __init__(
+        self, rows: int, cols: int, threads: int, warm: bool = False, panel_bands: int | None = None,
+        cold_bytes: int | None = None,
+    ) -> None:  # fmt: skip
         start("cpu")
         self.threads = threads
         self.shape = zigzag.ZigzagShape(rows, cols, panel_bands or preferred_panel_bands())
-        data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm)
+        data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm, cold_bytes)
         quants, tail, headers = zigzag.split(data, self.shape)
         self.weights = (
             upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies),
