@@ -10,7 +10,7 @@ import tiny_containers
 
 import spqt_ti
 from spqt_ti import tuning as module
-from spqt_ti.benchmark import gemv_drivers
+from spqt_ti.benchmark import tune
 from spqt_ti.cli.main import main
 from spqt_ti.errors import TuningError
 from spqt_ti.kernels.geometry import ZigzagShape
@@ -98,7 +98,7 @@ def test_choices() -> None:
 
 def test_tune_then_decode(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The command measures a model's matrices and keeps them; the runner and `info` then go by them."""
-    monkeypatch.setattr(gemv_drivers, "COLD_BYTES", 200_000)
+    monkeypatch.setattr(tune, "COLD_BYTES", 200_000)
     model = tiny_containers.container("gqa").path
     assert main(["tune", str(model), "--threads", "1", "--rounds", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -177,6 +177,12 @@ def make_row_launch(workers: int, skips: bool):
     return launch
 
 
+@ti.func
+def workspace_of(lists_address, workers: ti.template(), stride, worker):
+    """Address of a worker's workspace: behind the lists of everything and of each worker."""
+    return lists_address + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64)
+
+
 @functools.cache
 def make_zigzag_launch(workers: int):
     """The zigzag product over `turns` matrices: dense for a negative threshold, else with the index collected in each,
@@ -208,7 +214,7 @@ def make_zigzag_launch(workers: int):
                     quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
                     quants_address, tail_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0,
                     lists, active, count,
-                    lists_address + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64),
+                    workspace_of(lists_address, workers, stride, worker),
                     a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
                 )  # fmt: skip
                 wait_for_all(arrivals, 0, (turn + 1) * workers)
@@ -239,7 +245,7 @@ def make_skipping_launch(workers: int):
                     quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
                     quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0, threshold,
                     lists, (worker + 1) * stride,
-                    lists_address + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64),
+                    workspace_of(lists_address, workers, stride, worker),
                     a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
                 )  # fmt: skip
                 wait_for_all(arrivals, 0, (turn + 1) * workers)

@@ -10,14 +10,15 @@ import numpy as np
 
 from spqt_ti import __version__
 from spqt_ti.backend import start, ti
-from spqt_ti.benchmark import gemv_drivers
 from spqt_ti.benchmark.gemv_drivers import Zigzag, interleaved
 from spqt_ti.benchmark.shapes import Shape
 from spqt_ti.tuning import TunedShape, Tuning, tuning_path
 
 PANEL_BANDS = (4, 8, 16, 32)
 DENSITIES = (0.75, 0.5, 0.25)
-BYTES = 256 << 20  # of all copies of a matrix: Taichi keeps what it has once had, and a model has up to 16 candidates
+# Of all copies of a matrix; half of what benchmarks take: Taichi keeps what it has once had, and a model has up to 16
+# candidates.
+COLD_BYTES = 256 << 20
 TYPICAL = 0.5  # the density at which numbers of bands side by side are compared, together with dense
 
 
@@ -44,7 +45,7 @@ def _useful(shape: Shape) -> list[int]:
 
 
 def _measure(shape: Shape, threads: int, bands: int, rounds: int) -> TunedShape:
-    driver = Zigzag(*shape, threads, panel_bands=bands, cold_bytes=min(BYTES, gemv_drivers.COLD_BYTES))
+    driver = Zigzag(*shape, threads, panel_bands=bands, cold_bytes=COLD_BYTES)
     runs: dict[float, Callable[[], None]] = {1.0: functools.partial(driver.run, "zigzag", 1.0)}
     for density in DENSITIES:
         runs[density] = functools.partial(driver.run, "full", density)

@@ -61,6 +61,12 @@ def per_row(eight, v: ti.template(), high: ti.template()):
     return f32x16(*[eight[4 * v + high + 2 * (i // 8)] for i in ti.static(range(16))])
 
 
+@ti.func
+def input_of(x: ti.template(), x_base, active: ti.template(), j, high):
+    """Input of place j of the active list; zero from place `high` on, where a block of columns ends."""
+    return ti.select(j < high, value(x, x_base * 16 + active[ti.min(j, high - 1)]), 0.0)
+
+
 def make_add_block(fetch, exact: bool):
     """Build the ti.func that adds the active columns low..high-1 (at most BLOCK_COLUMNS) to the sums of a group.
 
@@ -169,9 +175,12 @@ def _make_add_block_i16(fetch):
             at += 8
 
     @ti.func
-    def input_of(x: ti.template(), x_base, active: ti.template(), j, high):
-        """Input of place j of the active list; zero past its end."""
-        return ti.select(j < high, value(x, x_base * 16 + active[ti.min(j, high - 1)]), 0.0)
+    def next_headers(headers_at, place: ti.template(), one: ti.template(), two: ti.template()):
+        """Headers of the two columns that are listed at `place`, which moves on behind them."""
+        native16.load_headers(headers_at, place, one)
+        place += 8
+        native16.load_headers(headers_at, place, two)
+        place += 8
 
     @ti.func
     def scale_inputs(
@@ -185,10 +194,7 @@ def _make_add_block_i16(fetch):
         place = workspace + _COLUMNS_AT
         for pair in range((high - low + 3) // 4 * 2):
             one, two = [u32x16(0) for _ in ti.static(range(2))]
-            native16.load_headers(headers_at, place, one)
-            place += 8
-            native16.load_headers(headers_at, place, two)
-            place += 8
+            next_headers(headers_at, place, one, two)
             x_one = input_of(x, x_base, active, low + 2 * pair, high)
             x_two = input_of(x, x_base, active, low + 2 * pair + 1, high)
             v = f32x16(0.0)
@@ -221,10 +227,7 @@ def _make_add_block_i16(fetch):
                 fetch_next(fetch_at, fetch_last)
                 fetch_next(fetch_at, fetch_last)
                 one, two = [u32x16(0) for _ in ti.static(range(2))]
-                native16.load_headers(headers_at, place, one)
-                place += 8
-                native16.load_headers(headers_at, place, two)
-                place += 8
+                next_headers(headers_at, place, one, two)
                 native16.fields(one, one)
                 native16.fields(two, two)
                 pairs = [i32x16(0) for _ in ti.static(range(4))]  # of scales 0-3, 4-7, minima 0-3, 4-7

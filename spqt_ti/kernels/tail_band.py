@@ -6,7 +6,7 @@ holds those of four columns instead of those of four bands, and a vector of word
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels import native
-from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, make_scales_and_minima, uses_integers
+from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, input_of, make_scales_and_minima, uses_integers
 from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import f32x8, f32x16, i32x16, u32x16, value
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
@@ -68,11 +68,6 @@ def _make_tail_band_i16():
         return u32x16(*[four[i // 4][i % 4] for i in ti.static(range(16))])
 
     @ti.func
-    def x_of(x: ti.template(), x_base, active: ti.template(), j, last):
-        """Input of place j of the active list; past its end zero."""
-        return ti.select(j < last, value(x, x_base * 16 + active[ti.min(j, last - 1)]), 0.0)
-
-    @ti.func
     def scale_inputs(
         headers: ti.template(), headers_base, x: ti.template(), x_base, active: ti.template(), low, high,
         a: ti.template(), spare,
@@ -86,7 +81,7 @@ def _make_tail_band_i16():
             j = low + 8 * eight
             one = four_headers(headers, headers_base, active, j, high)
             two = four_headers(headers, headers_base, active, j + 1, high)
-            xs = [x_of(x, x_base, active, j + c, high) for c in ti.static(range(8))]
+            xs = [input_of(x, x_base, active, j + c, high) for c in ti.static(range(8))]
             v = f32x16(0.0)
             native16.first_halves(one, two, v)
             v *= f32x16(*[xs[i % 8 // 2 * 2 + i // 8] for i in ti.static(range(16))])

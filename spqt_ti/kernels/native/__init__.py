@@ -37,8 +37,9 @@ def _load(name: str):
 
 
 def load():
-    """`prefetch64`, `prefetch128`, `fma8`, `fma16`, `scales_and_minima`, `relax`, `read_clock`;
-    None where they are not available."""
+    """`prefetch64`, `prefetch128`, `prefetch_listed128`, `write_run`, `fma8`, `fma16`, `scales_and_minima`, `relax`,
+    `read_clock`; None where they are not available.
+    """
     return _load("x86_64")
 
 
