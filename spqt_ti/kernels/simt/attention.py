@@ -44,8 +44,8 @@ def make_attention(layout: CacheLayout):
     """Build the ti.func of one thread (of TILE) of a group that attends with one query.
 
     Arguments: cache; first entry of the keys of layer and head in it; `own`, shared f32 [3 head_dim]: the query, and
-    key and value of its position, written before the group's last barrier; a and the place of the result in it; the
-    query's position; t.
+    key and value of its position, written before the group's last barrier; the query's position; t. The result comes
+    in the place of the query, for the whole group.
     """
     head_dim, context = layout.head_dim, layout.context
     parts = -(-head_dim // TILE)
@@ -53,7 +53,7 @@ def make_attention(layout: CacheLayout):
     tile_log2 = log2(TILE)
 
     @ti.func
-    def attend(cache: ti.template(), keys, own: ti.template(), a: ti.template(), out, position, t):
+    def attend(cache: ti.template(), keys, own: ti.template(), position, t):
         shared = ti.simt.block.SharedArray((TILE,), ti.f32)
         weights = ti.simt.block.SharedArray((TILE,), ti.f32)
         values = keys + layout.half_stride
@@ -93,7 +93,8 @@ def make_attention(layout: CacheLayout):
                     sums[part] = sums[part] * rescale + added
         for part in ti.static(range(parts)):
             if part * TILE + t < head_dim:
-                a[out + part * TILE + t] = sums[part] / total
+                own[part * TILE + t] = sums[part] / total
+        ti.simt.block.sync()
 
     return attend
 
@@ -116,6 +117,19 @@ def make_load_own(layout: CacheLayout):
         ti.simt.block.sync()
 
     return load_own
+
+
+def make_store_own(head_dim: int):
+    """Build the ti.func that puts the result in `own` to a[out:]."""
+
+    @ti.func
+    def store_own(own: ti.template(), a: ti.template(), out, t):
+        d = t
+        while d < head_dim:
+            a[out + d] = own[d]
+            d += TILE
+
+    return store_own
 
 
 def make_append_own(layout: CacheLayout):

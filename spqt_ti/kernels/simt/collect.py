@@ -1,10 +1,10 @@
 """Index collection on GPUs: the set is exactly {i : |x_i| > threshold}, or |x_i| * weight_i > threshold, as in
 kernels/collect.py.
 
-Two ways. In the token, one group collects in ascending order: each thread has a run of neighbouring inputs, and one
-scan over the threads' counts places them. `make_collect_kernel` spreads the work over groups instead, a segment of 1024
-inputs each: either a segment reserves its place with one atomic (ascending inside a segment, the order of segments is
-open), or a second pass places the segments in order.
+Two ways. In the token, a group collects a segment in ascending order: each thread has a run of neighbouring inputs, and
+one scan over the threads' counts places them; segments stay where they are (see active_list.py). `make_collect_kernel`
+makes one list of segments of 1024 inputs each: either a segment reserves its place with one atomic (ascending inside a
+segment, the order of segments is open), or a second pass places the segments in order.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def is_active(x: ti.template(), at, weights: ti.template(), weight, weighted, th
 
 
 def make_collect_in_group(cols: int, threads: int):
-    """Build the ti.func that collects `cols` inputs with one group of `threads` threads.
+    """Build the ti.func that collects a segment of up to `cols` inputs with one group of `threads` threads.
 
     A thread looks at inputs t * run .. t * run + run - 1, which it may therefore have written itself before.
     """
@@ -36,26 +36,27 @@ def make_collect_in_group(cols: int, threads: int):
 
     @ti.func
     def collect_in_group(
-        a: ti.template(), x, weights, weighted, threshold, integers: ti.template(), active, counts: ti.template(), t
-    ):
-        """Write the active inputs of a[x : x + cols], with weights at a[weights:], to integers[active:]; returns their
-        number to every thread.
+        values: ti.template(), x, first, end, a: ti.template(), weights, weighted, threshold, integers: ti.template(),
+        active, counts: ti.template(), t,
+    ):  # fmt: skip
+        """Write the active ones of inputs first to end - 1, which are at values[x:], to integers[active + first:];
+        returns their number to every thread. Weights of all inputs are at a[weights:].
 
         `counts`: shared i32 [threads].
         """
         mine = 0
         for k in range(run):
             i = t * run + k
-            if i < cols:
-                mine += is_active(a, x + i, a, weights + i, weighted, threshold)
+            if first + i < end:
+                mine += is_active(values, x + i, a, weights + first + i, weighted, threshold)
         ti.simt.block.sync()
         counts[t] = mine
         total = exclusive_scan(counts, t, threads)
-        place = active + counts[t]
+        place = active + first + counts[t]
         for k in range(run):
             i = t * run + k
-            if i < cols and is_active(a, x + i, a, weights + i, weighted, threshold):
-                integers[place] = i
+            if first + i < end and is_active(values, x + i, a, weights + first + i, weighted, threshold):
+                integers[place] = first + i
                 place += 1
         return total
 

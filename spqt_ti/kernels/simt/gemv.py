@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.active_list import Segments, make_list_reader, spread, whole
 from spqt_ti.kernels.simt.collect import make_collect_in_group
 from spqt_ti.kernels.simt.groups import array_of, log2
 from spqt_ti.kernels.simt.submission import Launch, Submission
@@ -24,7 +25,7 @@ from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
 IN_FLIGHT = 2  # columns of a lane
 _ENOUGH_GROUPS = 512  # of a product: more would only add up more partial sums
 _REDUCE_THREADS = 256
-_COLLECT_THREADS = 512
+_COLLECT_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,18 @@ def partial_size(shape: ZigzagWords, split: Split) -> int:
     return split.groups * shape.padded_rows
 
 
-def make_gemv(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
-    """Build the ti.func of one thread of the GEMV; thread i of `group_count(...) * split.threads`.
+def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None, skips_on_the_fly: bool = False):
+    """Build the ti.func of one thread of the GEMV, the i-th of `group_count(...) * split.threads`, which returns the
+    number of active inputs.
 
-    Arguments: i; quants and headers with the matrix's first entry in each; a and the place of x in it; the active list
-    in `integers`, from `active` on, and its length (`listed` 0: every input, in order); a threshold; the place of the
-    partial sums in a. With `skips_on_the_fly` (B2 of the paper) no list is read: all columns are split over the
-    simdgroups, which leave out those with |x| <= threshold.
+    Arguments: i; quants and headers with the matrix's first entry in each; a and the place of x in it; `integers` with
+    the active list from `active` on and the lengths of its segments from `lengths` on (`listed` 0: every input, in
+    order); a threshold; the place of the partial sums in a. `segments`: of the list, by default one. With
+    `skips_on_the_fly` (B2 of the paper) no list is read: all columns are split over the simdgroups, which leave out
+    those with |x| <= threshold. Raises ValueError for more segments than a group can add up.
     """
+    segments = segments or whole(shape.cols)
+    sum_lengths, segment_of, place_of = make_list_reader(segments, split.threads)
     bands, cols, last_parts = shape.bands, shape.cols, shape.last_parts
     workers, threads = split.groups * split.simdgroups, split.threads
     simdgroups = split.simdgroups
@@ -93,14 +98,18 @@ def make_gemv(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
     @ti.func
     def gemv(
         i, quants: ti.template(), quants_base, headers: ti.template(), headers_base, a: ti.template(), x,
-        integers: ti.template(), active, count, listed, threshold, partial,
+        integers: ti.template(), active, lengths, listed, threshold, partial,
     ):  # fmt: skip
         shared = ti.simt.block.SharedArray((simdgroups * BAND,), ti.f32)
+        starts = ti.simt.block.SharedArray((segments.padded + 1,), ti.i32)
         t = i & (threads - 1)
         group = i >> threads_log2
         band = group >> groups_log2
         slot, part = (t & (LANES - 1)) >> 3, t & (PARTS - 1)
         worker = (group & (split.groups - 1)) * simdgroups + (t >> 5)
+        count = 0 + cols
+        if listed:  # the same for all groups
+            count = sum_lengths(integers, lengths, starts, t)
         # Shares of the columns that differ by at most one.
         each = count >> workers_log2
         extra = count - each * workers
@@ -114,6 +123,9 @@ def make_gemv(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
         sums = ti.Matrix.zero(ti.f32, 8, 4)  # [nibble of a word][word]
         minima = ti.Vector([0.0] * 2)
         k = first + slot
+        segment = 0
+        if listed:
+            segment = segment_of(starts, k)
         while k < end:
             if ti.static(skips_on_the_fly):
                 value = a[x + k]
@@ -125,6 +137,8 @@ def make_gemv(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
                 # Beyond the end the last column again, times zero.
                 columns = ti.Vector([ti.min(k + u * SLOTS, end - 1) for u in ti.static(range(IN_FLIGHT))])
                 if listed:
+                    for u in ti.static(range(IN_FLIGHT)):
+                        columns[u] = place_of(starts, segment, columns[u])
                     for u in ti.static(range(IN_FLIGHT)):
                         columns[u] = integers[active + columns[u]]
                 inputs = ti.Vector(
@@ -152,6 +166,7 @@ def make_gemv(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
                 for s in ti.static(range(simdgroups)):
                     total += shared[s * BAND + row]
                 a[partial + ((group & (split.groups - 1)) * bands + band) * BAND + row] = total
+        return count
 
     return gemv
 
@@ -171,25 +186,26 @@ def make_sum_of_groups(shape: ZigzagWords, split: Split):
 
 
 def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
-    """Build the kernel (quants, headers, a, integers, copy, count, listed, threshold): one product, for tests and
-    benchmarks, with the `copy`-th of the matrices in the arrays.
+    """Build the kernel (quants, headers, a, integers, copy, listed, threshold): one product, for tests and benchmarks,
+    with the `copy`-th of the matrices in the arrays.
 
-    a f32: x [cols], then y [padded rows], then the partial sums; integers i32: the active list.
+    a f32: x [cols], then y [padded rows], then the partial sums; integers i32: the active list [cols], its length.
     """
-    gemv, sum_of_groups = make_gemv(shape, split, skips_on_the_fly), make_sum_of_groups(shape, split)
-    y = shape.cols
+    gemv = make_gemv(shape, split, skips_on_the_fly=skips_on_the_fly)
+    sum_of_groups = make_sum_of_groups(shape, split)
+    cols, y = shape.cols, shape.cols
     partial = y + shape.padded_rows
     threads = group_count(shape, split) * split.threads
 
     @ti.kernel
     def multiply(
         quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), integers: array_of(ti.i32),
-        copy: ti.i32, count: ti.i32, listed: ti.i32, threshold: ti.f32,
+        copy: ti.i32, listed: ti.i32, threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=split.threads)
         for i in range(threads):
             gemv(
-                i, quants, copy * shape.quants, headers, copy * shape.headers, a, 0, integers, 0, count, listed,
+                i, quants, copy * shape.quants, headers, copy * shape.headers, a, 0, integers, 0, cols, listed,
                 threshold, partial,
             )  # fmt: skip
         ti.loop_config(block_dim=_REDUCE_THREADS)
@@ -201,14 +217,15 @@ def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = 
 
 def make_full_kernel(shape: ZigzagWords, split: Split):
     """Build the kernel (quants, headers, a, integers, copy, threshold): collect the active inputs, then the product
-    over them, without the host knowing their number. Arrays as for `make_gemv_kernel`; integers: the active list, its
-    length.
+    over them, without the host knowing their number. Arrays as for `make_gemv_kernel`, with a length for each segment
+    of the list.
     """
-    gemv, sum_of_groups = make_gemv(shape, split), make_sum_of_groups(shape, split)
-    collect = make_collect_in_group(shape.cols, _COLLECT_THREADS)
-    cols, y = shape.cols, shape.cols
+    segments = spread(shape.cols)
+    gemv, sum_of_groups = make_gemv(shape, split, segments), make_sum_of_groups(shape, split)
+    collect = make_collect_in_group(segments.length, _COLLECT_THREADS)
+    cols, y, count, length = shape.cols, shape.cols, segments.count, segments.length
     partial = y + shape.padded_rows
-    threads = group_count(shape, split) * split.threads
+    threads, collect_threads_log2 = group_count(shape, split) * split.threads, log2(_COLLECT_THREADS)
 
     @ti.kernel
     def collect_and_multiply(
@@ -216,16 +233,18 @@ def make_full_kernel(shape: ZigzagWords, split: Split):
         copy: ti.i32, threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=_COLLECT_THREADS)
-        for t in range(_COLLECT_THREADS):
+        for i in range(count * _COLLECT_THREADS):
             shared = ti.simt.block.SharedArray((_COLLECT_THREADS,), ti.i32)
-            count = collect(a, 0, 0, False, threshold, integers, 0, shared, t)
+            segment, t = i >> collect_threads_log2, i & (_COLLECT_THREADS - 1)
+            first, end = segment * length, ti.min((segment + 1) * length, cols)
+            found = collect(a, first, first, end, a, 0, False, threshold, integers, 0, shared, t)
             if t == 0:
-                integers[cols] = count
+                integers[cols + segment] = found
         ti.loop_config(block_dim=split.threads)
         for i in range(threads):
             gemv(
-                i, quants, copy * shape.quants, headers, copy * shape.headers, a, 0, integers, 0, integers[cols], 1,
-                threshold, partial,
+                i, quants, copy * shape.quants, headers, copy * shape.headers, a, 0, integers, 0, cols, 1, threshold,
+                partial,
             )  # fmt: skip
         ti.loop_config(block_dim=_REDUCE_THREADS)
         for row in range(shape.padded_rows):
@@ -250,9 +269,9 @@ class ZigzagGemv:
             "quants": upload(np.tile(quants, (copies, 1))),
             "headers": upload(np.tile(headers, (copies, 1))),
             "a": zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, self.split)),
-            "integers": zeros(ti.i32, shape.cols + 1),
+            "integers": zeros(ti.i32, shape.cols + spread(shape.cols).count),
         }
-        self._count, self._listed = shape.cols, 0
+        self._listed = 0
         self._kernel = make_gemv_kernel(shape, self.split, skips_on_the_fly)
         self._full = functools.cache(functools.partial(make_full_kernel, shape, self.split))
 
@@ -267,14 +286,15 @@ class ZigzagGemv:
             raise ValueError(f"x of shape {x.shape} does not fit {self.shape.cols} columns")
         a, integers = self.arrays["a"], self.arrays["integers"]
         a.from_numpy(np.pad(x, (0, a.shape[0] - x.size)))
-        self._count, self._listed = self.shape.cols, 0
+        self._listed = int(active is not None)
         if active is not None:
-            integers.from_numpy(np.pad(active, (0, integers.shape[0] - active.size)))
-            self._count, self._listed = active.size, 1
+            listed = np.zeros(integers.shape[0], np.int32)
+            listed[: active.size], listed[self.shape.cols] = active, active.size
+            integers.from_numpy(listed)
 
     def launch(self, copy: int = 0, threshold: float = 0.0) -> Launch:
         """The product with what was loaded."""
-        return Launch(self._kernel, tuple(self.arrays), (copy, self._count, self._listed, threshold))
+        return Launch(self._kernel, tuple(self.arrays), (copy, self._listed, threshold))
 
     def launch_full(self, copy: int = 0, threshold: float = 0.0) -> Launch:
         """Collection and product with the x that was loaded."""

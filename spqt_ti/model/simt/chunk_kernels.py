@@ -1,7 +1,14 @@
 """Prefill on a GPU: `begin_chunk`, `run_chunk_block` once per layer, and `end_chunk` for the logits of a token."""
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_attention, make_load_own, make_write_pair
+from spqt_ti.kernels.simt.attention import (
+    TILE,
+    CacheLayout,
+    make_attention,
+    make_load_own,
+    make_store_own,
+    make_write_pair,
+)
 from spqt_ti.kernels.simt.groups import array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import make_head
@@ -39,7 +46,7 @@ def make_chunk_kernels(
     biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
     norm = make_norm(hidden, _GROUP, config.rms_norm_eps)
     attend, load_own = make_attention(cache_layout), make_load_own(cache_layout)
-    write_pair = make_write_pair(cache_layout)
+    store_own, write_pair = make_store_own(head_dim), make_write_pair(cache_layout)
     score_tile, embed, _ = make_head(hidden, config.vocab_size)
     run = -(-hidden // _GROUP)
     pairs = (heads + 2 * kv_heads) * half
@@ -137,7 +144,8 @@ def make_chunk_kernels(
                 keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
                 at = token * attention + head * head_dim
                 load_own(cache, keys, a, floats.chunk_query + at, start + token, own, t)
-                attend(cache, keys, own, a, floats.chunk_inputs[OUT] + at, start + token, t)
+                attend(cache, keys, own, start + token, t)
+                store_own(own, a, floats.chunk_inputs[OUT] + at, t)
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[OUT]):
             multiply(i, quants, headers, a, layer, OUT, count, masked)

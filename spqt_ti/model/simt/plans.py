@@ -72,6 +72,7 @@ class IntegerPlan:
     position: int  # of the token at work
     counts: int  # [layers][4], active inputs
     active: int  # the active list of the GEMV at work
+    lengths: int  # of its segments
     best_rows: int  # [tiles], token of each tile's highest logit
     best: int  # the token of the highest logit
     size: int
@@ -81,6 +82,7 @@ class IntegerPlan:
         """Lay the parts out one after the other."""
         counts = 1
         active = counts + layout.config.num_hidden_layers * len(SITES)
-        best_rows = active + max(place.shape.cols for place in layout.places.values())
+        lengths = active + max(place.shape.cols for place in layout.places.values())
+        best_rows = lengths + max(place.segments.count for place in layout.places.values())
         best = best_rows + layout.tiles
-        return cls(0, counts, active, best_rows, best, best + 1)
+        return cls(0, counts, active, lengths, best_rows, best, best + 1)

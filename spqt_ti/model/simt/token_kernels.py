@@ -1,11 +1,13 @@
 """The kernels of a token on a GPU: `begin_token`, `run_block` once per layer, `end_token`.
 
-A block is ten tasks. What needs the whole of a vector at once (norms, index lists) is one group's work, where each
-thread has a run of neighbouring values through residual, norm and collection; everything else is spread over groups.
+A block is eight tasks. A norm needs the whole of a vector at once and is one group's work, where each thread has a run
+of neighbouring values through residual, norm and collection; everything else is spread over groups. What attention and
+SwiGLU compute, they collect, a segment of the list per group.
 """
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_append_own, make_attention
+from spqt_ti.kernels.simt.active_list import SEGMENT
+from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_append_own, make_attention, make_store_own
 from spqt_ti.kernels.simt.collect import make_collect_in_group
 from spqt_ti.kernels.simt.gemv import group_count, make_gemv, make_sum_of_groups
 from spqt_ti.kernels.simt.groups import array_of, log2, round_up
@@ -22,7 +24,7 @@ from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
 from spqt_ti.model.simt.weights import WeightLayout
 from spqt_ti.model.sites import SITES
 
-ONE_GROUP = 512  # threads of the tasks that are one group's
+_ONE_GROUP = 512  # threads of the tasks that are one group's
 _SPREAD = 128  # threads of a group where threads have nothing to say to one another
 QKV, OUT, GATE_UP, DOWN = range(4)
 
@@ -38,19 +40,22 @@ def make_token_kernels(
     half, group = head_dim // 2, heads // kv_heads
     layers = config.num_hidden_layers
     places = [layout.places[site] for site in SITES]
-    cols = [place.shape.cols for place in places]
-    gemvs = [make_gemv(place.shape, place.split) for place in places]
+    cols, segments = [place.shape.cols for place in places], [place.segments for place in places]
+    gemvs = [make_gemv(place.shape, place.split, place.segments) for place in places]
     sums = [make_sum_of_groups(place.shape, place.split) for place in places]
     threads = [group_count(place.shape, place.split) * place.split.threads for place in places]
     block_dims = [place.split.threads for place in places]
-    collects = [make_collect_in_group(place.shape.cols, ONE_GROUP) for place in places]
+    collectors = [_ONE_GROUP, TILE, _ONE_GROUP, SEGMENT]  # threads of the groups that collect a segment
+    collects = [make_collect_in_group(s.length, threads) for s, threads in zip(segments, collectors, strict=True)]
     biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
-    norm = make_norm(hidden, ONE_GROUP, config.rms_norm_eps)
+    norm = make_norm(hidden, _ONE_GROUP, config.rms_norm_eps)
     attend, append_own = make_attention(cache_layout), make_append_own(cache_layout)
+    store_own = make_store_own(head_dim)
     score_tile, embed, best_token = make_head(hidden, config.vocab_size)
-    run = -(-hidden // ONE_GROUP)
-    tile_log2, head_log2 = log2(TILE), log2(HEAD_THREADS)
-    width_threads, hidden_threads = round_up(width, _SPREAD), round_up(hidden, _SPREAD)
+    run = -(-hidden // _ONE_GROUP)
+    tile_log2, segment_log2, head_log2 = log2(TILE), log2(SEGMENT), log2(HEAD_THREADS)
+    per_thread = segments[DOWN].length // SEGMENT
+    hidden_threads = round_up(hidden, _SPREAD)
     count_threads = round_up(layers * 4, _SPREAD)
 
     @ti.func
@@ -75,34 +80,39 @@ def make_token_kernels(
     ):  # fmt: skip
         """x = RMSNorm(hidden), and its active inputs for a site."""
         norm(a, floats.hidden, floats.constants + layer * constants.stride + weight, floats.x, t)
-        collect(a, integers, layer, site, floats.x, t)
+        collect(a, floats.x, a, integers, layer, site, 0, t)
 
     @ti.func
-    def collect(a: ti.template(), integers: ti.template(), layer, site: ti.template(), x, t):
-        """The active inputs of a site, unless it is dense, and their number."""
+    def collect(
+        values: ti.template(), x, a: ti.template(), integers: ti.template(), layer, site: ti.template(), segment, t
+    ):  # fmt: skip
+        """The active ones among the inputs values[x:] of a segment, unless their site is dense, and their number."""
         # Not inside the condition: Taichi's SPIR-V compiler fails on shared memory that is declared there.
-        shared = ti.simt.block.SharedArray((ONE_GROUP,), ti.i32)
+        shared = ti.simt.block.SharedArray((collectors[site],), ti.i32)
         threshold = a[floats.gates + layer * 4 + site]
-        count = 0 + ti.static(cols[site])
-        if threshold > 0.0:  # the same for all of the group
+        if threshold > 0.0:  # the same for all groups
             weighted = a[floats.gates + gates.weighted + layer * 4 + site] > 0.0
             weights = floats.gates + (gates.weights + (layer * 4 + site) * gates.stride) * LANES
-            count = collects[site](a, x, weights, weighted, threshold, integers, ints.active, shared, t)
-        if t == 0:
-            integers[ints.counts + layer * 4 + site] = count
+            first = segment * segments[site].length
+            end = ti.min(first + segments[site].length, cols[site])
+            count = collects[site](
+                values, x, first, end, a, weights, weighted, threshold, integers, ints.active, shared, t
+            )  # fmt: skip
+            if t == 0:
+                integers[ints.lengths + segment] = count
 
     @ti.func
     def multiply(
         i, quants: ti.template(), headers: ti.template(), a: ti.template(), integers: ti.template(), layer,
         site: ti.template(), x,
     ):  # fmt: skip
-        count = integers[ints.counts + layer * 4 + site]
-        listed = a[floats.gates + layer * 4 + site] > 0.0
-        gemvs[site](
+        count = gemvs[site](
             i, quants, layer * layout.quants_stride + places[site].quants, headers,
-            layer * layout.headers_stride + places[site].headers, a, x, integers, ints.active, count, listed, 0.0,
-            floats.partial,
+            layer * layout.headers_stride + places[site].headers, a, x, integers, ints.active, ints.lengths,
+            a[floats.gates + layer * 4 + site] > 0.0, 0.0, floats.partial,
         )  # fmt: skip
+        if i == 0:
+            integers[ints.counts + layer * 4 + site] = count
 
     @ti.kernel
     def begin_token(
@@ -147,8 +157,8 @@ def make_token_kernels(
         integers: array_of(ti.i32), layer: ti.i32,
     ):  # fmt: skip
         """A block, except that its last residual is added by the next block, or by end_token."""
-        ti.loop_config(block_dim=ONE_GROUP)
-        for t in range(ONE_GROUP):
+        ti.loop_config(block_dim=_ONE_GROUP)
+        for t in range(_ONE_GROUP):
             if layer > 0:
                 add_residual(a, layer - 1, DOWN, t)
             normalise_and_collect(a, integers, layer, constants.layer["attention_norm"], QKV, t)
@@ -163,27 +173,28 @@ def make_token_kernels(
             fill_own(a, layer, head, position, own, t)
             if head - head // group * group == 0:  # the first of those that share it
                 append_own(cache, keys, position, own, t)
-            attend(cache, keys, own, a, floats.attention + head * head_dim, position, t)
-        ti.loop_config(block_dim=ONE_GROUP)
-        for t in range(ONE_GROUP):
-            collect(a, integers, layer, OUT, floats.attention, t)
+            attend(cache, keys, own, position, t)
+            store_own(own, a, floats.attention + head * head_dim, t)
+            collect(own, 0, a, integers, layer, OUT, head, t)
         ti.loop_config(block_dim=block_dims[OUT])
         for i in range(threads[OUT]):
             multiply(i, quants, headers, a, integers, layer, OUT, floats.attention)
-        ti.loop_config(block_dim=ONE_GROUP)
-        for t in range(ONE_GROUP):
+        ti.loop_config(block_dim=_ONE_GROUP)
+        for t in range(_ONE_GROUP):
             add_residual(a, layer, OUT, t)
             normalise_and_collect(a, integers, layer, constants.layer["ffn_norm"], GATE_UP, t)
         ti.loop_config(block_dim=block_dims[GATE_UP])
         for i in range(threads[GATE_UP]):
             multiply(i, quants, headers, a, integers, layer, GATE_UP, floats.x)
-        ti.loop_config(block_dim=_SPREAD)
-        for i in range(width_threads):
-            if i < width:
-                a[floats.activation + i] = swiglu(output(a, layer, GATE_UP, i), output(a, layer, GATE_UP, width + i))
-        ti.loop_config(block_dim=ONE_GROUP)
-        for t in range(ONE_GROUP):
-            collect(a, integers, layer, DOWN, floats.activation, t)
+        ti.loop_config(block_dim=SEGMENT)
+        for i in range(segments[DOWN].count * SEGMENT):
+            segment, t = i >> segment_log2, i & (SEGMENT - 1)
+            for k in range(per_thread):
+                j = i * per_thread + k
+                if j < width:
+                    up = output(a, layer, GATE_UP, width + j)
+                    a[floats.activation + j] = swiglu(output(a, layer, GATE_UP, j), up)
+            collect(a, floats.activation + segment * segments[DOWN].length, a, integers, layer, DOWN, segment, t)
         ti.loop_config(block_dim=block_dims[DOWN])
         for i in range(threads[DOWN]):
             multiply(i, quants, headers, a, integers, layer, DOWN, floats.activation)
@@ -196,8 +207,8 @@ def make_token_kernels(
         """Logits [tiles * 64]; among the results [MOST_TOKENS + layers * 4] the best token of this step of a run, and
         its numbers of active inputs, added to those of the steps before.
         """
-        ti.loop_config(block_dim=ONE_GROUP)
-        for t in range(ONE_GROUP):
+        ti.loop_config(block_dim=_ONE_GROUP)
+        for t in range(_ONE_GROUP):
             add_residual(a, layers - 1, DOWN, t)
             norm(a, floats.hidden, floats.constants + constants.final_norm, floats.x, t)
         ti.loop_config(block_dim=HEAD_THREADS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spqt_ti.kernels.geometry import tiles_for
+from spqt_ti.kernels.simt.active_list import Segments, spread, whole
 from spqt_ti.kernels.simt.gemv import Split, default_split
 from spqt_ti.kernels.simt.head import tile
 from spqt_ti.kernels.simt.zigzag import ZigzagWords, split
@@ -17,10 +18,13 @@ from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
 
 @dataclass(frozen=True)
 class MatrixPlace:
-    """A site's matrix: its shape, how its GEMV is split, and its first entries within a layer."""
+    """A site's matrix: its shape, how its GEMV is split and its inputs are collected, and its first entries within a
+    layer.
+    """
 
     shape: ZigzagWords
     split: Split
+    segments: Segments
     quants: int
     headers: int
 
@@ -46,7 +50,7 @@ class WeightLayout:
         places, quants, headers = {}, 0, 0
         for site, stored in matrix_shapes(config).items():
             shape = ZigzagWords(stored.rows, stored.cols)
-            places[site] = MatrixPlace(shape, default_split(shape), quants, headers)
+            places[site] = MatrixPlace(shape, default_split(shape), _segments(config, site), quants, headers)
             quants, headers = quants + shape.quants, headers + shape.headers
         tiles = tiles_for(config.vocab_size)
         return cls(config, places, quants, headers, tiles, 0 if config.tie_word_embeddings else tiles)
@@ -60,6 +64,12 @@ class WeightLayout:
             "vocabulary": tiles * self.config.hidden_size * 16,
             "vocabulary scales": tiles * self.config.hidden_size,
         }
+
+
+def _segments(config: LlamaConfig, site: str) -> Segments:
+    """Segments of a site's active list: what a group computes of the site's inputs, it collects."""
+    cols = matrix_shapes(config)[site].cols
+    return {"o": Segments(cols, config.head_dim), "down": spread(cols)}.get(site, whole(cols))
 
 
 def read_words(container: Container, layout: WeightLayout) -> dict[str, np.ndarray]:

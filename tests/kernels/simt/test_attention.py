@@ -12,6 +12,7 @@ from spqt_ti.kernels.simt.attention import (
     make_append_own,
     make_attention,
     make_load_own,
+    make_store_own,
     make_write_pair,
 )
 from spqt_ti.kernels.simt.transfer import upload, zeros
@@ -26,7 +27,7 @@ def kernels(head_dim: int):
     """
     layout = CacheLayout(1, 1, head_dim, CONTEXT)
     attend_one, write_pair = make_attention(layout), make_write_pair(layout)
-    load_own, append_own = make_load_own(layout), make_append_own(layout)
+    load_own, append_own, store_own = make_load_own(layout), make_append_own(layout), make_store_own(head_dim)
     array = ti.types.ndarray(dtype=ti.f32, ndim=1)
 
     @ti.kernel
@@ -35,7 +36,8 @@ def kernels(head_dim: int):
         for t in range(TILE):
             own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
             load_own(cache, 0, a, 0, position, own, t)
-            attend_one(cache, 0, own, a, head_dim, position, t)
+            attend_one(cache, 0, own, position, t)
+            store_own(own, a, head_dim, t)
 
     @ti.kernel
     def append(cache: array, a: array, position: ti.i32):
@@ -48,7 +50,8 @@ def kernels(head_dim: int):
                     own[part * head_dim + t] = a[part * head_dim + t]
             ti.simt.block.sync()
             append_own(cache, 0, position, own, t)
-            attend_one(cache, 0, own, a, 3 * head_dim, position, t)
+            attend_one(cache, 0, own, position, t)
+            store_own(own, a, 3 * head_dim, t)
 
     @ti.kernel
     def write(cache: array, a: array, position: ti.i32):

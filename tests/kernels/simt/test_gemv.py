@@ -118,12 +118,13 @@ def test_skipping_on_the_fly(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.6745, 100.0])
-def test_full(threshold: float) -> None:
+@pytest.mark.parametrize("shape", [(300, 130), (960, 576), (192, 4095)], ids=["1 segment", "3 segments", "16 segments"])
+def test_full(shape: tuple[int, int], threshold: float) -> None:
     """Collection and product in one launch, with the number of active inputs on the device."""
-    gemv, x = gemv_of(960, 576), normal(576)
+    gemv, x = gemv_of(*shape), normal(shape[1])
     gemv.load(x)
     y = gemv.run(gemv.launch_full(threshold=threshold))
-    assert_product(y, matrix_of(960, 576), np.where(np.abs(x) > np.float32(threshold), x, np.float32(0)))
+    assert_product(y, matrix_of(*shape), np.where(np.abs(x) > np.float32(threshold), x, np.float32(0)))
 
 
 def test_copies_of_a_matrix() -> None:
