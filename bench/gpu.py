@@ -21,7 +21,7 @@ from spqt_ti.backend import kernel_seconds, start, ti
 from spqt_ti.benchmark import cublas, gpu
 from spqt_ti.benchmark.shapes import Shape, parse_shapes
 from spqt_ti.errors import SpqtError
-from spqt_ti.kernels.simt.gemv import Split
+from spqt_ti.kernels.simt.splits import Split
 
 FAILURES = Exception  # Taichi's, a driver's and a compiler's have nothing else in common
 

@@ -1,5 +1,5 @@
-"""What `spqt tune` has measured of this device, and what follows from it for a matrix: how many bands stand side by
-side, and up to which density of active inputs the sparse GEMV is the faster one.
+"""What `spqt tune` has measured of a device, and what follows from it for a matrix: how its GEMV is divided (on a CPU
+bands side by side, on a GPU threadgroups and simdgroups), and up to which density of active inputs skipping pays.
 
 The time of a sparse product, its index collection included, is alpha + beta * density. One JSON file per device in the
 user's cache folder; without it, or for shapes that are not in it, defaults hold.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +21,9 @@ import numpy as np
 from spqt_ti.cache import cache_dir
 from spqt_ti.errors import TuningError
 from spqt_ti.kernels.geometry import MOST_PANEL_BANDS
+from spqt_ti.kernels.simt.splits import SPLITS, Split
 
-FORMAT = 1
+FORMAT = 2
 # Where nothing is known of the device, what was asked for is done: on the README's machine density 0.75 gains 5 to 28 %
 # wherever the weights are, and above 0.9 it is not worth a list.
 DEFAULT_MAX_DENSITY = 0.9
@@ -32,24 +32,40 @@ NOISE = 0.05  # by which sparse may be slower and is taken all the same: it was 
 
 @dataclass(frozen=True)
 class TunedShape:
-    """Measured microseconds of a matrix [rows, cols] with `threads` workers; its best number of bands side by side."""
+    """Measured microseconds of a matrix [rows, cols] as it is divided best: among `threads` workers of a CPU with
+    `panel_bands` bands side by side, or by `split` on a GPU.
+    """
 
     rows: int
     cols: int
-    threads: int
-    panel_bands: int
     dense: float
     alpha: float
     beta: float
+    threads: int | None = None
+    panel_bands: int | None = None
+    split: Split | None = None
 
     @classmethod
     def fit(
-        cls, rows: int, cols: int, threads: int, panel_bands: int, dense: float, sparse: Sequence[tuple[float, float]]
+        cls, rows: int, cols: int, dense: float, sparse: Sequence[tuple[float, float]], **division: Any
     ) -> TunedShape:
-        """From the dense time and (density, time) pairs of the sparse kernel: a least-squares line."""
+        """From the dense time and (density, time) pairs of the sparse kernel: a least-squares line. `division`:
+        threads and panel_bands, or split.
+        """
         density, times = np.array(sparse).T
         beta, alpha = np.polyfit(density, times, 1)
-        return cls(rows, cols, threads, panel_bands, dense, float(alpha), float(beta))
+        return cls(rows, cols, dense, float(alpha), float(beta), **division)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> TunedShape:
+        """From what `asdict` makes of it. Raises ValueError, TypeError or KeyError for what kernels do not do."""
+        split = Split(**fields["split"]) if fields["split"] is not None else None
+        shape = cls(**{**fields, "split": split})
+        if split is not None and split not in SPLITS:
+            raise ValueError(f"a split must be one of {', '.join(map(str, SPLITS))}, not {split}")
+        if split is None and not 1 <= (shape.panel_bands or 0) <= MOST_PANEL_BANDS:
+            raise ValueError(f"panel_bands must be between 1 and {MOST_PANEL_BANDS}")
+        return shape
 
     @property
     def max_density(self) -> float:
@@ -65,15 +81,15 @@ class TunedShape:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Measurements of one device."""
+    """Measurements of one device (see `Runtime.name`)."""
 
     device: str
     versions: dict[str, str]
     date: str
     shapes: tuple[TunedShape, ...] = ()
 
-    def find(self, rows: int, cols: int, threads: int) -> TunedShape | None:
-        """The measurement of this shape with this number of threads."""
+    def find(self, rows: int, cols: int, threads: int | None) -> TunedShape | None:
+        """The measurement of this shape with this number of threads (None: on a GPU)."""
         wanted = (rows, cols, threads)
         return next((s for s in self.shapes if (s.rows, s.cols, s.threads) == wanted), None)
 
@@ -83,8 +99,9 @@ class Tuning:
         kept = tuple(s for s in self.shapes if (s.rows, s.cols, s.threads) not in new)
         return Tuning(self.device, versions, date, kept + tuple(shapes))
 
-    def save(self, path: Path) -> None:
-        """Write as JSON, to a temporary name first. Raises TuningError where that fails."""
+    def save(self) -> Path:
+        """Write as JSON, to a temporary name first; returns where. Raises TuningError where that fails."""
+        path = tuning_path(self.device)
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,32 +112,24 @@ class Tuning:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+        return path
 
     @classmethod
-    def load(cls, path: Path) -> Tuning:
+    def load(cls, device: str) -> Tuning:
         """Read what `save` wrote; an empty one where there is no file. Raises TuningError for anything else."""
+        path = tuning_path(device)
         if not path.is_file():
-            return cls(device_name(), {}, "")
+            return cls(device, {}, "")
         try:
             fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if fields.pop("format") != FORMAT:
                 raise ValueError("another format version")
-            shapes = tuple(TunedShape(**shape) for shape in fields.pop("shapes"))
-            if not all(1 <= shape.panel_bands <= MOST_PANEL_BANDS for shape in shapes):
-                raise ValueError(f"panel_bands must be between 1 and {MOST_PANEL_BANDS}")
+            shapes = tuple(TunedShape.from_json(shape) for shape in fields.pop("shapes"))
             return cls(**fields, shapes=shapes)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise TuningError(f"{path}: not a tuning ({error}); delete it, or run spqt tune again") from error
 
 
-def device_name() -> str:
-    """The CPU's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    named = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return named or platform.processor() or platform.machine()
-
-
-def tuning_path() -> Path:
-    """Where this device's tuning is kept."""
-    return cache_dir() / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '-', device_name()).strip('-').lower()}.json"
+def tuning_path(device: str) -> Path:
+    """Where a device's tuning is kept."""
+    return cache_dir() / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}.json"

@@ -9,6 +9,7 @@ import ctypes
 import io
 import logging
 import os
+import weakref
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +27,7 @@ from spqt_ti.threads import available_threads
 
 __all__ = [
     "BACKENDS", "GRAPHS", "Capabilities", "Runtime", "address", "available_threads", "check_memory",
-    "host_view", "kernel_seconds", "requested", "require", "runtime", "start", "ti",
+    "host_view", "kernel_seconds", "look_up", "owned", "requested", "require", "runtime", "start", "ti",
 ]  # fmt: skip
 
 BACKENDS = ("cpu", "vulkan", "cuda", "metal")
@@ -36,12 +37,21 @@ GRAPHS = hasattr(getattr(ti, "graph", None), "GraphBuilder")
 
 @dataclass(frozen=True)
 class Runtime:
-    """A started Taichi runtime: the backend's name, the CPU threads in its pool, the device and what it can do."""
+    """A Taichi runtime: the backend's name, the CPU threads in its pool, the device and what it can do."""
 
     backend: str
     threads: int
     device: str = "this machine's CPU"
     capabilities: Capabilities = WORKERS
+
+    @property
+    def name(self) -> str:
+        """The device's, with that of the backend where one device may be several backends'."""
+        return f"{self.backend} {self.device}" if self.capabilities.groups else self.device
+
+    def workers(self, threads: int | None = None) -> int | None:
+        """Threads that share a CPU's work, `threads` of them or all; None where groups of threads do."""
+        return None if self.capabilities.groups else threads or self.threads
 
 
 _runtime: Runtime | None = None
@@ -70,6 +80,15 @@ def _named(backend: str | None) -> str:
     return name
 
 
+def look_up(backend: str | None = None) -> Runtime:
+    """The runtime that `start` would return, without starting it. Raises BackendError where there is none."""
+    name = requested(backend)
+    if name == "cpu":
+        return Runtime(name, available_threads(), devices.cpu_name())
+    device = devices.find(name)
+    return Runtime(name, available_threads(), device.name, of_device(name, device))
+
+
 def start(backend: str | None = None, threads: int | None = None, profiler: bool = False) -> Runtime:
     """Start Taichi on a backend (see `requested`), or return the runtime that is already up.
 
@@ -92,7 +111,8 @@ def start(backend: str | None = None, threads: int | None = None, profiler: bool
                 f"this process already runs the {_runtime.backend} backend; use another process for {name}"
             )
         return _runtime
-    _runtime = _start_cpu(limit) if name == "cpu" else _start_gpu(name, limit, profiler)
+    found = look_up(name)
+    _runtime = _start_cpu(found) if name == "cpu" else _start_gpu(found, profiler)
     if _named(backend) == "auto":
         _log.info("backend auto: %s (%s)", name, _runtime.device)
     return _runtime
@@ -136,8 +156,8 @@ def require(group: int, shared_memory: int, arrays: int) -> None:
             raise BackendError(f"{runtime().device}: kernels need {needed} {what}, and it has {there}; use the cpu")
 
 
-def _start_cpu(threads: int) -> Runtime:
-    before = _thread_ids()
+def _start_cpu(found: Runtime) -> Runtime:
+    before, threads = _thread_ids(), found.threads
     arch = _init(
         ti.cpu,
         cpu_max_num_threads=threads,
@@ -150,19 +170,19 @@ def _start_cpu(threads: int) -> Runtime:
     if arch not in (ti.x64, ti.arm64):
         raise BackendError("Taichi did not start its CPU backend; is this an x86-64 or arm64 machine?")
     _pin_workers(before, threads)
-    return Runtime("cpu", threads)
+    return found
 
 
-def _start_gpu(name: str, threads: int, profiler: bool) -> Runtime:
-    device = devices.find(name)
+def _start_gpu(found: Runtime, profiler: bool) -> Runtime:
+    name = found.backend
     # Vectors stay vectors where LLVM compiles them, so that four words are one load; SPIR-V only knows scalars.
     options = {"real_matrix_scalarize": False} if name == "cuda" else {}
     if profiler and name == "cuda":  # on Vulkan it corrupts memory, for Metal there is none
         options["kernel_profiler"] = True
     if _init(getattr(ti, name), **options) != getattr(ti, name):
         ti.reset()
-        raise BackendError(f"{name}: {device.name} is there, but Taichi does not start on it; is its driver too old?")
-    return Runtime(name, threads, device.name, of_device(name, device))
+        raise BackendError(f"{name}: {found.device} is there, but Taichi does not start on it; is its driver too old?")
+    return found
 
 
 def _init(arch: Any, **options: Any) -> Any:
@@ -191,6 +211,19 @@ def kernel_seconds() -> float | None:
     seconds = ti.profiler.get_kernel_profiler_total_time()
     ti.profiler.clear_kernel_profiler_info()
     return seconds
+
+
+def owned(array: ti.Ndarray) -> ti.Ndarray:
+    """The array, whose memory now goes when it goes: Taichi 1.7.4 sees to that for arrays of scalars only."""
+    if not hasattr(type(array), "__del__"):
+        weakref.finalize(array, _delete, array.arr).atexit = False
+    return array
+
+
+def _delete(memory: Any) -> None:
+    program = ti.lang.impl.get_runtime().prog
+    if program is not None:
+        program.delete_ndarray(memory)
 
 
 def address(array: ti.Ndarray) -> int:

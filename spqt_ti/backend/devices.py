@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from spqt_ti.errors import BackendError
 
@@ -34,6 +35,14 @@ def find(backend: str) -> Device:
     Raises BackendError with what is missing and what to install.
     """
     return {"cuda": _cuda, "metal": _metal, "vulkan": _vulkan}[backend]()
+
+
+def cpu_name() -> str:
+    """The CPU's model."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
 
 
 def _library(names: Sequence[str], problem: str) -> ctypes.CDLL:

@@ -18,8 +18,9 @@ from spqt_ti.api import Model, load
 from spqt_ti.backend import kernel_seconds, ti
 from spqt_ti.benchmark.gemv_drivers import stored_bytes
 from spqt_ti.benchmark.shapes import Shape
-from spqt_ti.kernels.simt.gemv import Split, ZigzagGemv
+from spqt_ti.kernels.simt.gemv import ZigzagGemv
 from spqt_ti.kernels.simt.row_gemv import RowGemv
+from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import floats4, make_copy_all, zeros
 from spqt_ti.kernels.simt.zigzag import ZigzagWords

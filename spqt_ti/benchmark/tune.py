@@ -1,41 +1,57 @@
-"""Measure what the choice between dense and sparse, and of bands side by side, rests on."""
+"""Measure what the choice between dense and sparse rests on, and how a product is divided best."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 
 from spqt_ti import __version__
-from spqt_ti.backend import start, ti
+from spqt_ti.backend import Runtime, ti
 from spqt_ti.benchmark.gemv_drivers import Zigzag, interleaved
 from spqt_ti.benchmark.shapes import Shape
-from spqt_ti.tuning import TunedShape, Tuning, tuning_path
+from spqt_ti.benchmark.splits import measure_splits
+from spqt_ti.errors import TuningError
+from spqt_ti.tuning import TunedShape, Tuning
 
 PANEL_BANDS = (4, 8, 16, 32)
 DENSITIES = (0.75, 0.5, 0.25)
 # Of all copies of a matrix; half of what benchmarks take: Taichi keeps what it has once had, and a model has up to 16
 # candidates.
 COLD_BYTES = 256 << 20
-TYPICAL = 0.5  # the density at which numbers of bands side by side are compared, together with dense
+TYPICAL = 0.5  # the density at which candidates are compared, together with dense
 
 
-def tune_shapes(shapes: Sequence[Shape], threads: int, rounds: int = 5) -> Iterator[TunedShape]:
-    """Measure each shape on weights that come from memory, over all numbers of bands side by side; yields the best."""
-    start("cpu", threads)
+def tune_shapes(
+    shapes: Sequence[Shape], runtime: Runtime, threads: int | None = None, rounds: int = 5
+) -> Iterator[TunedShape]:
+    """Measure each shape on weights that come from memory, divided in every way that may be good; yields the best.
+
+    `runtime`: the one that is up; `threads`: of a CPU (default: all). Raises BackendError for a matrix that does not
+    fit the device.
+    """
+    workers = runtime.workers(threads)
     for shape in shapes:
-        candidates = [_measure(shape, threads, bands, rounds) for bands in _useful(shape)]
-        yield min(candidates, key=lambda tuned: tuned.dense + tuned.sparse_time(TYPICAL))
+        if workers is None:
+            tuned = measure_splits(shape, DENSITIES, TYPICAL, rounds)
+        else:
+            tuned = [_measure(shape, workers, bands, rounds) for bands in _useful(shape)]
+        yield min(tuned, key=lambda candidate: candidate.dense + candidate.sparse_time(TYPICAL))
 
 
-def keep(shapes: Sequence[TunedShape]) -> Tuning:
-    """Add to this device's file; returns what it holds then. Raises TuningError where it cannot be read or written."""
+def keep(shapes: Sequence[TunedShape], device: str) -> Path:
+    """Add to this device's file, or replace it where it is not one of this version; returns where it is. Raises
+    TuningError where it cannot be written.
+    """
+    try:
+        before = Tuning.load(device)
+    except TuningError:
+        before = Tuning(device, {}, "")
     versions = {"spqt-ti": __version__, "taichi": ".".join(map(str, ti.__version__))}
-    tuning = Tuning.load(tuning_path()).updated(shapes, versions, date.today().isoformat())
-    tuning.save(tuning_path())
-    return tuning
+    return before.updated(shapes, versions, date.today().isoformat()).save()
 
 
 def _useful(shape: Shape) -> list[int]:
@@ -53,4 +69,5 @@ def _measure(shape: Shape, threads: int, bands: int, rounds: int) -> TunedShape:
         density: float(np.median(seconds)) / driver.turns * 1e6
         for density, seconds in interleaved(runs, rounds).items()
     }
-    return TunedShape.fit(*shape, threads, bands, times[1.0], [(density, times[density]) for density in DENSITIES])
+    sparse = [(density, times[density]) for density in DENSITIES]
+    return TunedShape.fit(*shape, times[1.0], sparse, threads=threads, panel_bands=bands)

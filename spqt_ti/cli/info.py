@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
+from spqt_ti.cli.workers import workers_of
 from spqt_ti.errors import GenerationError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def add_parser(commands: Any) -> None:
         help="level for which to say which matrices run sparse (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="with how many threads (default: one per CPU)")
+    parser.add_argument("--backend", help="and on which backend, as for generate (default: $SPQT_BACKEND, else cpu)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -57,7 +59,6 @@ def run(arguments: argparse.Namespace) -> None:
         from spqt_ti.model import registry
         from spqt_ti.model.checkpoint import open_checkpoint
         from spqt_ti.model.container import MANIFEST, Container
-        from spqt_ti.threads import available_threads
     if not 0 <= arguments.sparsity < 1:
         raise GenerationError(f"--sparsity must be between 0 and 0.99, not {arguments.sparsity}")
     directory = Path(arguments.model).expanduser()
@@ -65,8 +66,9 @@ def run(arguments: argparse.Namespace) -> None:
         container = Container.open(directory, verify=arguments.verify)
         report = describe_container(container)
         if container.layout == "zigzag":
-            threads = arguments.threads or available_threads()
-            report["decode"] = describe_choices(container.config, arguments.sparsity, threads)
+            report["decode"] = describe_choices(
+                container.config, arguments.sparsity, arguments.backend, arguments.threads
+            )
     else:
         report = describe_source(open_checkpoint(registry.resolve(arguments.model)))
     if arguments.json:
@@ -106,16 +108,24 @@ def describe_container(container: Container) -> dict[str, Any]:
     }
 
 
-def describe_choices(config: LlamaConfig, sparsity: float, threads: int) -> dict[str, Any]:
-    """Which matrices run sparse at this level with so many threads, and why, ready for JSON."""
+def describe_choices(
+    config: LlamaConfig, sparsity: float, backend: str | None, threads: int | None
+) -> dict[str, Any]:  # fmt: skip
+    """How each matrix runs at this level on a backend (see `backend.requested`), on the CPU with so many threads, and
+    why, ready for JSON. Raises BackendError where the backend is not there.
+    """
+    from spqt_ti.backend import look_up
     from spqt_ti.model.dispatch import choose
-    from spqt_ti.model.sites import matrix_shapes
-    from spqt_ti.tuning import Tuning, tuning_path
+    from spqt_ti.tuning import Tuning
 
-    choices = choose(matrix_shapes(config), Tuning.load(tuning_path()), threads)
+    runtime = look_up(backend)
+    workers = workers_of(runtime, threads)
+    choices = choose(config, Tuning.load(runtime.name), workers)
     return {
         "sparsity": sparsity,
-        "threads": threads,
+        "backend": runtime.backend,
+        "device": runtime.device,
+        "threads": workers,
         "matrices": [
             {**dataclasses.asdict(c), "sparse": c.runs_sparse(sparsity), "reason": c.reason(sparsity)}
             for c in choices.values()
@@ -172,10 +182,13 @@ def _print_report(report: dict[str, Any]) -> None:
         _print_matrices(report["matrices"])
     if "decode" in report:
         decode = report["decode"]
-        print(f"decoding at {decode['sparsity']:.0%} sparsity with {decode['threads']} threads:")
+        workers = f" with {decode['threads']} threads" if decode["threads"] else ""
+        print(f"decoding at {decode['sparsity']:.0%} sparsity on {decode['backend']} ({decode['device']}){workers}:")
         for matrix in decode["matrices"]:
             kind = "sparse" if matrix["sparse"] else "dense"
-            print(f"  {matrix['site']:22}{kind:16}{matrix['reason']}")
+            split = matrix["split"]
+            division = f"split {split['groups']}x{split['simdgroups']}: " if split else ""
+            print(f"  {matrix['site']:22}{kind:16}{division}{matrix['reason']}")
 
 
 def _print_matrices(matrices: list[dict[str, Any]]) -> None:

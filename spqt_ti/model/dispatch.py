@@ -1,11 +1,20 @@
-"""Which matrices decode sparsely, and why: from what `spqt tune` has measured, or by default."""
+"""How each matrix decodes (divided in which way, sparsely or not), and why: from what `spqt tune` has measured, or by
+default.
+"""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from spqt_ti.kernels.geometry import ZigzagShape
-from spqt_ti.tuning import DEFAULT_MAX_DENSITY, Tuning
+from spqt_ti.kernels.simt.splits import Split, default_split
+from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.simt.weights import segments_of
+from spqt_ti.model.sites import matrix_shapes
+from spqt_ti.tuning import DEFAULT_MAX_DENSITY, TunedShape, Tuning
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,8 @@ class Choice:
     site: str
     rows: int
     cols: int
-    panel_bands: int | None  # None: the kernels' own preference
+    panel_bands: int | None  # of a CPU; None: the kernels' own preference
+    split: Split | None  # of a GPU
     max_density: float
     tuned: bool
 
@@ -32,17 +42,29 @@ class Choice:
         return f"density {1 - sparsity:.0%} is {relation} the {self.max_density:.0%} at which skipping pays ({source})"
 
 
-def choose(shapes: dict[str, ZigzagShape], tuning: Tuning, threads: int) -> dict[str, Choice]:
-    """Site -> choice, for the matrices of a model."""
-    choices = {}
-    for site, shape in shapes.items():
-        found = tuning.find(shape.rows, shape.cols, threads)
-        choices[site] = Choice(
-            site,
-            shape.rows,
-            shape.cols,
-            found.panel_bands if found else None,
-            found.max_density if found else DEFAULT_MAX_DENSITY,
-            found is not None,
-        )
-    return choices
+def choose(config: LlamaConfig, tuning: Tuning, threads: int | None) -> dict[str, Choice]:
+    """Site -> choice, for a model on the tuning's device; `threads`: of a CPU, None on a GPU."""
+    return {site: _choice(config, site, shape, tuning, threads) for site, shape in matrix_shapes(config).items()}
+
+
+def _choice(config: LlamaConfig, site: str, shape: ZigzagShape, tuning: Tuning, threads: int | None) -> Choice:
+    found = tuning.find(shape.rows, shape.cols, threads)
+    if found is not None and not _fits(config, site, found):
+        found = None
+    panel_bands, split = (found.panel_bands, found.split) if found else (None, None)
+    if threads is None:
+        split = split or default_split(shape.bands, shape.cols)
+    max_density = found.max_density if found else DEFAULT_MAX_DENSITY
+    return Choice(site, shape.rows, shape.cols, panel_bands, split, max_density, found is not None)
+
+
+def _fits(config: LlamaConfig, site: str, found: TunedShape) -> bool:
+    """Whether the tuned kernel can read the list of this site, which may have more segments than the one measured."""
+    segments = segments_of(config, site).padded
+    if found.split is None or segments <= found.split.most_segments:
+        return True
+    _log.warning(
+        "%s: the tuned split %s cannot add up a list of %d segments, so the default is taken",
+        site, found.split, segments,
+    )  # fmt: skip
+    return False

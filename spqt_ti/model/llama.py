@@ -20,8 +20,8 @@ from spqt_ti.model.dispatch import choose
 from spqt_ti.model.engine import Observer
 from spqt_ti.model.plans import CHUNK, MOST_TOKENS
 from spqt_ti.model.simt import engine as simt_engine
-from spqt_ti.model.sites import bytes_per_token, inputs_per_site, matrix_shapes
-from spqt_ti.tuning import Tuning, tuning_path
+from spqt_ti.model.sites import bytes_per_token, inputs_per_site
+from spqt_ti.tuning import Tuning
 
 DEFAULT_CONTEXT = 2048
 
@@ -58,9 +58,9 @@ class Llama:
             raise GenerationError(f"context must be between 1 and {config.max_position_embeddings}, not {context}")
         wanted = context or min(config.max_position_embeddings, DEFAULT_CONTEXT)
         self.context = -(-wanted // 16) * 16
-        self.choices = choose(matrix_shapes(config), Tuning.load(tuning_path()), self.threads)
+        self.choices = choose(config, Tuning.load(runtime.name), runtime.workers(threads))
         if runtime.capabilities.groups:
-            engine = simt_engine.build(container, self.context)
+            engine = simt_engine.build(container, self.context, self.choices)
         else:
             engine = worker_engine.build(container, self.context, self.choices, self.threads, exact)
         self.gates, self._decode, self._prefill = engine.gates, engine.decode, engine.prefill

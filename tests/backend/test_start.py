@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_auto_prefers_hardware(monkeypatch, present, taken):
 def test_auto_says_what_it_took(monkeypatch, caplog, argument, variable, said):
     """Also where the environment says auto; and nothing where a backend was named."""
     monkeypatch.setattr(backend, "_runtime", None)
-    monkeypatch.setattr(backend, "_start_cpu", lambda threads: Runtime("cpu", threads))
+    monkeypatch.setattr(backend, "_start_cpu", lambda found: Runtime("cpu", found.threads))
     monkeypatch.setattr(devices, "find", offers())
     monkeypatch.setenv("SPQT_BACKEND", variable)
     caplog.set_level("INFO")
@@ -245,6 +246,19 @@ def test_host_view_is_the_memory_itself(kind, dtype, shape, lanes):
     array.from_numpy(values[::-1].copy())
     ti.sync()
     np.testing.assert_array_equal(view, values[::-1])
+
+
+@pytest.mark.parametrize("lanes", [0, 4])
+def test_memory_goes_with_the_array(monkeypatch, lanes):
+    """Once: Taichi deletes arrays of scalars itself, and keeps those of vectors until the process ends."""
+    deleted = []
+    monkeypatch.setattr(backend, "_delete", deleted.append)
+    array = backend.owned(ti.ndarray(ti.types.vector(lanes, ti.f32) if lanes else ti.f32, (8,)))
+    memory = array.arr
+    assert deleted == []
+    del array
+    gc.collect()
+    assert deleted == [memory] * bool(lanes)
 
 
 @pytest.mark.parametrize("size", [1, 3, 100, 100_003])

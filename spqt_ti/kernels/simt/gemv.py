@@ -7,8 +7,8 @@ adds its lanes' sums up through shared memory, in order, and writes 256 partial 
 up, in order. So a result repeats bit for bit, and depends on (groups, simdgroups) by rounding only.
 """
 
+import copy
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.active_list import Segments, make_list_reader, spread, whole
 from spqt_ti.kernels.simt.collect import make_collect_in_group
 from spqt_ti.kernels.simt.groups import array_of, log2
+from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, LANES, PARTS, SLOTS, ZigzagWords, row_of, step_and_minimum, words4
@@ -23,30 +24,9 @@ from spqt_ti.kernels.simt.zigzag import split as split_bytes
 from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
 
 IN_FLIGHT = 2  # columns of a lane
-_ENOUGH_GROUPS = 512  # of a product: more would only add up more partial sums
 _REDUCE_THREADS = 256
 _COLLECT_THREADS = 256
-
-
-@dataclass(frozen=True)
-class Split:
-    """How many threadgroups share a band and how many simdgroups are in each; powers of two."""
-
-    groups: int
-    simdgroups: int
-
-    @property
-    def threads(self) -> int:
-        """Of a threadgroup."""
-        return self.simdgroups * LANES
-
-
-def default_split(shape: ZigzagWords) -> Split:
-    """Four simdgroups; as many groups, up to 32, as leave each simdgroup 32 columns, and no more than are enough."""
-    groups = 1
-    while groups < 32 and groups * 2 * 4 * 32 <= shape.cols and groups * shape.bands < _ENOUGH_GROUPS:
-        groups *= 2
-    return Split(groups, 4)
+_ARRAYS = ("quants", "headers", "a", "integers")  # that the kernels below take
 
 
 def group_count(shape: ZigzagWords, split: Split) -> int:
@@ -263,17 +243,28 @@ class ZigzagGemv:
         self, data: np.ndarray, shape: ZigzagWords, split: Split | None = None, skips_on_the_fly: bool = False,
         copies: int = 1,
     ) -> None:  # fmt: skip
-        self.shape, self.split = shape, split or default_split(shape)
+        self.shape, self._skips_on_the_fly = shape, skips_on_the_fly
         quants, headers = split_bytes(data, shape)
         self.arrays = {
             "quants": upload(np.tile(quants, (copies, 1))),
             "headers": upload(np.tile(headers, (copies, 1))),
-            "a": zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, self.split)),
             "integers": zeros(ti.i32, shape.cols + spread(shape.cols).count),
         }
         self._listed = 0
-        self._kernel = make_gemv_kernel(shape, self.split, skips_on_the_fly)
-        self._full = functools.cache(functools.partial(make_full_kernel, shape, self.split))
+        self._divide(split or default_split(shape.bands, shape.cols))
+
+    def _divide(self, split: Split) -> None:
+        shape, self.split = self.shape, split
+        self.arrays["a"] = zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, split))
+        self._kernel = make_gemv_kernel(shape, split, self._skips_on_the_fly)
+        self._full = functools.cache(functools.partial(make_full_kernel, shape, split))
+
+    def with_split(self, split: Split) -> "ZigzagGemv":
+        """The same weights in memory, multiplied with another split; load x anew."""
+        other = copy.copy(self)
+        other.arrays = dict(self.arrays)
+        other._divide(split)
+        return other
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None, threshold: float = 0.0) -> np.ndarray:
         """y (f32 [rows]) of x (f32 [cols]) over `active` (i32), None: all, or those above the threshold with B2."""
@@ -294,11 +285,11 @@ class ZigzagGemv:
 
     def launch(self, copy: int = 0, threshold: float = 0.0) -> Launch:
         """The product with what was loaded."""
-        return Launch(self._kernel, tuple(self.arrays), (copy, self._listed, threshold))
+        return Launch(self._kernel, _ARRAYS, (copy, self._listed, threshold))
 
     def launch_full(self, copy: int = 0, threshold: float = 0.0) -> Launch:
         """Collection and product with the x that was loaded."""
-        return Launch(self._full(), tuple(self.arrays), (copy, threshold))
+        return Launch(self._full(), _ARRAYS, (copy, threshold))
 
     def run(self, launch: Launch) -> np.ndarray:
         """y (f32 [rows]) of a launch."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import layout
+from spqt_ti.kernels.simt.splits import LANES
 from spqt_ti.kernels.zigzag import half
 
-LANES = 32
 BAND = 256
 PARTS = 8  # lanes that share a superblock
 SLOTS = LANES // PARTS  # superblocks that a simdgroup has at work

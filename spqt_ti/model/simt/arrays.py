@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from spqt_ti.backend import check_memory, require, ti
 from spqt_ti.kernels.simt.attention import CacheLayout
+from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.transfer import make_copy, upload, zeros
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.container import Container
@@ -22,13 +25,13 @@ _MAX_GROUP, _SHARED_MEMORY, _ARRAYS = 512, 18 << 10, 6
 class ModelArrays:
     """Weights, KV cache and scratch of a zigzag container on the device, for a context of `context` positions.
 
-    Raises BackendError, before anything is uploaded, when they do not fit the device.
+    `splits`: see WeightLayout.plan. Raises BackendError, before anything is uploaded, when they do not fit the device.
     """
 
-    def __init__(self, container: Container, context: int) -> None:
+    def __init__(self, container: Container, context: int, splits: Mapping[str, Split] | None = None) -> None:
         config = self.config = container.config
         require(_MAX_GROUP, _SHARED_MEMORY, _ARRAYS)
-        self.layout = WeightLayout.plan(config)
+        self.layout = WeightLayout.plan(config, splits)
         self.cache_layout = CacheLayout(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context)
         self.constants = Constants.read(container, context)
         inputs = inputs_per_site(config)

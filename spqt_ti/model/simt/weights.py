@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from spqt_ti.kernels.geometry import tiles_for
 from spqt_ti.kernels.simt.active_list import Segments, spread, whole
-from spqt_ti.kernels.simt.gemv import Split, default_split
 from spqt_ti.kernels.simt.head import tile
-from spqt_ti.kernels.simt.zigzag import ZigzagWords, split
+from spqt_ti.kernels.simt.splits import Split, default_split
+from spqt_ti.kernels.simt.zigzag import ZigzagWords
+from spqt_ti.kernels.simt.zigzag import split as split_bytes
 from spqt_ti.model.config import LlamaConfig
 from spqt_ti.model.container import Container
 from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
@@ -45,12 +47,13 @@ class WeightLayout:
     head_tile: int
 
     @classmethod
-    def plan(cls, config: LlamaConfig) -> WeightLayout:
-        """The layout of a model of these sizes."""
+    def plan(cls, config: LlamaConfig, splits: Mapping[str, Split] | None = None) -> WeightLayout:
+        """The layout of a model of these sizes. `splits`: of each site's GEMV, by default `default_split`."""
         places, quants, headers = {}, 0, 0
         for site, stored in matrix_shapes(config).items():
             shape = ZigzagWords(stored.rows, stored.cols)
-            places[site] = MatrixPlace(shape, default_split(shape), _segments(config, site), quants, headers)
+            split = splits[site] if splits else default_split(shape.bands, shape.cols)
+            places[site] = MatrixPlace(shape, split, segments_of(config, site), quants, headers)
             quants, headers = quants + shape.quants, headers + shape.headers
         tiles = tiles_for(config.vocab_size)
         return cls(config, places, quants, headers, tiles, 0 if config.tie_word_embeddings else tiles)
@@ -66,7 +69,7 @@ class WeightLayout:
         }
 
 
-def _segments(config: LlamaConfig, site: str) -> Segments:
+def segments_of(config: LlamaConfig, site: str) -> Segments:
     """Segments of a site's active list: what a group computes of the site's inputs, it collects."""
     cols = matrix_shapes(config)[site].cols
     return {"o": Segments(cols, config.head_dim), "down": spread(cols)}.get(site, whole(cols))
@@ -79,7 +82,7 @@ def read_words(container: Container, layout: WeightLayout) -> dict[str, np.ndarr
     for layer in range(layout.config.num_hidden_layers):
         for site in SITES:
             place = layout.places[site]
-            quants, headers = split(container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"), place.shape)
+            quants, headers = split_bytes(container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"), place.shape)
             _put(arrays["quants"], layer * layout.quants_stride + place.quants, quants)
             _put(arrays["headers"], layer * layout.headers_stride + place.headers, headers)
     names = ["model.embed_tokens.q8_0"] + ([] if layout.config.tie_word_embeddings else ["lm_head.q8_0"])

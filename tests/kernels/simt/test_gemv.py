@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from q4_k_matrices import Matrix, integer_matrix, random_matrix
 
 from spqt_ti.errors import QuantizationError
-from spqt_ti.kernels.simt.gemv import Split, ZigzagGemv, default_split
+from spqt_ti.kernels.simt.gemv import ZigzagGemv
 from spqt_ti.kernels.simt.row_gemv import RowGemv
+from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 
 # Every length of the last band's superblocks, alone and after whole bands.
@@ -67,9 +68,15 @@ def test_splits_matter_by_rounding_only(split: Split) -> None:
     assert_product(gemv_of(300, 301, split)(x, active), matrix, kept(x, active))
 
 
-def test_default_split_shares_long_columns() -> None:
-    assert default_split(ZigzagWords(2048, 64)).groups == 1
-    assert default_split(ZigzagWords(2048, 8192)).groups == 32
+def test_one_matrix_in_several_ways() -> None:
+    """Its weights lie in memory once; each has sums of its own."""
+    matrix, x = matrix_of(300, 301), normal(301)
+    first, other = gemv_of(300, 301), gemv_of(300, 301).with_split(Split(4, 2))
+    assert other.arrays["quants"] is first.arrays["quants"]
+    other.load(x)
+    assert_product(other.run(other.launch_full(threshold=0.5)), matrix, np.where(np.abs(x) > 0.5, x, np.float32(0)))
+    assert_product(other(x), matrix, x)
+    assert_product(first(x), matrix, x)
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,98 @@
+"""Time a GPU's GEMV with several splits of its bands (kernels/simt/splits.py), on weights that come from memory.
+
+All splits multiply the same copies of the matrix. A first pass times each at one density; those that come near the best
+are then measured, in interleaved rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from spqt_ti.backend import check_memory, runtime
+from spqt_ti.benchmark.gemv_drivers import normal_x, stored_bytes, threshold_for
+from spqt_ti.benchmark.gpu import device_seconds
+from spqt_ti.benchmark.shapes import Shape
+from spqt_ti.kernels.simt.gemv import ZigzagGemv
+from spqt_ti.kernels.simt.splits import Split, candidates
+from spqt_ti.kernels.simt.submission import Submission
+from spqt_ti.kernels.simt.zigzag import ZigzagWords
+from spqt_ti.kernels.vectors import vectors_for
+from spqt_ti.tuning import TunedShape
+
+COLD_BYTES = 512 << 20  # of all copies of a matrix, or half of the device's memory where that is less
+MOST_MEASURED = 4  # splits after the first pass
+NEAR = 1.25  # of the best time in it
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def measure_splits(
+    shape: Shape, densities: Sequence[float], typical: float, rounds: int
+) -> list[TunedShape]:  # fmt: skip
+    """Dense and at `densities`, of a matrix of this shape: the splits that are near the best at density `typical`.
+
+    Raises BackendError for a matrix that does not fit the device.
+    """
+    matrix = _Matrix(shape)
+    first = matrix.microseconds({split: matrix.sparse(split, typical) for split in matrix.splits}, rounds=1)
+    nearest = sorted(first, key=first.__getitem__)[:MOST_MEASURED]
+    splits = [split for split in nearest if first[split] <= NEAR * first[nearest[0]]]
+    runs = {(split, density): matrix.sparse(split, density) for split in splits for density in densities}
+    runs |= {(split, 1.0): matrix.dense(split) for split in splits}
+    times = matrix.microseconds(runs, rounds)
+    return [
+        TunedShape.fit(*shape, times[split, 1.0], [(d, times[split, d]) for d in densities], split=split)
+        for split in splits
+    ]
+
+
+class _Matrix:
+    """Copies of a matrix on the device, and products that go once through all of them."""
+
+    def __init__(self, shape: Shape) -> None:
+        words, limits = ZigzagWords(*shape), runtime().capabilities
+        data = stored_bytes(*shape, "zigzag", warm=True)[0]
+        self._copies = _copies(words, data.size)
+        sizes = {"quants": 16 * words.quants, "headers": 16 * words.headers}
+        check_memory(f"{shape[0]}x{shape[1]}", {name: self._copies * size for name, size in sizes.items()})
+        self.splits = candidates(words.bands, words.cols, limits.max_group, limits.shared_memory)
+        x = normal_x(words.cols, vectors_for(words.cols)).reshape(-1)[: words.cols]
+        first = ZigzagGemv(data, words, self.splits[0], copies=self._copies)
+        self._drivers = {split: first.with_split(split) for split in self.splits}
+        for driver in self._drivers.values():
+            driver.load(x)
+
+    def dense(self, split: Split) -> Submission:
+        """The product over all inputs."""
+        driver = self._drivers[split]
+        return Submission([driver.launch(copy) for copy in range(self._copies)], driver.arrays)
+
+    def sparse(self, split: Split, density: float) -> Submission:
+        """Collection and product at this density of active inputs."""
+        driver = self._drivers[split]
+        threshold = threshold_for(driver.shape.cols, density)
+        return Submission([driver.launch_full(copy, threshold) for copy in range(self._copies)], driver.arrays)
+
+    def microseconds(self, runs: Mapping[Key, Submission], rounds: int) -> dict[Key, float]:
+        """Of one product of each, the median of `rounds` in turn, after one that does not count."""
+        times: dict[Key, list[float]] = {key: [] for key in runs}
+        for round_ in range(rounds + 1):
+            for key, run in runs.items():
+                seconds = device_seconds(run)
+                if round_:
+                    times[key].append(seconds)
+        return {key: 1e6 * float(np.median(taken)) / self._copies for key, taken in times.items()}
+
+
+def _copies(words: ZigzagWords, size: int) -> int:
+    """As many as are cold, the device's arrays hold, and half of its memory."""
+    limits = runtime().capabilities
+    most = [-(-COLD_BYTES // size)]
+    if limits.max_array_bytes is not None:
+        most.append(limits.max_array_bytes // (16 * words.quants))
+    if limits.memory is not None:
+        most.append(limits.memory // 2 // size)
+    return max(1, min(most))

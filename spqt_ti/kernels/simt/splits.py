@@ -1,0 +1,63 @@
+"""How a GPU's GEMV divides a band among threads, and which ways are worth measuring. No Taichi here: tuning files hold
+splits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANES = 32  # of a simdgroup
+ENOUGH_GROUPS = 512  # of a product: more would only add up more partial sums
+_MOST_GROUPS = 4 * ENOUGH_GROUPS  # that are worth measuring
+_COLUMNS = 8  # that a simdgroup has in flight
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many threadgroups share a band and how many simdgroups are in each; powers of two."""
+
+    groups: int
+    simdgroups: int
+
+    @property
+    def threads(self) -> int:
+        """Of a threadgroup."""
+        return self.simdgroups * LANES
+
+    @property
+    def shared_bytes(self) -> int:
+        """That a threadgroup shares at most: its simdgroups' sums, and its list's segments."""
+        return 4 * (256 * self.simdgroups + self.most_segments + 1)
+
+    @property
+    def most_segments(self) -> int:
+        """Of an active list that a threadgroup can add up (see active_list.py)."""
+        return 2 * self.threads
+
+    def __str__(self) -> str:
+        return f"{self.groups}x{self.simdgroups}"
+
+
+SPLITS = tuple(Split(groups, simdgroups) for groups in (1, 2, 4, 8, 16, 32) for simdgroups in (1, 2, 4, 8))
+
+
+def default_split(bands: int, cols: int) -> Split:
+    """Four simdgroups; as many groups, up to 32, as leave each simdgroup 32 columns, and no more than are enough."""
+    groups = 1
+    while groups < 32 and groups * 2 * 4 * 32 <= cols and groups * bands < ENOUGH_GROUPS:
+        groups *= 2
+    return Split(groups, 4)
+
+
+def candidates(bands: int, cols: int, max_group: int, shared_memory: int) -> list[Split]:
+    """Of SPLITS, those that leave no simdgroup without columns, start no more groups than help, and fit a device with
+    groups of up to `max_group` threads that share `shared_memory` bytes.
+    """
+    return [
+        split
+        for split in SPLITS
+        if (split == SPLITS[0] or split.groups * split.simdgroups * _COLUMNS <= cols)
+        and (split.groups == 1 or split.groups * bands <= _MOST_GROUPS)
+        and split.threads <= max_group
+        and split.shared_bytes <= shared_memory
+    ]
