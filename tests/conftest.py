@@ -12,6 +12,8 @@ from spqt_ti import backend
 from spqt_ti.errors import BackendError, CheckpointError
 from spqt_ti.model import registry
 
+KERNELS = Path(__file__).parent / "kernels"
+
 # A shell's background jobs start with Ctrl-C ignored, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,20 +34,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A process has one runtime: the backend is the session's, and leaves out what is not meant for it."""
+    """A process has one runtime: the backend is the session's. Kernels that are not meant for it are skipped with the
+    reason; on a GPU everything else that has nothing to do with one is left out.
+    """
     name = config.getoption("--backend")
     problem = _missing(name)
-    left_out = []
+    kept, left_out = [], []
     for item in items:
         grouped = item.get_closest_marker("threadgroups") is not None
+        reason = problem
         if name == "cpu" and grouped:
-            item.add_marker(pytest.mark.skip(reason="needs threadgroups: run pytest --backend vulkan, cuda or metal"))
+            reason = "needs threadgroups: run pytest --backend vulkan, cuda or metal"
         elif name != "cpu" and not grouped and item.get_closest_marker("any_backend") is None:
-            left_out.append(item)
-        elif problem:
-            item.add_marker(pytest.mark.skip(reason=problem))
+            if KERNELS not in item.path.parents:
+                left_out.append(item)
+                continue
+            reason = "a kernel for the CPU's workers: GPUs have their own, in tests/kernels/simt"
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+        kept.append(item)
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    items[:] = kept
 
 
 def _missing(name: str) -> str | None:

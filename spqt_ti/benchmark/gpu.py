@@ -51,8 +51,8 @@ class GpuGemvRow:
 
 @dataclass(frozen=True)
 class GpuDecodeRow:
-    """Greedy decoding at a sparsity; `host_milliseconds`: what submitting a token takes the host, as time of its CPU
-    and as time that passes.
+    """Greedy decoding at a sparsity; `host_milliseconds`: the host's CPU time to submit a token, in a run of tokens as
+    greedy decoding submits them, and `host_alone_milliseconds` of a token before which the device had nothing to do.
     """
 
     model: str
@@ -60,7 +60,7 @@ class GpuDecodeRow:
     realised_sparsity: float
     tokens_per_second: float
     host_milliseconds: float
-    host_wall_milliseconds: float
+    host_alone_milliseconds: float
 
 
 def copy_bandwidth(megabytes: int = 256, rounds: int = 5) -> float:
@@ -165,15 +165,22 @@ def _decode_row(model: Model, name: str, sparsity: float, prompt: Sequence[int],
 
 
 def host_seconds(model: Model, rounds: int = 20) -> tuple[float, float]:
-    """Median times to submit a token, with nothing waiting before it: of this thread's CPU, and from clock to clock."""
-    worked, passed = [], []
-    for _ in range(rounds):
-        ti.sync()
-        begin, work = time.perf_counter(), time.thread_time()
+    """Median CPU times of the submitting thread per token: of runs of MOST_TOKENS, and of single tokens."""
+
+    def median(count: int) -> float:
+        return float(np.median([_submitting_seconds(model, count) / count for _ in range(rounds)]))
+
+    return median(MOST_TOKENS), median(1)
+
+
+def _submitting_seconds(model: Model, count: int) -> float:
+    """CPU time to submit so many tokens to an idle device, without what waiting for them takes."""
+    model.llama.reset()
+    ti.sync()
+    begin = time.thread_time()
+    for _ in range(count):
         model.llama.submit(0)
-        worked.append(time.thread_time() - work)
-        passed.append(time.perf_counter() - begin)
-    return float(np.median(worked)), float(np.median(passed))
+    return time.thread_time() - begin
 
 
 def missed_targets(rows: Sequence[GpuGemvRow]) -> Iterator[str]:
