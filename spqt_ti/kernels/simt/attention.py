@@ -1,20 +1,23 @@
 """Grouped-query attention of one query by one group of threads, in tiles of the context, and its KV cache.
 
-A thread has one position of a tile for the scores and one value of the head for the sums; maximum and sum are carried
-from tile to tile, so shared memory does not limit the context. They begin with the query's own position, whose key and
-value are in shared memory and need not be in the cache yet: several groups may have the same ones. Sizes in f32, per
-layer and KV head:
+A tile has as many positions as the group has threads. Scores: a thread has a quarter of the head's entries for four
+positions. Values: a thread has one entry of the head for some of the positions. Either way it loads up to 16 values
+before it multiplies: one group reads all of a head's cache, and only many loads at a time hide the memory's latency.
+Maximum and sum are carried from tile to tile, so shared memory does not limit the context. They begin with the query's
+own position, whose key and value are in shared memory and need not be in the cache yet: several groups may have the
+same ones. Sizes in f32, per layer and KV head:
 
     keys    [head_dim][context]     neighbouring threads read neighbouring positions
     values  [context][head_dim]     neighbouring threads read neighbouring values
 """
 
+import math
 from dataclasses import dataclass
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.groups import LOWEST, group_max, group_sum, log2
 
-TILE = 128  # positions, and threads of a group
+_IN_FLIGHT = 16  # loads of a thread, at most
 
 
 @dataclass(frozen=True)
@@ -40,66 +43,112 @@ class CacheLayout:
         return self.layers * self.layer_stride
 
 
-def make_attention(layout: CacheLayout):
-    """Build the ti.func of one thread (of TILE) of a group that attends with one query.
+def make_attention(layout: CacheLayout, threads: int):
+    """Build the ti.func of one thread of a group of `threads` that attends with one query.
 
     Arguments: cache; first entry of the keys of layer and head in it; `own`, shared f32 [3 head_dim]: the query, and
     key and value of its position, written before the group's last barrier; the query's position; t. The result comes
-    in the place of the query, for the whole group.
+    in the place of the query, for the whole group. Raises ValueError for heads of more entries than threads.
     """
     head_dim, context = layout.head_dim, layout.context
-    parts = -(-head_dim // TILE)
+    if head_dim > threads:
+        raise ValueError(f"{threads} threads cannot attend with heads of {head_dim}")
     scale = 1.0 / head_dim**0.5
-    tile_log2 = log2(TILE)
+    threads_log2 = log2(threads)
+    # Scores: `parts` of the head's entries, and that many positions per thread.
+    parts = math.gcd(4, head_dim)
+    run, stride = head_dim // parts, threads // parts
+    stride_log2 = log2(stride)
+    ahead = _divisor(run)
+    # Values: `lanes` entries (some beyond the head's), and `spread` threads that share the positions.
+    lanes_log2 = (head_dim - 1).bit_length()
+    lanes = 1 << lanes_log2
+    spread = threads // lanes
+    values_ahead = min(_IN_FLIGHT, lanes)
+
+    @ti.func
+    def score(cache: ti.template(), keys, own: ti.template(), pieces: ti.template(), first, position, t):
+        """A part of the scores of `parts` positions of the tile, to pieces [parts][threads]."""
+        lane, part = t & (stride - 1), t >> stride_log2
+        for j in ti.static(range(parts)):
+            product = 0.0
+            if first + j * stride < position:  # the same for all of the group
+                at = keys + part * run * context + ti.min(first + j * stride + lane, position - 1)
+                for step in range(run // ahead):
+                    loaded = ti.Vector([cache[at + (step * ahead + u) * context] for u in ti.static(range(ahead))])
+                    for u in ti.static(range(ahead)):
+                        product += own[part * run + step * ahead + u] * loaded[u]
+            pieces[part * threads + j * stride + lane] = product
+
+    @ti.func
+    def sum_values(cache: ti.template(), values, weights: ti.template(), count, t):
+        """Weighted sum of the values of every `spread`-th of a tile's positions, at the thread's entry of the head."""
+        d, part = ti.min(t & (lanes - 1), head_dim - 1), t >> lanes_log2
+        total = 0.0
+        for step in range((count + values_ahead * spread - 1) // (values_ahead * spread)):
+            begin = step * values_ahead * spread + part
+            loaded = ti.Vector(
+                [
+                    cache[values + ti.min(begin + u * spread, count - 1) * head_dim + d]
+                    for u in ti.static(range(values_ahead))
+                ]
+            )
+            for u in ti.static(range(values_ahead)):
+                total += weights[begin + u * spread] * loaded[u]  # beyond the last position 0
+        return total
 
     @ti.func
     def attend(cache: ti.template(), keys, own: ti.template(), position, t):
-        shared = ti.simt.block.SharedArray((TILE,), ti.f32)
-        weights = ti.simt.block.SharedArray((TILE,), ti.f32)
+        shared = ti.simt.block.SharedArray((threads,), ti.f32)
+        weights = ti.simt.block.SharedArray((threads,), ti.f32)
+        pieces = ti.simt.block.SharedArray((parts * threads,), ti.f32)
         values = keys + layout.half_stride
-        product = 0.0
-        sums = ti.Vector([0.0] * parts)
-        for part in ti.static(range(parts)):
-            d = part * TILE + t
-            if d < head_dim:
-                product += own[d] * own[head_dim + d]
-                sums[part] = own[2 * head_dim + d]
-        highest = group_sum(shared, t, product, TILE) * scale
+        product, added = 0.0, 0.0
+        if t < head_dim:
+            product = own[t] * own[head_dim + t]
+            added = own[2 * head_dim + t]
+        highest = group_sum(shared, t, product, threads) * scale
         total = 1.0
-        for tile in range((position + TILE - 1) >> tile_log2):
-            place = (tile << tile_log2) + t
-            score = LOWEST
-            if place < position:
-                score = 0.0
-                for d in range(head_dim):
-                    score += own[d] * cache[keys + d * context + place]
-                score *= scale
-            new_highest = ti.max(highest, group_max(shared, t, score, TILE))
+        for tile in range((position + threads - 1) >> threads_log2):
+            first = tile << threads_log2
+            ti.simt.block.sync()
+            score(cache, keys, own, pieces, first, position, t)
+            ti.simt.block.sync()
+            mine = LOWEST
+            if first + t < position:
+                mine = 0.0
+                for part in ti.static(range(parts)):
+                    mine += pieces[part * threads + t]
+                mine *= scale
+            new_highest = ti.max(highest, group_max(shared, t, mine, threads))
             weight = 0.0
-            if place < position:
-                weight = ti.exp(score - new_highest)
+            if first + t < position:
+                weight = ti.exp(mine - new_highest)
             rescale = ti.exp(highest - new_highest)
             highest = new_highest
-            total = total * rescale + group_sum(shared, t, weight, TILE)
+            total = total * rescale + group_sum(shared, t, weight, threads)
             weights[t] = weight
             ti.simt.block.sync()
-            count = ti.min(TILE, position - (tile << tile_log2))
-            for part in ti.static(range(parts)):
-                d = part * TILE + t
-                if d < head_dim:
-                    added = 0.0
-                    for p in range(count):
-                        added += weights[p] * cache[values + ((tile << tile_log2) + p) * head_dim + d]
-                    sums[part] = sums[part] * rescale + added
-        for part in ti.static(range(parts)):
-            if part * TILE + t < head_dim:
-                own[part * TILE + t] = sums[part] / total
+            count = ti.min(threads, position - first)
+            added = added * rescale + sum_values(cache, values + first * head_dim, weights, count, t)
+        ti.simt.block.sync()
+        pieces[t] = added
+        ti.simt.block.sync()
+        if t < head_dim:
+            for part in ti.static(range(1, spread)):
+                added += pieces[part * lanes + t]
+            own[t] = added / total
         ti.simt.block.sync()
 
     return attend
 
 
-def make_load_own(layout: CacheLayout):
+def _divisor(run: int) -> int:
+    """The largest divisor that is not above the loads in flight."""
+    return max(n for n in range(1, _IN_FLIGHT + 1) if run % n == 0)
+
+
+def make_load_own(layout: CacheLayout, threads: int):
     """Build the ti.func that fills `own` of `make_attention` with the query at a[query:] and what the cache has for its
     position.
     """
@@ -113,13 +162,13 @@ def make_load_own(layout: CacheLayout):
             own[d] = a[query + d]
             own[head_dim + d] = cache[keys + d * context + position]
             own[2 * head_dim + d] = cache[keys + layout.half_stride + position * head_dim + d]
-            d += TILE
+            d += threads
         ti.simt.block.sync()
 
     return load_own
 
 
-def make_store_own(head_dim: int):
+def make_store_own(head_dim: int, threads: int):
     """Build the ti.func that puts the result in `own` to a[out:]."""
 
     @ti.func
@@ -127,12 +176,12 @@ def make_store_own(head_dim: int):
         d = t
         while d < head_dim:
             a[out + d] = own[d]
-            d += TILE
+            d += threads
 
     return store_own
 
 
-def make_append_own(layout: CacheLayout):
+def make_append_own(layout: CacheLayout, threads: int):
     """Build the ti.func that puts key and value of `own` into the cache."""
     head_dim, context = layout.head_dim, layout.context
 
@@ -142,7 +191,7 @@ def make_append_own(layout: CacheLayout):
         while d < head_dim:
             cache[keys + d * context + position] = own[head_dim + d]
             cache[keys + layout.half_stride + position * head_dim + d] = own[2 * head_dim + d]
-            d += TILE
+            d += threads
 
     return append_own
 

@@ -76,6 +76,19 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
                     sums[2 * byte + high, :] += (step * inputs[u]) * nibbles_in_place(words[u, :], byte, high)
 
     @ti.func
+    def columns_at(
+        k, end, listed, integers: ti.template(), active, starts: ti.template(), segment: ti.template()
+    ):  # fmt: skip
+        """The columns of a lane's next turn, which begins at k; beyond the end the last one."""
+        columns = ti.Vector([ti.min(k + u * SLOTS, end - 1) for u in ti.static(range(IN_FLIGHT))])
+        if listed:
+            for u in ti.static(range(IN_FLIGHT)):
+                columns[u] = place_of(starts, segment, columns[u])
+            for u in ti.static(range(IN_FLIGHT)):
+                columns[u] = integers[active + columns[u]]
+        return columns
+
+    @ti.func
     def gemv(
         i, quants: ti.template(), quants_base, headers: ti.template(), headers_base, a: ti.template(), x,
         integers: ti.template(), active, lengths, listed, threshold, partial,
@@ -103,29 +116,29 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
         sums = ti.Matrix.zero(ti.f32, 8, 4)  # [nibble of a word][word]
         minima = ti.Vector([0.0] * 2)
         k = first + slot
-        segment = 0
-        if listed:
-            segment = segment_of(starts, k)
-        while k < end:
-            if ti.static(skips_on_the_fly):
+        if ti.static(skips_on_the_fly):
+            while k < end:
                 value = a[x + k]
                 if ti.max(value, 0.0 - value) > threshold:
                     column, single = ti.Vector([k]), ti.Vector([value])
                     add_columns(column, single, quants, quants_at, stride, headers, headers_at, part, sums, minima)
                 k += SLOTS
-            else:
-                # Beyond the end the last column again, times zero.
-                columns = ti.Vector([ti.min(k + u * SLOTS, end - 1) for u in ti.static(range(IN_FLIGHT))])
+        else:
+            segment = 0
+            columns = ti.Vector([0] * IN_FLIGHT)
+            if k < end:
                 if listed:
-                    for u in ti.static(range(IN_FLIGHT)):
-                        columns[u] = place_of(starts, segment, columns[u])
-                    for u in ti.static(range(IN_FLIGHT)):
-                        columns[u] = integers[active + columns[u]]
+                    segment = segment_of(starts, k)
+                columns = columns_at(k, end, listed, integers, active, starts, segment)
+            while k < end:
                 inputs = ti.Vector(
                     [ti.select(k + u * SLOTS < end, a[x + columns[u]], 0.0) for u in ti.static(range(IN_FLIGHT))]
                 )
-                add_columns(columns, inputs, quants, quants_at, stride, headers, headers_at, part, sums, minima)
                 k += IN_FLIGHT * SLOTS
+                # The list is read one turn ahead, so that no weight waits for its index.
+                following = columns_at(k, end, listed, integers, active, starts, segment)
+                add_columns(columns, inputs, quants, quants_at, stride, headers, headers_at, part, sums, minima)
+                columns = following
         ti.simt.block.sync()
         for piece in ti.static(range(BAND // LANES)):
             shared[piece * threads + t] = 0.0

@@ -2,7 +2,6 @@
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.attention import (
-    TILE,
     CacheLayout,
     make_attention,
     make_load_own,
@@ -45,13 +44,14 @@ def make_chunk_kernels(
     threads = [matmul_threads(place.shape, CHUNK) for place in places]
     biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
     norm = make_norm(hidden, _GROUP, config.rms_norm_eps)
-    attend, load_own = make_attention(cache_layout), make_load_own(cache_layout)
-    store_own, write_pair = make_store_own(head_dim), make_write_pair(cache_layout)
+    attend_threads = max(_GROUP, 1 << (head_dim - 1).bit_length())
+    attend, load_own = make_attention(cache_layout, attend_threads), make_load_own(cache_layout, attend_threads)
+    store_own, write_pair = make_store_own(head_dim, attend_threads), make_write_pair(cache_layout)
     score_tile, embed, _ = make_head(hidden, config.vocab_size)
     run = -(-hidden // _GROUP)
     pairs = (heads + 2 * kv_heads) * half
     pair_threads, width_threads = round_up(CHUNK * pairs, _GROUP), round_up(CHUNK * width, _GROUP)
-    group_log2, tile_log2, head_log2 = log2(_GROUP), log2(TILE), log2(HEAD_THREADS)
+    group_log2, attend_log2, head_log2 = log2(_GROUP), log2(attend_threads), log2(HEAD_THREADS)
 
     @ti.func
     def output(a: ti.template(), layer, site: ti.template(), token, row):
@@ -135,12 +135,12 @@ def make_chunk_kernels(
                     kv_head = head - ti.select(is_key, heads, heads + kv_heads)
                     keys = layer * cache_layout.layer_stride + kv_head * 2 * cache_layout.half_stride
                     write_pair(cache, keys, is_key, start + token, d, low, high)
-        ti.loop_config(block_dim=TILE)
-        for i in range(CHUNK * heads * TILE):
+        ti.loop_config(block_dim=attend_threads)
+        for i in range(CHUNK * heads * attend_threads):
             own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
-            token, t = i // (heads * TILE), i & (TILE - 1)
+            token, t = i // (heads * attend_threads), i & (attend_threads - 1)
             if token < count:
-                head = (i - token * heads * TILE) >> tile_log2
+                head = (i - token * heads * attend_threads) >> attend_log2
                 keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
                 at = token * attention + head * head_dim
                 load_own(cache, keys, a, floats.chunk_query + at, start + token, own, t)

@@ -7,7 +7,7 @@ SwiGLU compute, they collect, a segment of the list per group.
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.active_list import SEGMENT
-from spqt_ti.kernels.simt.attention import TILE, CacheLayout, make_append_own, make_attention, make_store_own
+from spqt_ti.kernels.simt.attention import CacheLayout, make_append_own, make_attention, make_store_own
 from spqt_ti.kernels.simt.collect import make_collect_in_group
 from spqt_ti.kernels.simt.gemv import group_count, make_gemv, make_sum_of_groups
 from spqt_ti.kernels.simt.groups import array_of, log2, round_up
@@ -25,6 +25,7 @@ from spqt_ti.model.simt.weights import WeightLayout
 from spqt_ti.model.sites import SITES
 
 _ONE_GROUP = 512  # threads of the tasks that are one group's
+_ATTEND = 512  # threads that attend with a head
 _SPREAD = 128  # threads of a group where threads have nothing to say to one another
 QKV, OUT, GATE_UP, DOWN = range(4)
 
@@ -45,15 +46,15 @@ def make_token_kernels(
     sums = [make_sum_of_groups(place.shape, place.split) for place in places]
     threads = [group_count(place.shape, place.split) * place.split.threads for place in places]
     block_dims = [place.split.threads for place in places]
-    collectors = [_ONE_GROUP, TILE, _ONE_GROUP, SEGMENT]  # threads of the groups that collect a segment
+    collectors = [_ONE_GROUP, _ATTEND, _ONE_GROUP, SEGMENT]  # threads of the groups that collect a segment
     collects = [make_collect_in_group(s.length, threads) for s, threads in zip(segments, collectors, strict=True)]
     biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
     norm = make_norm(hidden, _ONE_GROUP, config.rms_norm_eps)
-    attend, append_own = make_attention(cache_layout), make_append_own(cache_layout)
-    store_own = make_store_own(head_dim)
+    attend, append_own = make_attention(cache_layout, _ATTEND), make_append_own(cache_layout, _ATTEND)
+    store_own = make_store_own(head_dim, _ATTEND)
     score_tile, embed, best_token = make_head(hidden, config.vocab_size)
     run = -(-hidden // _ONE_GROUP)
-    tile_log2, segment_log2, head_log2 = log2(TILE), log2(SEGMENT), log2(HEAD_THREADS)
+    attend_log2, segment_log2, head_log2 = log2(_ATTEND), log2(SEGMENT), log2(HEAD_THREADS)
     per_thread = segments[DOWN].length // SEGMENT
     hidden_threads = round_up(hidden, _SPREAD)
     count_threads = round_up(layers * 4, _SPREAD)
@@ -148,7 +149,7 @@ def make_token_kernels(
                 low, high = rotated(low, high, a[angle], a[angle + half])
             own[part * head_dim + d] = low
             own[part * head_dim + d + half] = high
-            pair += TILE
+            pair += _ATTEND
         ti.simt.block.sync()
 
     @ti.kernel
@@ -165,10 +166,10 @@ def make_token_kernels(
         ti.loop_config(block_dim=block_dims[QKV])
         for i in range(threads[QKV]):
             multiply(i, quants, headers, a, integers, layer, QKV, floats.x)
-        ti.loop_config(block_dim=TILE)
-        for i in range(heads * TILE):
+        ti.loop_config(block_dim=_ATTEND)
+        for i in range(heads * _ATTEND):
             own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
-            head, t, position = i >> tile_log2, i & (TILE - 1), integers[ints.position]
+            head, t, position = i >> attend_log2, i & (_ATTEND - 1), integers[ints.position]
             keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
             fill_own(a, layer, head, position, own, t)
             if head - head // group * group == 0:  # the first of those that share it

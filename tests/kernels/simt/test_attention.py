@@ -7,7 +7,6 @@ import pytest
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.attention import (
-    TILE,
     CacheLayout,
     make_append_own,
     make_attention,
@@ -18,6 +17,7 @@ from spqt_ti.kernels.simt.attention import (
 from spqt_ti.kernels.simt.transfer import upload, zeros
 
 CONTEXT = 320
+TILE = 128  # threads, and positions of a tile
 
 
 @functools.cache
@@ -26,8 +26,12 @@ def kernels(head_dim: int):
     append(cache, a, position): as both, with query, key and value in a, then the result.
     """
     layout = CacheLayout(1, 1, head_dim, CONTEXT)
-    attend_one, write_pair = make_attention(layout), make_write_pair(layout)
-    load_own, append_own, store_own = make_load_own(layout), make_append_own(layout), make_store_own(head_dim)
+    attend_one, write_pair = make_attention(layout, TILE), make_write_pair(layout)
+    load_own, append_own, store_own = (
+        make_load_own(layout, TILE),
+        make_append_own(layout, TILE),
+        make_store_own(head_dim, TILE),
+    )
     array = ti.types.ndarray(dtype=ti.f32, ndim=1)
 
     @ti.kernel
@@ -72,7 +76,7 @@ def expected(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     return weights @ values / weights.sum()
 
 
-@pytest.mark.parametrize("head_dim", [64, 80])
+@pytest.mark.parametrize("head_dim", [6, 64, 80, 128])
 @pytest.mark.parametrize("scale", [1, 8], ids=["flat", "peaked"])
 def test_against_float64(head_dim: int, scale: int) -> None:
     attend, write, append, layout = kernels(head_dim)
