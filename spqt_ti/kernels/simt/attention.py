@@ -70,7 +70,7 @@ def make_attention(layout: CacheLayout, threads: int):
     def score(cache: ti.template(), keys, own: ti.template(), pieces: ti.template(), first, position, t):
         """A part of the scores of `parts` positions of the tile, to pieces [parts][threads]."""
         lane, part = t & (stride - 1), t >> stride_log2
-        for j in ti.static(range(parts)):
+        for j in range(parts):
             product = 0.0
             if first + j * stride < position:  # the same for all of the group
                 at = keys + part * run * context + ti.min(first + j * stride + lane, position - 1)

@@ -55,9 +55,11 @@ def make_collect_in_group(cols: int, threads: int):
         place = active + first + counts[t]
         for k in range(run):
             i = t * run + k
-            if first + i < end and is_active(values, x + i, a, weights + first + i, weighted, threshold):
-                integers[place] = first + i
-                place += 1
+            # Not `and`: Taichi calls a function on its right in any case.
+            if first + i < end:  # noqa: SIM102
+                if is_active(values, x + i, a, weights + first + i, weighted, threshold):
+                    integers[place] = first + i
+                    place += 1
         return total
 
     return collect_in_group
