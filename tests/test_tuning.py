@@ -15,7 +15,7 @@ from spqt_ti import backend
 from spqt_ti.backend import Runtime
 from spqt_ti.backend.capabilities import of_device
 from spqt_ti.backend.devices import Device
-from spqt_ti.benchmark import splits, tune
+from spqt_ti.benchmark import gemv_drivers, splits, tune
 from spqt_ti.cli.main import main
 from spqt_ti.errors import TuningError
 from spqt_ti.kernels.simt.splits import Split, default_split
@@ -153,7 +153,7 @@ def test_each_device_has_a_file() -> None:
 
 def test_tune_then_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The command measures a model's matrices and keeps them; the runner and `info` then go by them."""
-    monkeypatch.setattr(tune, "COLD_BYTES", 200_000)
+    monkeypatch.setattr(gemv_drivers, "COLD_BYTES", 200_000)
     model, config = tiny_containers.container("gqa").path, tiny_containers.container("gqa").config
     assert main(["tune", str(model), "--threads", "1", "--rounds", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

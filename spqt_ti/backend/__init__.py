@@ -27,7 +27,7 @@ from spqt_ti.threads import available_threads
 
 __all__ = [
     "BACKENDS", "GRAPHS", "Capabilities", "Runtime", "address", "available_threads", "check_memory",
-    "host_view", "kernel_seconds", "look_up", "owned", "requested", "require", "runtime", "start", "ti",
+    "host_view", "kernel_seconds", "look_up", "ndarray", "requested", "require", "runtime", "start", "ti",
 ]  # fmt: skip
 
 BACKENDS = ("cpu", "vulkan", "cuda", "metal")
@@ -213,8 +213,9 @@ def kernel_seconds() -> float | None:
     return seconds
 
 
-def owned(array: ti.Ndarray) -> ti.Ndarray:
-    """The array, whose memory now goes when it goes: Taichi 1.7.4 sees to that for arrays of scalars only."""
+def ndarray(dtype: Any, shape: tuple[int, ...]) -> ti.Ndarray:
+    """A Taichi ndarray whose memory goes when it goes: Taichi 1.7.4 sees to that for arrays of scalars only."""
+    array = ti.ndarray(dtype, shape)
     if not hasattr(type(array), "__del__"):
         weakref.finalize(array, _delete, array.arr).atexit = False
     return array
@@ -234,7 +235,7 @@ def address(array: ti.Ndarray) -> int:
 def host_view(array: ti.Ndarray) -> np.ndarray:
     """The memory of a CPU ndarray as a NumPy array, without a copy; shape is the ndarray's, then the vector's lanes.
 
-    Keep `array` alive as long as the view, and call `ti.sync()` before reading what a kernel wrote.
+    The view keeps the memory alive. Call `ti.sync()` before reading what a kernel wrote.
 
     Raises BackendError where device memory is not host memory.
     """
@@ -244,6 +245,7 @@ def host_view(array: ti.Ndarray) -> np.ndarray:
     shape = tuple(array.shape) + tuple(array.element_shape)
     nbytes = int(np.prod(shape)) * dtype.itemsize
     buffer = (ctypes.c_byte * nbytes).from_address(address(array))
+    buffer.array = array  # the base of all views
     return np.frombuffer(buffer, dtype=dtype).reshape(shape)
 
 

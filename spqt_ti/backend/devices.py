@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import struct
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +90,17 @@ def _metal() -> Device:
         raise BackendError("metal: needs macOS on Apple silicon")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     # Apple's tables: 32 KB of threadgroup memory, 1024 threads. Taichi computes byte offsets in 32 bits.
-    return Device(platform.processor() or "Apple GPU", True, memory * 3 // 4, 32 << 10, 1024, (4 << 30) - 1)
+    return Device(_apple_chip(), True, memory * 3 // 4, 32 << 10, 1024, (4 << 30) - 1)
+
+
+def _apple_chip() -> str:
+    """Such as "Apple M2 Pro": one name for CPU and GPU."""
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        name = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        name = ""
+    return name or "Apple GPU"
 
 
 # Vulkan ---------------------------------------------------------------------------------------------------------------

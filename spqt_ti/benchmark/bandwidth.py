@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from spqt_ti.backend import host_view, start, ti
+from spqt_ti.backend import host_view, ndarray, start, ti
 from spqt_ti.kernels.vectors import array_of, u32x16
 from spqt_ti.kernels.workers import share_start
 
@@ -14,9 +14,9 @@ _BYTES = 256 << 20  # more than any last-level cache here
 def read_bandwidth(threads: int, rounds: int = 5) -> float:
     """Bytes per second at which `threads` workers read 256 MiB in order: the median of `rounds`."""
     start("cpu")
-    data = ti.ndarray(u32x16, (_BYTES // 64,))
+    data = ndarray(u32x16, (_BYTES // 64,))
     host_view(data)[:] = 1
-    sums = ti.ndarray(u32x16, (threads,))
+    sums = ndarray(u32x16, (threads,))
     kernel = _make_reader(threads)
     kernel(data, sums)
     ti.sync()

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from spqt_ti.backend import address, host_view, start, ti
+from spqt_ti.backend import address, host_view, ndarray, start, ti
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
 from spqt_ti.kernels import row_gemv, zigzag
@@ -41,9 +41,7 @@ def interleaved(runs: Mapping[Key, Callable[[], object]], rounds: int) -> dict[K
     return times
 
 
-def stored_bytes(
-    rows: int, cols: int, layout: str, warm: bool, cold_bytes: int | None = None
-) -> tuple[np.ndarray, int, int]:
+def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndarray, int, int]:
     """Bytes of a matrix of a few hundred true superblocks over and over; copies of it, and turns of a launch."""
     blocks = q4_k.quantize(np.random.default_rng(0).standard_normal((251, 256), dtype=np.float32))
     if layout == "row":
@@ -54,13 +52,13 @@ def stored_bytes(
         cut = blocks[np.arange(cols) % len(blocks), : layouts.band_bytes(last)].reshape(-1)
         matrix = np.concatenate([whole, cut])
     size = matrix.size
-    copies = 1 if warm else max(2, -(-(cold_bytes or COLD_BYTES) // size))
+    copies = 1 if warm else max(2, -(-COLD_BYTES // size))
     return matrix, copies, max(2, WARM_BYTES // size) if warm else copies
 
 
 def upload(rows: np.ndarray, dtype, copies: int = 1, spare: int = 0) -> ti.Ndarray:
     """`copies` of an array [n, lanes] after one another, as an ndarray of vectors, with `spare` more at the end."""
-    array = ti.ndarray(dtype, (max(1, copies * len(rows) + spare),))
+    array = ndarray(dtype, (max(1, copies * len(rows) + spare),))
     if rows.size:
         host_view(array)[: copies * len(rows)].reshape(copies, *rows.shape)[:] = rows
     return array
@@ -90,12 +88,12 @@ class Rows:
         self.weights = upload(quants, u32x16, self.copies), upload(headers, u32x4, self.copies)
         self.vectors = (
             upload(normal_x(cols, self.blocks * row_gemv.X_VECTORS), f32x16),
-            ti.ndarray(f32x16, (threads * self.blocks * row_gemv.X_VECTORS,)),
-            ti.ndarray(f32x8, (threads * self.blocks,)),
-            ti.ndarray(ti.i32, (threads * self.blocks,)),
-            ti.ndarray(ti.f32, (rows,)),
+            ndarray(f32x16, (threads * self.blocks * row_gemv.X_VECTORS,)),
+            ndarray(f32x8, (threads * self.blocks,)),
+            ndarray(ti.i32, (threads * self.blocks,)),
+            ndarray(ti.f32, (rows,)),
         )
-        self.arrivals = ti.ndarray(ti.i32, (1,))
+        self.arrivals = ndarray(ti.i32, (1,))
 
     def read_bytes(self, kernel: str, density: float) -> float:
         """Bytes of weights of one product: all, whatever the density."""
@@ -117,12 +115,11 @@ class Zigzag:
 
     def __init__(
         self, rows: int, cols: int, threads: int, warm: bool = False, panel_bands: int | None = None,
-        cold_bytes: int | None = None,
     ) -> None:  # fmt: skip
         start("cpu")
         self.threads = threads
         self.shape = zigzag.ZigzagShape(rows, cols, panel_bands or preferred_panel_bands())
-        data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm, cold_bytes)
+        data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm)
         quants, tail, headers = zigzag.split(data, self.shape)
         self.weights = (
             upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies),
@@ -130,11 +127,11 @@ class Zigzag:
         )  # fmt: skip
         self.x = upload(normal_x(cols, vectors_for(cols)), f32x16)
         stride = vectors_for(cols) * 16 + 16
-        self.lists = ti.ndarray(ti.i32, ((threads + 1) * stride + threads * WORKSPACE_INTEGERS,))
+        self.lists = ndarray(ti.i32, ((threads + 1) * stride + threads * WORKSPACE_INTEGERS,))
         host_view(self.lists)[:cols] = np.arange(cols)  # the active list of dense products
         self.stride = stride
-        self.scratch = ti.ndarray(f32x16, (threads * (self.shape.padded_rows // 16 + SCRATCH_VECTORS),))
-        self.arrivals = ti.ndarray(ti.i32, (1,))
+        self.scratch = ndarray(f32x16, (threads * (self.shape.padded_rows // 16 + SCRATCH_VECTORS),))
+        self.arrivals = ndarray(ti.i32, (1,))
 
     def read_bytes(self, kernel: str, density: float) -> float:
         """Bytes of weights of one product."""
@@ -256,7 +253,7 @@ def make_skipping_launch(workers: int):
 def collect_seconds(cols: int, rounds: int = 5) -> float:
     """Time to collect the index of `cols` inputs in cache at density 0.5 (branch-free: density does not matter)."""
     start("cpu")
-    x, active = upload(normal_x(cols, vectors_for(cols)), f32x16), ti.ndarray(ti.i32, (vectors_for(cols) * 16 + 1,))
+    x, active = upload(normal_x(cols, vectors_for(cols)), f32x16), ndarray(ti.i32, (vectors_for(cols) * 16 + 1,))
     launch = make_collections()
     times = interleaved({0: lambda: launch(x, vectors_for(cols), 0.6745, active, address(active))}, rounds)[0]
     return float(np.median(times)) / COLLECTIONS

@@ -19,9 +19,6 @@ from spqt_ti.tuning import TunedShape, Tuning
 
 PANEL_BANDS = (4, 8, 16, 32)
 DENSITIES = (0.75, 0.5, 0.25)
-# Of all copies of a matrix; half of what benchmarks take: Taichi keeps what it has once had, and a model has up to 16
-# candidates.
-COLD_BYTES = 256 << 20
 TYPICAL = 0.5  # the density at which candidates are compared, together with dense
 
 
@@ -61,7 +58,7 @@ def _useful(shape: Shape) -> list[int]:
 
 
 def _measure(shape: Shape, threads: int, bands: int, rounds: int) -> TunedShape:
-    driver = Zigzag(*shape, threads, panel_bands=bands, cold_bytes=COLD_BYTES)
+    driver = Zigzag(*shape, threads, panel_bands=bands)
     runs: dict[float, Callable[[], None]] = {1.0: functools.partial(driver.run, "zigzag", 1.0)}
     for density in DENSITIES:
         runs[density] = functools.partial(driver.run, "full", density)

@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from spqt_ti.backend import address, host_view, ti
+from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels import native
 from spqt_ti.kernels.vectors import array_of, f32x16, vectors_for
 
@@ -102,11 +102,11 @@ def collect_active(x: np.ndarray, threshold: float, weights: np.ndarray | None =
     if not threshold >= 0:
         raise ValueError(f"threshold must be 0 or more, not {threshold}")
     padded = max(1, vectors_for(x.size))
-    vectors = ti.ndarray(f32x16, (padded,))
-    active = ti.ndarray(ti.i32, (padded * 16 + 1,))
+    vectors = ndarray(f32x16, (padded,))
+    active = ndarray(ti.i32, (padded * 16 + 1,))
     host_view(vectors).reshape(-1)[:] = 0  # padding is inactive
     host_view(vectors).reshape(-1)[: x.size] = x
-    factors = vectors if weights is None else ti.ndarray(f32x16, (padded,))
+    factors = vectors if weights is None else ndarray(f32x16, (padded,))
     if weights is not None:
         host_view(factors).reshape(-1)[:] = 0
         host_view(factors).reshape(-1)[: x.size] = weights

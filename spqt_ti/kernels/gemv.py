@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 
-from spqt_ti.backend import address, host_view, ti
+from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels import native
 from spqt_ti.kernels.block_sums import (
     BLOCK_COLUMNS,
@@ -206,9 +206,9 @@ class ZigzagMatrix:
         self._quants = _upload(quants, u32x16)
         self._tail = _upload(tail, u32x8)
         self._headers = _upload(headers, u32x4, GROUP_BANDS - 1)  # headers are read four at a time
-        self._x = ti.ndarray(f32x16, (vectors_for(shape.cols),))
+        self._x = ndarray(f32x16, (vectors_for(shape.cols),))
         self._partial_vectors = workers * shape.padded_rows // 16
-        self._scratch = ti.ndarray(f32x16, (self._partial_vectors + workers * SCRATCH_VECTORS,))
+        self._scratch = ndarray(f32x16, (self._partial_vectors + workers * SCRATCH_VECTORS,))
 
     def load_x(self, x: np.ndarray) -> None:
         """Put x (f32 [cols]) on the device. Raises ValueError for another size."""
@@ -230,7 +230,7 @@ class ZigzagGemv(ZigzagMatrix):
 
     def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
         super().__init__(data, shape, workers, exact)
-        self._active = ti.ndarray(ti.i32, (vectors_for(shape.cols) * 16 + workers * WORKSPACE_INTEGERS,))
+        self._active = ndarray(ti.i32, (vectors_for(shape.cols) * 16 + workers * WORKSPACE_INTEGERS,))
         self._kernel = make_gemv_kernel(workers, exact)
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
@@ -261,7 +261,7 @@ class ZigzagGemv(ZigzagMatrix):
 
 
 def _upload(rows: np.ndarray, dtype, spare: int = 0) -> ti.Ndarray:
-    array = ti.ndarray(dtype, (max(1, len(rows) + spare),))
+    array = ndarray(dtype, (max(1, len(rows) + spare),))
     host_view(array)[: len(rows)] = rows
     return array
 

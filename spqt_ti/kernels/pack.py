@@ -16,7 +16,7 @@ Native vectors take arithmetic, min, max, select, comparisons and sqrt; abs, neg
 import numpy as np
 import numpy.typing as npt
 
-from spqt_ti.backend import start, ti
+from spqt_ti.backend import ndarray, start, ti
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
@@ -64,7 +64,7 @@ def quantize_q4_k(w: npt.NDArray[np.float32], layout: str, name: str = "tensor")
 def _quantize(w: npt.NDArray[np.float32], layout: str) -> npt.NDArray[np.uint8]:
     """All chunks through the kernel, then the flagged superblocks through NumPy."""
     workers = start(BACKEND).threads
-    scratch = ti.ndarray(lanes, (workers * SCRATCH,))
+    scratch = ndarray(lanes, (workers * SCRATCH,))
     rows, cols = w.shape
     if cols > CHUNK_WEIGHTS:
         raise QuantizationError(f"more than {CHUNK_WEIGHTS} columns are not supported, and there are {cols}")

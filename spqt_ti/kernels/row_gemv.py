@@ -16,7 +16,7 @@ import functools
 
 import numpy as np
 
-from spqt_ti.backend import host_view, ti
+from spqt_ti.backend import host_view, ndarray, ti
 from spqt_ti.formats import layout, q4_k
 from spqt_ti.kernels.multiply_add import make_multiply_add
 from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, lane_max, lane_sum, u32x4, u32x16
@@ -168,10 +168,10 @@ class RowGemv:
         self._quants = _upload(quants, u32x16)
         self._headers = _upload(headers, u32x4)
         self._x = _upload(np.zeros((self.blocks * X_VECTORS, 16), np.float32), f32x16)
-        self._ordered = ti.ndarray(f32x16, (workers * self.blocks * X_VECTORS,))
-        self._sums = ti.ndarray(f32x8, (workers * self.blocks,))
-        self._flags = ti.ndarray(ti.i32, (workers * self.blocks,))
-        self._y = ti.ndarray(ti.f32, (rows,))
+        self._ordered = ndarray(f32x16, (workers * self.blocks * X_VECTORS,))
+        self._sums = ndarray(f32x8, (workers * self.blocks,))
+        self._flags = ndarray(ti.i32, (workers * self.blocks,))
+        self._y = ndarray(ti.f32, (rows,))
 
     def __call__(self, x: np.ndarray, threshold: float | None = None) -> np.ndarray:
         """y (f32 [rows]) for x (f32 [cols]); with a threshold, of the inputs |x_i| > threshold alone (never of NaN).
@@ -195,6 +195,6 @@ class RowGemv:
 
 
 def _upload(rows: np.ndarray, dtype) -> ti.Ndarray:
-    array = ti.ndarray(dtype, (len(rows),))
+    array = ndarray(dtype, (len(rows),))
     host_view(array)[:] = rows
     return array

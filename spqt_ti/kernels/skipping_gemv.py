@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from spqt_ti.backend import address, ti
+from spqt_ti.backend import address, ndarray, ti
 from spqt_ti.kernels import native
 from spqt_ti.kernels.block_sums import BLOCK_COLUMNS, GROUP_BANDS, GROUP_VECTORS, WORKSPACE_INTEGERS, make_add_block
 from spqt_ti.kernels.gemv import SCRATCH_VECTORS, ZigzagMatrix
@@ -96,7 +96,7 @@ class SkippingGemv(ZigzagMatrix):
 
     def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
         super().__init__(data, shape, workers, exact)
-        self._chosen = ti.ndarray(ti.i32, (workers * (vectors_for(shape.cols + 1) * 16 + WORKSPACE_INTEGERS),))
+        self._chosen = ndarray(ti.i32, (workers * (vectors_for(shape.cols + 1) * 16 + WORKSPACE_INTEGERS),))
         self._kernel = make_skipping_kernel(workers, exact)
 
     def __call__(self, x: np.ndarray, threshold: float = 0.0) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spqt_ti.backend import address, host_view, ti
+from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels.attention import CacheShape
 from spqt_ti.kernels.stopwatch import seconds_per_tick
 from spqt_ti.kernels.vectors import f32x16
@@ -34,12 +34,12 @@ class DecodeStep:
         config = weights.config
         self._weights, self._cache, self._gates, self._workers = weights, cache, gates, workers
         self._scratch_plan = scratch = Scratch.plan(weights, workers)
-        self._scratch = ti.ndarray(f32x16, (scratch.vectors,))
+        self._scratch = ndarray(f32x16, (scratch.vectors,))
         self._view = host_view(self._scratch)
         self._view[:] = 0
         sites = config.num_hidden_layers * len(SITES)
         self._integers = IntegerPlan.plan(weights, workers)
-        self._ints = ti.ndarray(ti.i32, (self._integers.size,))
+        self._ints = ndarray(ti.i32, (self._integers.size,))
         self._ints_view = host_view(self._ints)
         self._ints_view[:] = 0
         table = weights.site_table().reshape(-1)
@@ -50,7 +50,7 @@ class DecodeStep:
         self._tokens = self._ints_view[self._integers.tokens :][:MOST_TOKENS]
         self.best_tokens: list[int] = []
         self._warm = False
-        self._ticks = ti.ndarray(ti.i64, (len(PHASES),))
+        self._ticks = ndarray(ti.i64, (len(PHASES),))
         self._make_kernel = functools.partial(
             make_decode_kernel, weights, cache_shape, scratch, self._integers, gates.plan, workers, exact
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spqt_ti.backend import host_view, ti
+from spqt_ti.backend import host_view, ndarray
 from spqt_ti.kernels.vectors import LANES, f32x16
 from spqt_ti.model.sites import SITES
 
@@ -79,7 +79,7 @@ class WorkerGates(Gates):
 
     def __init__(self, layers: int, inputs: np.ndarray) -> None:
         plan = GatePlan.plan(layers, int(inputs.max()))
-        self.array = ti.ndarray(f32x16, (plan.vectors,))
+        self.array = ndarray(f32x16, (plan.vectors,))
         values = host_view(self.array).reshape(-1)
         values[:] = 0
         super().__init__(plan, inputs, values)

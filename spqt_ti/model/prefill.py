@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spqt_ti.backend import host_view, ti
+from spqt_ti.backend import host_view, ndarray, ti
 from spqt_ti.kernels.attention import CacheShape
 from spqt_ti.kernels.vectors import f32x16
 from spqt_ti.model.engine import Observer
@@ -29,13 +29,13 @@ class Prefill:
     ) -> None:
         self._weights, self._cache, self._gates = weights, cache, gates
         self._plan = ChunkPlan.plan(weights, workers)
-        self._scratch = ti.ndarray(f32x16, (self._plan.vectors,))
+        self._scratch = ndarray(f32x16, (self._plan.vectors,))
         self._view = host_view(self._scratch)
         self._view[:] = 0
         table = weights.site_table().reshape(-1)
-        self._integers = ti.ndarray(ti.i32, (SITE_TABLE + table.size,))
+        self._integers = ndarray(ti.i32, (SITE_TABLE + table.size,))
         host_view(self._integers)[SITE_TABLE:] = table
-        self._tokens = ti.ndarray(ti.i32, (CHUNK,))
+        self._tokens = ndarray(ti.i32, (CHUNK,))
         self._warm = False
         self._embed, self._block, self._logits = make_prefill_kernels(
             weights, cache_shape, self._plan, gates.plan, workers

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spqt_ti.backend import host_view, ti
+from spqt_ti.backend import host_view, ndarray, ti
 from spqt_ti.errors import BackendError
 from spqt_ti.kernels.block_sums import GROUP_BANDS
 from spqt_ti.kernels.gemv import preferred_panel_bands
@@ -128,6 +128,6 @@ def _allocate(dtype: Any, vectors: int, what: str) -> ti.Ndarray:
         raise BackendError(
             f"{what}: {vectors * dtype.n} words are more than Taichi can index in one array ({_MAX_WORDS})"
         )
-    array = ti.ndarray(dtype, (max(1, vectors),))
+    array = ndarray(dtype, (max(1, vectors),))
     host_view(array)[:] = 0
     return array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spqt_ti.backend import host_view, ti
+from spqt_ti.backend import host_view, ndarray
 from spqt_ti.kernels.attention import CacheShape
 from spqt_ti.model.container import Container
 from spqt_ti.model.decode import DecodeStep
@@ -24,7 +24,7 @@ def build(container: Container, context: int, choices: Mapping[str, Choice], wor
     config = container.config
     weights = Weights(container, context, {site: choice.panel_bands for site, choice in choices.items()})
     shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context, half=not exact)
-    cache = ti.ndarray(shape.dtype, (shape.vectors,))
+    cache = ndarray(shape.dtype, (shape.vectors,))
     host_view(cache)[:] = 0
     gates = WorkerGates(config.num_hidden_layers, inputs_per_site(config))
     decode = DecodeStep(weights, cache, shape, gates, workers, exact)

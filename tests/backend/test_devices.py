@@ -36,12 +36,21 @@ def test_metal_elsewhere():
         devices.find("metal")
 
 
-def test_metal(monkeypatch):
+@pytest.mark.parametrize(("answer", "name"), [("Apple M2 Pro\n", "Apple M2 Pro"), (None, "Apple GPU")])
+def test_metal(monkeypatch, answer, name):
     """Three quarters of the memory, which the GPU shares, are for the GPU."""
+
+    def run(command, **_):
+        if answer is None:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, 0, answer)
+
+    monkeypatch.setattr(devices.subprocess, "run", run)
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(devices.os, "sysconf", {"SC_PHYS_PAGES": 1 << 20, "SC_PAGE_SIZE": 16384}.__getitem__)
     found = devices.find("metal")
+    assert found.name == name
     assert (found.memory, found.shared_memory, found.max_group) == (12 << 30, 32768, 1024)
     assert found.max_array_bytes < 1 << 32
 

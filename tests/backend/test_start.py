@@ -253,7 +253,7 @@ def test_memory_goes_with_the_array(monkeypatch, lanes):
     """Once: Taichi deletes arrays of scalars itself, and keeps those of vectors until the process ends."""
     deleted = []
     monkeypatch.setattr(backend, "_delete", deleted.append)
-    array = backend.owned(ti.ndarray(ti.types.vector(lanes, ti.f32) if lanes else ti.f32, (8,)))
+    array = backend.ndarray(ti.types.vector(lanes, ti.f32) if lanes else ti.f32, (8,))
     memory = array.arr
     assert deleted == []
     del array
@@ -261,11 +261,25 @@ def test_memory_goes_with_the_array(monkeypatch, lanes):
     assert deleted == [memory] * bool(lanes)
 
 
+def test_a_view_keeps_the_memory(monkeypatch):
+    deleted = []
+    monkeypatch.setattr(backend, "_delete", deleted.append)
+    row = host_view(backend.ndarray(ti.types.vector(4, ti.f32), (8,))).reshape(-1)[4:8]
+    gc.collect()
+    assert deleted == []
+    del row
+    gc.collect()
+    assert len(deleted) == 1
+
+
 @pytest.mark.parametrize("size", [1, 3, 100, 100_003])
 def test_arrays_begin_on_a_cache_line(size):
     """Kernels load and store 64 bytes at a time."""
-    arrays = [ti.ndarray(ti.u8, (size,)) for _ in range(8)]
-    assert [backend.address(array) % 64 for array in arrays] == [0] * 8
+    kinds = [ti.u8, ti.types.vector(4, ti.u32)] * 4
+    arrays = [backend.ndarray(kind, (size,)) for kind in kinds]
+    del arrays[1:3]  # whose memory others may get
+    arrays += [backend.ndarray(kind, (size,)) for kind in kinds[:3]]
+    assert [backend.address(array) % 64 for array in arrays] == [0] * 9
     assert [host_view(array).ctypes.data for array in arrays] == [backend.address(array) for array in arrays]
 
 

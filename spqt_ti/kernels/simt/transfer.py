@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from spqt_ti.backend import owned, ti
+from spqt_ti.backend import ndarray, ti
 from spqt_ti.kernels.simt.groups import array_of
 
 _TYPES = {np.dtype(np.float32): ti.f32, np.dtype(np.uint32): ti.u32, np.dtype(np.int32): ti.i32}
@@ -16,7 +16,7 @@ def upload(values: np.ndarray) -> ti.Ndarray:
     """A device array of `values` (f32, u32 or i32; [n], or [n, lanes] for an array of vectors)."""
     dtype = _TYPES[values.dtype]
     element = dtype if values.ndim == 1 else ti.types.vector(values.shape[1], dtype)
-    array = owned(ti.ndarray(element, (max(1, len(values)),)))
+    array = ndarray(element, (max(1, len(values)),))
     if values.size:
         array.from_numpy(np.ascontiguousarray(values))
     return array
@@ -24,7 +24,7 @@ def upload(values: np.ndarray) -> ti.Ndarray:
 
 def zeros(dtype, size: int) -> ti.Ndarray:
     """A device array of zeros."""
-    array = owned(ti.ndarray(dtype, (max(1, size),)))
+    array = ndarray(dtype, (max(1, size),))
     array.fill(0)
     return array
 
