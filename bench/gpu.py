@@ -57,7 +57,8 @@ def _decode_elsewhere(seconds: float) -> None:
 def _decode(arguments: argparse.Namespace) -> None:
     try:
         rows = gpu.measure_decode(arguments.model, arguments.sparsity, arguments.backend, arguments.tokens)
-        _print_rows([dataclasses.asdict(row) for row in rows])
+        for i, row in enumerate(rows):
+            _print_rows([dataclasses.asdict(row)], titles=i == 0)
         print(flush=True)
     except FAILURES as error:
         print(f"decoding: not measured: {_line(error)}\n", flush=True)
@@ -79,8 +80,11 @@ def _gemvs(arguments: argparse.Namespace, shapes: Sequence[Shape], end: float) -
             continue
         try:
             new = gpu.measure_gemv(
-                shape, arguments.density, bandwidth, cold, arguments.rounds, split, f16.get(shape)
+                shape, arguments.density, bandwidth, cold, arguments.rounds, split, f16.get(shape), end
             )  # fmt: skip
+        except TimeoutError as error:
+            problems.append(f"no time: {name}: {error}")
+            continue
         except FAILURES as error:
             problems.append(f"failed: {name}: {_line(error)}")
             continue
@@ -106,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m", help='to decode; "" for none')
     parser.add_argument("--sparsity", type=numbers, default=[0.0, 0.25, 0.4, 0.5])
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--minutes", type=float, default=7, help="after which no shape is begun")
+    parser.add_argument("--minutes", type=float, default=7, help="after which nothing more is measured")
     return parser.parse_args()
 
 

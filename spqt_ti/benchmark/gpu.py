@@ -27,6 +27,8 @@ from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.model.plans import MOST_TOKENS
 
 LARGE = 64e6  # bytes of a matrix from which on the targets hold
+COLD_SECONDS = 0.05  # in which a device reads its cold copies: a slow one, with its small cache, needs no more than two
+DECODE_SECONDS = 10.0  # after which no further tokens are begun, for speed and for the host's work
 PROMPT = "The capital of France is"
 
 
@@ -91,16 +93,16 @@ def device_seconds(submission: Submission) -> float:
 
 def measure_gemv(
     shape: Shape, densities: Sequence[float], bandwidth: float, cold_bytes: int, rounds: int,
-    split: Split | None = None, cublas: Sequence[float] | None = None,
+    split: Split | None = None, cublas: Sequence[float] | None = None, end: float = float("inf"),
 ) -> list[GpuGemvRow]:  # fmt: skip
     """All kernels on one shape, the sparse ones at each density; `bandwidth` from `copy_bandwidth`, `cublas` its
-    seconds where they are known.
+    seconds where they are known. Stops after fewer rounds when `time.monotonic` comes to `end`; TimeoutError before the
+    first is complete.
     """
-    copies = -(-cold_bytes // stored_bytes(*shape, "zigzag", warm=True)[0].size)
+    cold_bytes = min(cold_bytes, int(bandwidth * COLD_SECONDS))
+    copies = max(2, -(-cold_bytes // stored_bytes(*shape, "zigzag", warm=True)[0].size))
     timings = list(_timings(shape, densities, copies, split))
-    for round_ in range(rounds + 1):
-        for timing in timings:
-            timing.run(copies, counts=round_ > 0)  # the first compiles
+    _run_rounds(timings, copies, rounds, end)
     if cublas is not None:
         times = list(cublas)
         timings.append(_Timing("cublas f16", 1.0, 2 * shape[0] * shape[1], None, None, times, times))
@@ -142,11 +144,23 @@ class _Timing:
                 times.append(taken)
 
 
-def measure_decode(name: str, sparsities: Sequence[float], backend: str, tokens: int) -> list[GpuDecodeRow]:
-    """Greedy decoding of `tokens` after a short prompt."""
+def _run_rounds(timings: Sequence[_Timing], copies: int, rounds: int, end: float) -> None:
+    """The first round compiles and does not count."""
+    for round_ in range(rounds + 1):
+        for timing in timings:
+            if time.monotonic() > end:
+                if round_ < 2:
+                    raise TimeoutError("the time was over before every kernel had been measured")
+                return
+            timing.run(copies, counts=round_ > 0)
+
+
+def measure_decode(name: str, sparsities: Sequence[float], backend: str, tokens: int) -> Iterator[GpuDecodeRow]:
+    """Greedy decoding of `tokens`, on a slow device fewer, after a short prompt."""
     model = load(name, backend)
     prompt = model.tokenizer.encode(PROMPT)
-    return [_decode_row(model, name, sparsity, prompt, tokens) for sparsity in sparsities]
+    for sparsity in sparsities:
+        yield _decode_row(model, name, sparsity, prompt, tokens)
 
 
 def _decode_row(model: Model, name: str, sparsity: float, prompt: Sequence[int], tokens: int) -> GpuDecodeRow:
@@ -155,32 +169,31 @@ def _decode_row(model: Model, name: str, sparsity: float, prompt: Sequence[int],
     llama.reset()
     token = int(llama.prefill(prompt)[0].argmax())
     llama.decode_greedy(token, 1)
-    active, begin = np.zeros(llama.active.shape), time.perf_counter()
-    for done in range(0, tokens, MOST_TOKENS):
-        token = llama.decode_greedy(token, min(MOST_TOKENS, tokens - done))[-1]
+    active, done, begin = np.zeros(llama.active.shape), 0, time.perf_counter()
+    while done < tokens and (not done or time.perf_counter() < begin + DECODE_SECONDS):
+        count = min(MOST_TOKENS, tokens - done)
+        token = llama.decode_greedy(token, count)[-1]
         active += llama.active
+        done += count
     taken = time.perf_counter() - begin
-    skipped = 1 - active.sum() / (tokens * llama.config.num_hidden_layers * llama.inputs().sum())
-    return GpuDecodeRow(name, sparsity, float(skipped), tokens / taken, *(1e3 * t for t in host_seconds(model)))
+    skipped = 1 - active.sum() / (done * llama.config.num_hidden_layers * llama.inputs().sum())
+    host = (1e3 * host_seconds(model, count) for count in (MOST_TOKENS, 1))
+    return GpuDecodeRow(name, sparsity, float(skipped), done / taken, *host)
 
 
-def host_seconds(model: Model, rounds: int = 20) -> tuple[float, float]:
-    """Median CPU times of the submitting thread per token: of runs of MOST_TOKENS, and of single tokens."""
-
-    def median(count: int) -> float:
-        return float(np.median([_submitting_seconds(model, count) / count for _ in range(rounds)]))
-
-    return median(MOST_TOKENS), median(1)
-
-
-def _submitting_seconds(model: Model, count: int) -> float:
-    """CPU time to submit so many tokens to an idle device, without what waiting for them takes."""
-    model.llama.reset()
+def host_seconds(model: Model, count: int, rounds: int = 20) -> float:
+    """CPU time of the submitting thread per token, the median of runs of `count` tokens: 20, on a slow device fewer."""
+    times: list[float] = []
+    end = time.perf_counter() + DECODE_SECONDS
+    while len(times) < rounds and (len(times) < 3 or time.perf_counter() < end):
+        model.llama.reset()
+        ti.sync()
+        begin = time.thread_time()
+        for _ in range(count):
+            model.llama.submit(0)
+        times.append((time.thread_time() - begin) / count)
     ti.sync()
-    begin = time.thread_time()
-    for _ in range(count):
-        model.llama.submit(0)
-    return time.thread_time() - begin
+    return float(np.median(times))
 
 
 def missed_targets(rows: Sequence[GpuGemvRow]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_containers
 
-from spqt_ti.benchmark import cublas
+from spqt_ti.benchmark import cublas, gpu
 from spqt_ti.benchmark.gpu import GpuGemvRow, missed_targets
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "gpu.py"
@@ -67,6 +67,40 @@ def test_what_fails_is_a_line_and_the_rest_goes_on(backend_name: str, tmp_path: 
     assert any(line.startswith("decoding: not measured: ") and "absent" in line for line in lines)
     assert [line.split(":")[1] for line in lines if line.startswith("failed: ")] == [" 40x64", " 64x40"]
     assert sum("3 is not a power of two" in line for line in lines) == 2
+
+
+class Counting:
+    """A kernel that takes a second of a clock that stands still otherwise."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock, self.counted = clock, 0
+
+    def run(self, copies: int, counts: bool) -> None:
+        self.clock[0] += 1
+        self.counted += counts
+
+
+@pytest.mark.parametrize(("end", "counted"), [(3, None), (4, [1, 1]), (5, [2, 1]), (99, [3, 3])])
+def test_rounds_end_in_time(monkeypatch: pytest.MonkeyPatch, end: float, counted: list[int] | None) -> None:
+    """Two kernels, of which the first round does not count."""
+    clock = [0.0]
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0] + 0.5)
+    kernels = [Counting(clock), Counting(clock)]
+    if counted is None:
+        with pytest.raises(TimeoutError, match="before every kernel had been measured"):
+            gpu._run_rounds(kernels, 1, 3, end)
+    else:
+        gpu._run_rounds(kernels, 1, 3, end)
+        assert [kernel.counted for kernel in kernels] == counted
+
+
+@pytest.mark.threadgroups
+def test_no_time_is_a_line(backend_name: str) -> None:
+    small = ["--shapes", "40x64", "--density", "0.5", "--rounds", "1", "--copy-megabytes", "1", "--minutes", "0.001"]
+    command = [sys.executable, str(SCRIPT), "--backend", backend_name, "--model", "", *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("no time: 40x64")
 
 
 def test_cublas_or_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
