@@ -58,7 +58,7 @@ class _Matrix:
         self._copies = _copies(words, data.size)
         sizes = {"quants": 16 * words.quants, "headers": 16 * words.headers}
         check_memory(f"{shape[0]}x{shape[1]}", {name: self._copies * size for name, size in sizes.items()})
-        self.splits = candidates(words.bands, words.cols, limits.max_group, limits.shared_memory)
+        self.splits = candidates(words.bands, words.cols, limits.max_group)
         x = normal_x(words.cols, vectors_for(words.cols)).reshape(-1)[: words.cols]
         first = ZigzagGemv(data, words, self.splits[0], copies=self._copies)
         self._drivers = {split: first.with_split(split) for split in self.splits}

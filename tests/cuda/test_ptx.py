@@ -18,8 +18,12 @@ from pathlib import Path
 import pytest
 import tiny_containers
 
+from spqt_ti.kernels.simt.groups import SHARED
+
 HERE = Path(__file__).parent
-KERNELS = {"begin_token", "run_block", "end_token", "begin_chunk", "run_chunk_block", "end_chunk"}
+TOKEN = {"begin_token", "run_block", "end_token"}
+PRODUCTS = {"project", "multiply_out", "multiply_gate_up", "multiply_down"}  # of a prompt
+KERNELS = TOKEN | PRODUCTS | {"begin_chunk", "normalise_input", "attend_chunk", "normalise_middle", "end_chunk"}
 REGISTERS, SHARED_MEMORY = 65536, 48 << 10  # of a group
 ARCHITECTURES = ("sm_86", "sm_90")  # Taichi's PTX is for sm_86 at most, and drivers compile it for what is there
 
@@ -83,7 +87,18 @@ def test_weights_are_read_128_bits_at_a_time(modules: dict[str, str]) -> None:
         *_, last = (at.start() for at in re.finditer(re.escape(wide), body))
         assert body.count(wide) == 4
         assert "cvt" not in body[body.index(wide) : last]
-    assert [body.count(wide) for body in entries(modules["run_chunk_block"]).values() if wide in body] == [2] * 4
+    for name in PRODUCTS:
+        assert [body.count(wide) for body in entries(modules[name]).values() if wide in body] == [2]
+
+
+def test_shared_arrays_are_as_large_as_they_should_be(modules: dict[str, str]) -> None:
+    """Tasks of one kernel may end up with the same array (see groups.py): then all must have the same size."""
+    for name in sorted(KERNELS):
+        sizes = dict(re.findall(r"\.shared .* (shared_array\w*)\[(\d+)\]", modules[name]))
+        tasks = [set(re.findall(r"shared_array\w*", body)) for body in entries(modules[name]).values()]
+        sharing = [arrays for arrays in tasks if arrays]
+        assert set().union(*sharing) == sizes.keys()
+        assert len(sharing) < 2 or set(sizes.values()) == {str(4 * SHARED)}, (name, sizes)
 
 
 def test_nothing_is_kept_in_local_memory(modules: dict[str, str]) -> None:

@@ -40,7 +40,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
     gates = GatePlan.plan(config.num_hidden_layers, config.intermediate_size)
     plans = layout, constants, cache, gates, FloatPlan.plan(layout, constants, gates), IntegerPlan.plan(layout)
     translated = []
-    for kernel in (*make_token_kernels(*plans), *make_chunk_kernels(*plans)):
+    begin, block, end = make_chunk_kernels(*plans)
+    for kernel in (*make_token_kernels(*plans), begin, *block, end):
         place = folder / kernel.__name__
         place.mkdir()
         translated.append(translate(kernel.__name__, checked(kernel), place))

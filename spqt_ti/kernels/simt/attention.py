@@ -1,11 +1,11 @@
 """Grouped-query attention of one query by one group of threads, in tiles of the context, and its KV cache.
 
-A tile has as many positions as the group has threads. Scores: a thread has a quarter of the head's entries for four
-positions. Values: a thread has one entry of the head for some of the positions. Either way it loads up to 16 values
-before it multiplies: one group reads all of a head's cache, and only many loads at a time hide the memory's latency.
-Maximum and sum are carried from tile to tile, so shared memory does not limit the context. They begin with the query's
-own position, whose key and value are in shared memory and need not be in the cache yet: several groups may have the
-same ones. Sizes in f32, per layer and KV head:
+A tile has as many positions as the group has threads. Scores: a thread of 512 has a half of the head's entries for two
+positions, of 128 an eighth for eight. Values: a thread has one entry of the head for some of the positions. Either way
+it loads up to 16 values before it multiplies: one group reads all of a head's cache, and only many loads at a time hide
+the memory's latency. Maximum and sum are carried from tile to tile, so shared memory does not limit the context. They
+begin with the query's own position, whose key and value are in shared memory and need not be in the cache yet: several
+groups may have the same ones. Sizes in f32, per layer and KV head:
 
     keys    [head_dim][context]     neighbouring threads read neighbouring positions
     values  [context][head_dim]     neighbouring threads read neighbouring values
@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.groups import LOWEST, group_max, group_sum, log2
+from spqt_ti.kernels.simt.groups import LOWEST, SHARED, group_max, group_sum, log2
 
 _IN_FLIGHT = 16  # loads of a thread, at most
 
@@ -51,12 +51,12 @@ def make_attention(layout: CacheLayout, threads: int):
     in the place of the query, for the whole group. Raises ValueError for heads of more entries than threads.
     """
     head_dim, context = layout.head_dim, layout.context
-    if head_dim > threads:
+    if head_dim > threads or 3 * head_dim > SHARED or threads > SHARED:
         raise ValueError(f"{threads} threads cannot attend with heads of {head_dim}")
     scale = 1.0 / head_dim**0.5
     threads_log2 = log2(threads)
     # Scores: `parts` of the head's entries, and that many positions per thread.
-    parts = math.gcd(4, head_dim)
+    parts = math.gcd(SHARED // threads, head_dim)
     run, stride = head_dim // parts, threads // parts
     stride_log2 = log2(stride)
     ahead = _divisor(run)
@@ -99,9 +99,9 @@ def make_attention(layout: CacheLayout, threads: int):
 
     @ti.func
     def attend(cache: ti.template(), keys, own: ti.template(), position, t):
-        shared = ti.simt.block.SharedArray((threads,), ti.f32)
-        weights = ti.simt.block.SharedArray((threads,), ti.f32)
-        pieces = ti.simt.block.SharedArray((parts * threads,), ti.f32)
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+        weights = ti.simt.block.SharedArray((SHARED,), ti.f32)
+        pieces = ti.simt.block.SharedArray((SHARED,), ti.f32)  # parts * threads
         values = keys + layout.half_stride
         product, added = 0.0, 0.0
         if t < head_dim:

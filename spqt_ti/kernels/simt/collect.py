@@ -10,7 +10,7 @@ segment, the order of segments is open), or a second pass places the segments in
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.groups import array_of, exclusive_scan, group_sum, zero
+from spqt_ti.kernels.simt.groups import SHARED, array_of, exclusive_scan, group_sum, zero
 from spqt_ti.kernels.simt.transfer import upload, zeros
 
 SEGMENT = 1024
@@ -127,7 +127,7 @@ def make_collect_kernel(cols: int, ordered: bool):
     ):  # fmt: skip
         ti.loop_config(block_dim=_THREADS)
         for i in range(segments * _THREADS):
-            shared = ti.simt.block.SharedArray((_THREADS,), ti.i32)
+            shared = ti.simt.block.SharedArray((SHARED,), ti.i32)
             t = i & (_THREADS - 1)
             segment = i >> _THREADS_LOG2
             mine = 0

@@ -15,7 +15,7 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.active_list import Segments, make_list_reader, spread, whole
 from spqt_ti.kernels.simt.collect import make_collect_in_group
-from spqt_ti.kernels.simt.groups import array_of, log2
+from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
 from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
@@ -47,8 +47,11 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
     the active list from `active` on and the lengths of its segments from `lengths` on (`listed` 0: every input, in
     order); a threshold; the place of the partial sums in a. `segments`: of the list, by default one. With
     `skips_on_the_fly` (B2 of the paper) no list is read: all columns are split over the simdgroups, which leave out
-    those with |x| <= threshold. Raises ValueError for more segments than a group can add up.
+    those with |x| <= threshold. Raises ValueError for more segments than a group can add up, and for more than four
+    simdgroups.
     """
+    if split.simdgroups * BAND > SHARED:
+        raise ValueError(f"the sums of {split.simdgroups} simdgroups do not fit the shared memory of a task")
     segments = segments or whole(shape.cols)
     sum_lengths, segment_of, place_of = make_list_reader(segments, split.threads)
     bands, cols, last_parts = shape.bands, shape.cols, shape.last_parts
@@ -93,8 +96,8 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
         i, quants: ti.template(), quants_base, headers: ti.template(), headers_base, a: ti.template(), x,
         integers: ti.template(), active, lengths, listed, threshold, partial,
     ):  # fmt: skip
-        shared = ti.simt.block.SharedArray((simdgroups * BAND,), ti.f32)
-        starts = ti.simt.block.SharedArray((segments.padded + 1,), ti.i32)
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # simdgroups * BAND
+        starts = ti.simt.block.SharedArray((SHARED,), ti.i32)
         t = i & (threads - 1)
         group = i >> threads_log2
         band = group >> groups_log2
@@ -227,7 +230,7 @@ def make_full_kernel(shape: ZigzagWords, split: Split):
     ):  # fmt: skip
         ti.loop_config(block_dim=_COLLECT_THREADS)
         for i in range(count * _COLLECT_THREADS):
-            shared = ti.simt.block.SharedArray((_COLLECT_THREADS,), ti.i32)
+            shared = ti.simt.block.SharedArray((SHARED,), ti.i32)
             segment, t = i >> collect_threads_log2, i & (_COLLECT_THREADS - 1)
             first, end = segment * length, ti.min((segment + 1) * length, cols)
             found = collect(a, first, first, end, a, 0, False, threshold, integers, 0, shared, t)

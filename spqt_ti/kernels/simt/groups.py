@@ -7,6 +7,9 @@ Rules that hold on Metal, Vulkan and CUDA alike, and that every kernel in this f
 * `s[b] = s[b] + s[a]`: `+=` on an element of an array is an atomic.
 * A loop's range is a constant multiple of the group, a power of two; a thread is `i & (group - 1)`.
 * Shared memory is first touched after a barrier: a group may run the body of a loop more than once.
+* Arrays in shared memory have SHARED entries wherever a kernel has several tasks with shared memory: for CUDA, Taichi
+  1.7.4 names them by the number of a statement within its task, so that those of two tasks may be one, of the first
+  one's size.
 * Shared memory is declared outside of conditions, and never touched at a constant index (see `zero`): Taichi 1.7.4
   does not compile the first to SPIR-V, nor the second where it stands in two tasks of a kernel.
 """
@@ -14,6 +17,7 @@ Rules that hold on Metal, Vulkan and CUDA alike, and that every kernel in this f
 from spqt_ti.backend import ti
 
 LOWEST = -3.0e38
+SHARED = 1024  # 4 KiB
 
 
 def array_of(dtype):

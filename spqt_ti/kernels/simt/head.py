@@ -9,7 +9,7 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.kernels import head
 from spqt_ti.kernels.geometry import TILE_ROWS
-from spqt_ti.kernels.simt.groups import LOWEST, group_best, zero
+from spqt_ti.kernels.simt.groups import LOWEST, SHARED, group_best, zero
 from spqt_ti.kernels.zigzag import half
 
 THREADS = 256
@@ -41,8 +41,8 @@ def make_head(cols: int, rows: int):
         """Logits of the 64 rows of `tile` for a[x : x + cols] to logits[64 tile :]; the highest of them to
         a[best + tile], its row to integers[best_rows + tile].
         """
-        shared = ti.simt.block.SharedArray((_SLICES * TILE_ROWS,), ti.f32)
-        places = ti.simt.block.SharedArray((THREADS,), ti.i32)
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # _SLICES * TILE_ROWS
+        places = ti.simt.block.SharedArray((SHARED,), ti.i32)
         lane = t & 15
         totals = ti.Vector([0.0] * 4)
         block = t >> 4
@@ -85,8 +85,8 @@ def make_head(cols: int, rows: int):
     @ti.func
     def best_token(a: ti.template(), best, integers: ti.template(), best_rows, t):
         """The row of the highest of the tiles' best, for every thread of a group; the lowest row among equals."""
-        shared = ti.simt.block.SharedArray((THREADS,), ti.f32)
-        places = ti.simt.block.SharedArray((THREADS,), ti.i32)
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+        places = ti.simt.block.SharedArray((SHARED,), ti.i32)
         highest = LOWEST
         row = rows
         tile = t

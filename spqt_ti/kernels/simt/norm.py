@@ -1,7 +1,7 @@
 """RMSNorm by one group: x * w / sqrt(mean(x^2) + eps)."""
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.groups import group_sum
+from spqt_ti.kernels.simt.groups import SHARED, group_sum
 
 
 def make_norm(size: int, threads: int, eps: float):
@@ -13,7 +13,7 @@ def make_norm(size: int, threads: int, eps: float):
 
     @ti.func
     def norm(a: ti.template(), source, weight, target, t):
-        shared = ti.simt.block.SharedArray((threads,), ti.f32)
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
         squares = 0.0
         for k in range(run):
             i = t * run + k

@@ -14,7 +14,7 @@ _COLUMNS = 8  # that a simdgroup has in flight
 
 @dataclass(frozen=True)
 class Split:
-    """How many threadgroups share a band and how many simdgroups are in each; powers of two."""
+    """How many threadgroups share a band and how many simdgroups, up to four, are in each; powers of two."""
 
     groups: int
     simdgroups: int
@@ -25,11 +25,6 @@ class Split:
         return self.simdgroups * LANES
 
     @property
-    def shared_bytes(self) -> int:
-        """That a threadgroup shares at most: its simdgroups' sums, and its list's segments."""
-        return 4 * (256 * self.simdgroups + self.most_segments + 1)
-
-    @property
     def most_segments(self) -> int:
         """Of an active list that a threadgroup can add up (see active_list.py)."""
         return 2 * self.threads
@@ -38,7 +33,7 @@ class Split:
         return f"{self.groups}x{self.simdgroups}"
 
 
-SPLITS = tuple(Split(groups, simdgroups) for groups in (1, 2, 4, 8, 16, 32) for simdgroups in (1, 2, 4, 8))
+SPLITS = tuple(Split(groups, simdgroups) for groups in (1, 2, 4, 8, 16, 32) for simdgroups in (1, 2, 4))
 
 
 def default_split(bands: int, cols: int) -> Split:
@@ -49,9 +44,9 @@ def default_split(bands: int, cols: int) -> Split:
     return Split(groups, 4)
 
 
-def candidates(bands: int, cols: int, max_group: int, shared_memory: int) -> list[Split]:
+def candidates(bands: int, cols: int, max_group: int) -> list[Split]:
     """Of SPLITS, those that leave no simdgroup without columns, start no more groups than help, and fit a device with
-    groups of up to `max_group` threads that share `shared_memory` bytes.
+    groups of up to `max_group` threads.
     """
     return [
         split
@@ -59,5 +54,4 @@ def candidates(bands: int, cols: int, max_group: int, shared_memory: int) -> lis
         if (split == SPLITS[0] or split.groups * split.simdgroups * _COLUMNS <= cols)
         and (split.groups == 1 or split.groups * bands <= _MOST_GROUPS)
         and split.threads <= max_group
-        and split.shared_bytes <= shared_memory
     ]

@@ -17,9 +17,9 @@ from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
 from spqt_ti.model.simt.weights import WeightLayout, read_words
 from spqt_ti.model.sites import inputs_per_site
 
-# What the kernels of token_kernels and chunk_kernels take: threads of the largest group, bytes that one shares (the
-# product for many tokens: 18 KB), arrays of a task.
-_MAX_GROUP, _SHARED_MEMORY, _ARRAYS = 512, 18 << 10, 6
+# What the kernels of token_kernels and chunk_kernels take: threads of the largest group, bytes that one shares
+# (attention's), arrays of a task.
+_MAX_GROUP, _SHARED_MEMORY, _ARRAYS = 512, 20 << 10, 6
 
 
 class ModelArrays:

@@ -1,4 +1,7 @@
-"""Prefill on a GPU: `begin_chunk`, `run_chunk_block` once per layer, and `end_chunk` for the logits of a token."""
+"""Prefill on a GPU: `begin_chunk`, the kernels of a block once per layer, and `end_chunk` for the logits of a token.
+
+A block is several kernels because a product shares more memory than other tasks (see groups.py).
+"""
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.attention import (
@@ -8,7 +11,7 @@ from spqt_ti.kernels.simt.attention import (
     make_store_own,
     make_write_pair,
 )
-from spqt_ti.kernels.simt.groups import array_of, log2, round_up
+from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import make_head
 from spqt_ti.kernels.simt.matmul import THREADS as MATMUL_THREADS
@@ -32,7 +35,10 @@ def make_chunk_kernels(
     layout: WeightLayout, constants: Constants, cache_layout: CacheLayout, gates: GatePlan, floats: FloatPlan,
     ints: IntegerPlan,
 ):  # fmt: skip
-    """Build the three kernels for a model of these shapes, for up to CHUNK tokens at a time."""
+    """Build begin_chunk, the kernels of a block, and end_chunk for a model of these shapes, for up to CHUNK tokens.
+
+    Those of a block run one after the other, all with (quants, headers, a, cache, layer, start, count, masked).
+    """
     config = layout.config
     hidden, width = config.hidden_size, config.intermediate_size
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -103,7 +109,7 @@ def make_chunk_kernels(
                 a[floats.chunk_hidden + i] = embed(words, scales, tokens[token], i - token * hidden)
 
     @ti.kernel
-    def run_chunk_block(
+    def normalise_input(
         quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
         layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
     ):  # fmt: skip
@@ -112,6 +118,12 @@ def make_chunk_kernels(
             if i >> group_log2 < count:  # the same for all of the group, here and below
                 weight = layer * constants.stride + constants.layer["attention_norm"]
                 normalise(a, weight, floats.chunk_inputs[QKV], i >> group_log2, i & (_GROUP - 1))
+
+    @ti.kernel
+    def project(
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
+        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+    ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[QKV]):
             multiply(i, quants, headers, a, layer, QKV, count, masked)
@@ -135,9 +147,15 @@ def make_chunk_kernels(
                     kv_head = head - ti.select(is_key, heads, heads + kv_heads)
                     keys = layer * cache_layout.layer_stride + kv_head * 2 * cache_layout.half_stride
                     write_pair(cache, keys, is_key, start + token, d, low, high)
+
+    @ti.kernel
+    def attend_chunk(
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
+        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+    ):  # fmt: skip
         ti.loop_config(block_dim=attend_threads)
         for i in range(CHUNK * heads * attend_threads):
-            own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
+            own = ti.simt.block.SharedArray((SHARED,), ti.f32)  # 3 * head_dim
             token, t = i // (heads * attend_threads), i & (attend_threads - 1)
             if token < count:
                 head = (i - token * heads * attend_threads) >> attend_log2
@@ -146,15 +164,33 @@ def make_chunk_kernels(
                 load_own(cache, keys, a, floats.chunk_query + at, start + token, own, t)
                 attend(cache, keys, own, start + token, t)
                 store_own(own, a, floats.chunk_inputs[OUT] + at, t)
+
+    @ti.kernel
+    def multiply_out(
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
+        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+    ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[OUT]):
             multiply(i, quants, headers, a, layer, OUT, count, masked)
+
+    @ti.kernel
+    def normalise_middle(
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
+        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+    ):  # fmt: skip
         ti.loop_config(block_dim=_GROUP)
         for i in range(CHUNK * _GROUP):
             if i >> group_log2 < count:
                 add_residual(a, layer, OUT, i >> group_log2, i & (_GROUP - 1))
                 weight = layer * constants.stride + constants.layer["ffn_norm"]
                 normalise(a, weight, floats.chunk_inputs[GATE_UP], i >> group_log2, i & (_GROUP - 1))
+
+    @ti.kernel
+    def multiply_gate_up(
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
+        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+    ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[GATE_UP]):
             multiply(i, quants, headers, a, layer, GATE_UP, count, masked)
@@ -165,6 +201,12 @@ def make_chunk_kernels(
                 gate = output(a, layer, GATE_UP, token, i - token * width)
                 up = output(a, layer, GATE_UP, token, width + i - token * width)
                 a[floats.chunk_inputs[DOWN] + i] = swiglu(gate, up)
+
+    @ti.kernel
+    def multiply_down(
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
+        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+    ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[DOWN]):
             multiply(i, quants, headers, a, layer, DOWN, count, masked)
@@ -192,4 +234,7 @@ def make_chunk_kernels(
                 integers, ints.best_rows, i & (HEAD_THREADS - 1),
             )  # fmt: skip
 
-    return begin_chunk, run_chunk_block, end_chunk
+    block = (
+        normalise_input, project, attend_chunk, multiply_out, normalise_middle, multiply_gate_up, multiply_down,
+    )  # fmt: skip
+    return begin_chunk, block, end_chunk

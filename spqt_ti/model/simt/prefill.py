@@ -1,4 +1,4 @@
-"""Prefill on a GPU: chunks of tokens, one launch per block."""
+"""Prefill on a GPU: chunks of tokens."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class SimtPrefill:
         """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
         m = self._arrays
         m.upload_gates()
-        self._block(m.quants, m.headers, m.a, m.cache, layer, start, count, int(masked))
+        for kernel in self._block:
+            kernel(m.quants, m.headers, m.a, m.cache, layer, start, count, int(masked))
 
     def read_states(self, count: int) -> np.ndarray:
         """The hidden states of `count` tokens, f32 [count, hidden]. Waits for the device."""

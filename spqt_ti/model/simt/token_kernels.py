@@ -10,7 +10,7 @@ from spqt_ti.kernels.simt.active_list import SEGMENT
 from spqt_ti.kernels.simt.attention import CacheLayout, make_append_own, make_attention, make_store_own
 from spqt_ti.kernels.simt.collect import make_collect_in_group
 from spqt_ti.kernels.simt.gemv import group_count, make_gemv, make_sum_of_groups
-from spqt_ti.kernels.simt.groups import array_of, log2, round_up
+from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import make_head
 from spqt_ti.kernels.simt.norm import make_norm
@@ -89,7 +89,7 @@ def make_token_kernels(
     ):  # fmt: skip
         """The active ones among the inputs values[x:] of a segment, unless their site is dense, and their number."""
         # Not inside the condition: Taichi's SPIR-V compiler fails on shared memory that is declared there.
-        shared = ti.simt.block.SharedArray((collectors[site],), ti.i32)
+        shared = ti.simt.block.SharedArray((SHARED,), ti.i32)
         threshold = a[floats.gates + layer * 4 + site]
         if threshold > 0.0:  # the same for all groups
             weighted = a[floats.gates + gates.weighted + layer * 4 + site] > 0.0
@@ -168,7 +168,7 @@ def make_token_kernels(
             multiply(i, quants, headers, a, integers, layer, QKV, floats.x)
         ti.loop_config(block_dim=_ATTEND)
         for i in range(heads * _ATTEND):
-            own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
+            own = ti.simt.block.SharedArray((SHARED,), ti.f32)  # 3 * head_dim
             head, t, position = i >> attend_log2, i & (_ATTEND - 1), integers[ints.position]
             keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
             fill_own(a, layer, head, position, own, t)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.active_list import Segments, make_list_reader, spread, whole
+from spqt_ti.kernels.simt.groups import SHARED
 from spqt_ti.kernels.simt.transfer import upload, zeros
 
 THREADS = 32
@@ -27,7 +28,7 @@ def reader(segments: Segments):
     def read(lengths: array, out: array):
         ti.loop_config(block_dim=THREADS)
         for t in range(THREADS):
-            starts = ti.simt.block.SharedArray((segments.padded + 1,), ti.i32)
+            starts = ti.simt.block.SharedArray((SHARED,), ti.i32)
             total = sum_lengths(lengths, 0, starts, t)
             segment = segment_of(starts, t)
             for step in range(steps):

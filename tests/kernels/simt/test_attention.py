@@ -14,6 +14,7 @@ from spqt_ti.kernels.simt.attention import (
     make_store_own,
     make_write_pair,
 )
+from spqt_ti.kernels.simt.groups import SHARED
 from spqt_ti.kernels.simt.transfer import upload, zeros
 
 CONTEXT = 320
@@ -38,7 +39,7 @@ def kernels(head_dim: int):
     def attend(cache: array, a: array, position: ti.i32):
         ti.loop_config(block_dim=TILE)
         for t in range(TILE):
-            own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
+            own = ti.simt.block.SharedArray((SHARED,), ti.f32)
             load_own(cache, 0, a, 0, position, own, t)
             attend_one(cache, 0, own, position, t)
             store_own(own, a, head_dim, t)
@@ -47,7 +48,7 @@ def kernels(head_dim: int):
     def append(cache: array, a: array, position: ti.i32):
         ti.loop_config(block_dim=TILE)
         for t in range(TILE):
-            own = ti.simt.block.SharedArray((3 * head_dim,), ti.f32)
+            own = ti.simt.block.SharedArray((SHARED,), ti.f32)
             ti.simt.block.sync()
             for part in ti.static(range(3)):
                 if t < head_dim:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.threadgroups
         ({"memory": 1_000_000}, r"gqa.*: \d\.\d\d GB do not fit the 0\.00 GB of"),
         ({"max_array_bytes": 100_000}, r"gqa.*: .* take \d\.\d\d GB, more than one array can have on"),
         ({"max_group": 256}, "kernels need 512 threads in a group, and it has 256"),
-        ({"shared_memory": 16 << 10}, "kernels need 18432 bytes of shared memory, and it has 16384"),
+        ({"shared_memory": 16 << 10}, "kernels need 20480 bytes of shared memory, and it has 16384"),
         ({"max_arrays_per_task": 4}, "kernels need 6 arrays, and it has 4"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
