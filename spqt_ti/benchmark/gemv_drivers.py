@@ -5,7 +5,7 @@ the cache.
 import functools
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,18 +27,28 @@ WARM_BYTES = 1 << 30  # that a launch reads of a matrix that stays in the cache:
 COLLECTIONS = 1000  # in a launch
 
 Key = TypeVar("Key", bound=Hashable)
+Run = TypeVar("Run")
 
 
-def interleaved(runs: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, list[float]]:
-    """Seconds of `rounds` calls of each of `runs`, taken in turn after one call of each that does not count."""
+def interleaved(
+    runs: Mapping[Key, Run], rounds: int, clock: Callable[[Run], float] | None = None
+) -> dict[Key, list[float]]:  # fmt: skip
+    """Seconds of `rounds` turns of each of `runs`, after one of each that does not count. `clock` runs one and returns
+    its seconds; by default the runs are called.
+    """
     times: dict[Key, list[float]] = {key: [] for key in runs}
     for round_ in range(rounds + 1):
         for key, run in runs.items():
-            begin = time.perf_counter()
-            run()
+            seconds = (clock or _call_seconds)(run)
             if round_:
-                times[key].append(time.perf_counter() - begin)
+                times[key].append(seconds)
     return times
+
+
+def _call_seconds(run: Any) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
 
 
 def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndarray, int, int]:
@@ -113,9 +123,7 @@ class Rows:
 class Zigzag:
     """Copies of a zigzag matrix: kernels "zigzag", "b2" and "full"."""
 
-    def __init__(
-        self, rows: int, cols: int, threads: int, warm: bool = False, panel_bands: int | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, rows: int, cols: int, threads: int, warm: bool = False, panel_bands: int | None = None) -> None:
         start("cpu")
         self.threads = threads
         self.shape = zigzag.ZigzagShape(rows, cols, panel_bands or preferred_panel_bands())

@@ -6,13 +6,12 @@ are then measured, in interleaved rounds.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from spqt_ti.backend import check_memory, runtime
-from spqt_ti.benchmark.gemv_drivers import normal_x, stored_bytes, threshold_for
+from spqt_ti.benchmark.gemv_drivers import Key, interleaved, normal_x, stored_bytes, threshold_for
 from spqt_ti.benchmark.gpu import device_seconds
 from spqt_ti.benchmark.shapes import Shape
 from spqt_ti.kernels.simt.gemv import ZigzagGemv
@@ -26,12 +25,8 @@ COLD_BYTES = 512 << 20  # of all copies of a matrix, or half of the device's mem
 MOST_MEASURED = 4  # splits after the first pass
 NEAR = 1.25  # of the best time in it
 
-Key = TypeVar("Key", bound=Hashable)
 
-
-def measure_splits(
-    shape: Shape, densities: Sequence[float], typical: float, rounds: int
-) -> list[TunedShape]:  # fmt: skip
+def measure_splits(shape: Shape, densities: Sequence[float], typical: float, rounds: int) -> list[TunedShape]:
     """Dense and at `densities`, of a matrix of this shape: the splits that are near the best at density `typical`.
 
     Raises BackendError for a matrix that does not fit the device.
@@ -78,12 +73,7 @@ class _Matrix:
 
     def microseconds(self, runs: Mapping[Key, Submission], rounds: int) -> dict[Key, float]:
         """Of one product of each, the median of `rounds` in turn, after one that does not count."""
-        times: dict[Key, list[float]] = {key: [] for key in runs}
-        for round_ in range(rounds + 1):
-            for key, run in runs.items():
-                seconds = device_seconds(run)
-                if round_:
-                    times[key].append(seconds)
+        times = interleaved(runs, rounds, device_seconds)
         return {key: 1e6 * float(np.median(taken)) / self._copies for key, taken in times.items()}
 
 
