@@ -41,7 +41,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
     plans = layout, constants, cache, gates, FloatPlan.plan(layout, constants, gates), IntegerPlan.plan(layout)
     translated = []
     begin, block, end = make_chunk_kernels(*plans)
-    for kernel in (*make_token_kernels(*plans), begin, *block, end):
+    for kernel in (*make_token_kernels(*plans), begin, *(launch.kernel for launch in block), end):
         place = folder / kernel.__name__
         place.mkdir()
         translated.append(translate(kernel.__name__, checked(kernel), place))

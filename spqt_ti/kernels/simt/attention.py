@@ -148,7 +148,7 @@ def _divisor(run: int) -> int:
     return max(n for n in range(1, _IN_FLIGHT + 1) if run % n == 0)
 
 
-def make_load_own(layout: CacheLayout, threads: int):
+def make_load_own(layout: CacheLayout):
     """Build the ti.func that fills `own` of `make_attention` with the query at a[query:] and what the cache has for its
     position.
     """
@@ -157,41 +157,35 @@ def make_load_own(layout: CacheLayout, threads: int):
     @ti.func
     def load_own(cache: ti.template(), keys, a: ti.template(), query, position, own: ti.template(), t):
         ti.simt.block.sync()
-        d = t
-        while d < head_dim:
-            own[d] = a[query + d]
-            own[head_dim + d] = cache[keys + d * context + position]
-            own[2 * head_dim + d] = cache[keys + layout.half_stride + position * head_dim + d]
-            d += threads
+        if t < head_dim:
+            own[t] = a[query + t]
+            own[head_dim + t] = cache[keys + t * context + position]
+            own[2 * head_dim + t] = cache[keys + layout.half_stride + position * head_dim + t]
         ti.simt.block.sync()
 
     return load_own
 
 
-def make_store_own(head_dim: int, threads: int):
+def make_store_own(head_dim: int):
     """Build the ti.func that puts the result in `own` to a[out:]."""
 
     @ti.func
     def store_own(own: ti.template(), a: ti.template(), out, t):
-        d = t
-        while d < head_dim:
-            a[out + d] = own[d]
-            d += threads
+        if t < head_dim:
+            a[out + t] = own[t]
 
     return store_own
 
 
-def make_append_own(layout: CacheLayout, threads: int):
+def make_append_own(layout: CacheLayout):
     """Build the ti.func that puts key and value of `own` into the cache."""
     head_dim, context = layout.head_dim, layout.context
 
     @ti.func
     def append_own(cache: ti.template(), keys, position, own: ti.template(), t):
-        d = t
-        while d < head_dim:
-            cache[keys + d * context + position] = own[head_dim + d]
-            cache[keys + layout.half_stride + position * head_dim + d] = own[2 * head_dim + d]
-            d += threads
+        if t < head_dim:
+            cache[keys + t * context + position] = own[head_dim + t]
+            cache[keys + layout.half_stride + position * head_dim + t] = own[2 * head_dim + t]
 
     return append_own
 

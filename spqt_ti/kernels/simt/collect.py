@@ -10,6 +10,7 @@ segment, the order of segments is open), or a second pass places the segments in
 import numpy as np
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.active_list import Segments
 from spqt_ti.kernels.simt.groups import SHARED, array_of, exclusive_scan, group_sum, zero
 from spqt_ti.kernels.simt.transfer import upload, zeros
 
@@ -27,23 +28,27 @@ def is_active(x: ti.template(), at, weights: ti.template(), weight, weighted, th
     return ti.select(size > threshold, 1, 0)
 
 
-def make_collect_in_group(cols: int, threads: int):
-    """Build the ti.func that collects a segment of up to `cols` inputs with one group of `threads` threads.
+def make_collect_segment(segments: Segments, threads: int):
+    """Build the ti.func that collects a segment of an active list (see active_list.py) with a group of `threads`
+    threads.
 
-    A thread looks at inputs t * run .. t * run + run - 1, which it may therefore have written itself before.
+    A thread looks at the segment's inputs t * run .. t * run + run - 1, which it may therefore have written itself
+    before.
     """
-    run = -(-cols // threads)
+    run = -(-segments.length // threads)
 
     @ti.func
-    def collect_in_group(
-        values: ti.template(), x, first, end, a: ti.template(), weights, weighted, threshold, integers: ti.template(),
-        active, counts: ti.template(), t,
+    def collect_segment(
+        values: ti.template(), x, segment, a: ti.template(), weights, weighted, threshold, integers: ti.template(),
+        active, lengths, counts: ti.template(), t,
     ):  # fmt: skip
-        """Write the active ones of inputs first to end - 1, which are at values[x:], to integers[active + first:];
-        returns their number to every thread. Weights of all inputs are at a[weights:].
+        """Write the active ones of the segment's inputs, which are at values[x:], into the list at integers[active:],
+        and their number to integers[lengths + segment]. Weights of all inputs are at a[weights:].
 
         `counts`: shared i32 [threads].
         """
+        first = segment * segments.length
+        end = ti.min(first + segments.length, segments.cols)
         mine = 0
         for k in range(run):
             i = t * run + k
@@ -60,9 +65,10 @@ def make_collect_in_group(cols: int, threads: int):
                 if is_active(values, x + i, a, weights + first + i, weighted, threshold):
                     integers[place] = first + i
                     place += 1
-        return total
+        if t == 0:
+            integers[lengths + segment] = total
 
-    return collect_in_group
+    return collect_segment
 
 
 def make_collect_kernel(cols: int, ordered: bool):

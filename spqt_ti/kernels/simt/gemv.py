@@ -14,7 +14,7 @@ import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.active_list import Segments, make_list_reader, spread, whole
-from spqt_ti.kernels.simt.collect import make_collect_in_group
+from spqt_ti.kernels.simt.collect import make_collect_segment
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
 from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.submission import Launch, Submission
@@ -218,8 +218,8 @@ def make_full_kernel(shape: ZigzagWords, split: Split):
     """
     segments = spread(shape.cols)
     gemv, sum_of_groups = make_gemv(shape, split, segments), make_sum_of_groups(shape, split)
-    collect = make_collect_in_group(segments.length, _COLLECT_THREADS)
-    cols, y, count, length = shape.cols, shape.cols, segments.count, segments.length
+    collect = make_collect_segment(segments, _COLLECT_THREADS)
+    cols, y = shape.cols, shape.cols
     partial = y + shape.padded_rows
     threads, collect_threads_log2 = group_count(shape, split) * split.threads, log2(_COLLECT_THREADS)
 
@@ -229,13 +229,10 @@ def make_full_kernel(shape: ZigzagWords, split: Split):
         copy: ti.i32, threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=_COLLECT_THREADS)
-        for i in range(count * _COLLECT_THREADS):
+        for i in range(segments.count * _COLLECT_THREADS):
             shared = ti.simt.block.SharedArray((SHARED,), ti.i32)
             segment, t = i >> collect_threads_log2, i & (_COLLECT_THREADS - 1)
-            first, end = segment * length, ti.min((segment + 1) * length, cols)
-            found = collect(a, first, first, end, a, 0, False, threshold, integers, 0, shared, t)
-            if t == 0:
-                integers[cols + segment] = found
+            collect(a, segment * segments.length, segment, a, 0, False, threshold, integers, 0, cols, shared, t)
         ti.loop_config(block_dim=split.threads)
         for i in range(threads):
             gemv(

@@ -18,6 +18,7 @@ from spqt_ti.kernels.simt.matmul import THREADS as MATMUL_THREADS
 from spqt_ti.kernels.simt.matmul import make_matmul, matmul_threads
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.pointwise import rotated, swiglu
+from spqt_ti.kernels.simt.submission import Launch
 from spqt_ti.kernels.simt.zigzag import words4
 from spqt_ti.kernels.vectors import LANES
 from spqt_ti.model.constants import Constants
@@ -35,9 +36,8 @@ def make_chunk_kernels(
     layout: WeightLayout, constants: Constants, cache_layout: CacheLayout, gates: GatePlan, floats: FloatPlan,
     ints: IntegerPlan,
 ):  # fmt: skip
-    """Build begin_chunk, the kernels of a block, and end_chunk for a model of these shapes, for up to CHUNK tokens.
-
-    Those of a block run one after the other, all with (quants, headers, a, cache, layer, start, count, masked).
+    """Build begin_chunk, the launches of a block (of named arrays, layer, start, count and masked), and end_chunk for a
+    model of these shapes, for up to CHUNK tokens.
     """
     config = layout.config
     hidden, width = config.hidden_size, config.intermediate_size
@@ -51,8 +51,8 @@ def make_chunk_kernels(
     biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
     norm = make_norm(hidden, _GROUP, config.rms_norm_eps)
     attend_threads = max(_GROUP, 1 << (head_dim - 1).bit_length())
-    attend, load_own = make_attention(cache_layout, attend_threads), make_load_own(cache_layout, attend_threads)
-    store_own, write_pair = make_store_own(head_dim, attend_threads), make_write_pair(cache_layout)
+    attend, load_own = make_attention(cache_layout, attend_threads), make_load_own(cache_layout)
+    store_own, write_pair = make_store_own(head_dim), make_write_pair(cache_layout)
     score_tile, embed, _ = make_head(hidden, config.vocab_size)
     run = -(-hidden // _GROUP)
     pairs = (heads + 2 * kv_heads) * half
@@ -109,10 +109,7 @@ def make_chunk_kernels(
                 a[floats.chunk_hidden + i] = embed(words, scales, tokens[token], i - token * hidden)
 
     @ti.kernel
-    def normalise_input(
-        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
-        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
-    ):  # fmt: skip
+    def normalise_input(a: array_of(ti.f32), layer: ti.i32, count: ti.i32):
         ti.loop_config(block_dim=_GROUP)
         for i in range(CHUNK * _GROUP):
             if i >> group_log2 < count:  # the same for all of the group, here and below
@@ -149,10 +146,7 @@ def make_chunk_kernels(
                     write_pair(cache, keys, is_key, start + token, d, low, high)
 
     @ti.kernel
-    def attend_chunk(
-        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
-        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
-    ):  # fmt: skip
+    def attend_chunk(a: array_of(ti.f32), cache: array_of(ti.f32), layer: ti.i32, start: ti.i32, count: ti.i32):
         ti.loop_config(block_dim=attend_threads)
         for i in range(CHUNK * heads * attend_threads):
             own = ti.simt.block.SharedArray((SHARED,), ti.f32)  # 3 * head_dim
@@ -167,18 +161,15 @@ def make_chunk_kernels(
 
     @ti.kernel
     def multiply_out(
-        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
-        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), layer: ti.i32, count: ti.i32,
+        masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[OUT]):
             multiply(i, quants, headers, a, layer, OUT, count, masked)
 
     @ti.kernel
-    def normalise_middle(
-        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
-        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
-    ):  # fmt: skip
+    def normalise_middle(a: array_of(ti.f32), layer: ti.i32, count: ti.i32):
         ti.loop_config(block_dim=_GROUP)
         for i in range(CHUNK * _GROUP):
             if i >> group_log2 < count:
@@ -188,8 +179,8 @@ def make_chunk_kernels(
 
     @ti.kernel
     def multiply_gate_up(
-        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
-        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), layer: ti.i32, count: ti.i32,
+        masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[GATE_UP]):
@@ -204,8 +195,8 @@ def make_chunk_kernels(
 
     @ti.kernel
     def multiply_down(
-        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
-        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), layer: ti.i32, count: ti.i32,
+        masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[DOWN]):
@@ -234,7 +225,14 @@ def make_chunk_kernels(
                 integers, ints.best_rows, i & (HEAD_THREADS - 1),
             )  # fmt: skip
 
-    block = (
-        normalise_input, project, attend_chunk, multiply_out, normalise_middle, multiply_gate_up, multiply_down,
-    )  # fmt: skip
+    weights = ("quants", "headers", "a")
+    block = [
+        Launch(normalise_input, ("a",), ("layer", "count")),
+        Launch(project, (*weights, "cache"), ("layer", "start", "count", "masked")),
+        Launch(attend_chunk, ("a", "cache"), ("layer", "start", "count")),
+        Launch(multiply_out, weights, ("layer", "count", "masked")),
+        Launch(normalise_middle, ("a",), ("layer", "count")),
+        Launch(multiply_gate_up, weights, ("layer", "count", "masked")),
+        Launch(multiply_down, weights, ("layer", "count", "masked")),
+    ]
     return begin_chunk, block, end_chunk

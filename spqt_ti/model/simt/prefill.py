@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.simt.submission import Submission
 from spqt_ti.kernels.simt.transfer import zeros
 from spqt_ti.model.engine import Observer
 from spqt_ti.model.plans import CHUNK
@@ -21,9 +22,10 @@ class SimtPrefill:
     def __init__(self, arrays: ModelArrays) -> None:
         self._arrays = arrays
         self._tokens = zeros(ti.i32, CHUNK)
-        self._begin, self._block, self._end = make_chunk_kernels(
+        self._begin, self._launches, self._end = make_chunk_kernels(
             arrays.layout, arrays.constants, arrays.cache_layout, arrays.gates.plan, arrays.floats, arrays.ints
         )
+        self._block: Submission | None = None  # compiled when it is first wanted
         self._warm = False
 
     def warm_up(self, position: int) -> None:
@@ -56,8 +58,10 @@ class SimtPrefill:
         """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
         m = self._arrays
         m.upload_gates()
-        for kernel in self._block:
-            kernel(m.quants, m.headers, m.a, m.cache, layer, start, count, int(masked))
+        if self._block is None:
+            arrays = {"quants": m.quants, "headers": m.headers, "a": m.a, "cache": m.cache}
+            self._block = Submission(self._launches, arrays)
+        self._block.submit(layer=layer, start=start, count=count, masked=int(masked))
 
     def read_states(self, count: int) -> np.ndarray:
         """The hidden states of `count` tokens, f32 [count, hidden]. Waits for the device."""

@@ -8,7 +8,7 @@ SwiGLU compute, they collect, a segment of the list per group.
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.active_list import SEGMENT
 from spqt_ti.kernels.simt.attention import CacheLayout, make_append_own, make_attention, make_store_own
-from spqt_ti.kernels.simt.collect import make_collect_in_group
+from spqt_ti.kernels.simt.collect import make_collect_segment
 from spqt_ti.kernels.simt.gemv import group_count, make_gemv, make_sum_of_groups
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
@@ -41,17 +41,17 @@ def make_token_kernels(
     half, group = head_dim // 2, heads // kv_heads
     layers = config.num_hidden_layers
     places = [layout.places[site] for site in SITES]
-    cols, segments = [place.shape.cols for place in places], [place.segments for place in places]
+    segments = [place.segments for place in places]
     gemvs = [make_gemv(place.shape, place.split, place.segments) for place in places]
     sums = [make_sum_of_groups(place.shape, place.split) for place in places]
     threads = [group_count(place.shape, place.split) * place.split.threads for place in places]
     block_dims = [place.split.threads for place in places]
     collectors = [_ONE_GROUP, _ATTEND, _ONE_GROUP, SEGMENT]  # threads of the groups that collect a segment
-    collects = [make_collect_in_group(s.length, threads) for s, threads in zip(segments, collectors, strict=True)]
+    collects = [make_collect_segment(*pair) for pair in zip(segments, collectors, strict=True)]
     biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
     norm = make_norm(hidden, _ONE_GROUP, config.rms_norm_eps)
-    attend, append_own = make_attention(cache_layout, _ATTEND), make_append_own(cache_layout, _ATTEND)
-    store_own = make_store_own(head_dim, _ATTEND)
+    attend, append_own = make_attention(cache_layout, _ATTEND), make_append_own(cache_layout)
+    store_own = make_store_own(head_dim)
     score_tile, embed, best_token = make_head(hidden, config.vocab_size)
     run = -(-hidden // _ONE_GROUP)
     attend_log2, segment_log2, head_log2 = log2(_ATTEND), log2(SEGMENT), log2(HEAD_THREADS)
@@ -94,13 +94,9 @@ def make_token_kernels(
         if threshold > 0.0:  # the same for all groups
             weighted = a[floats.gates + gates.weighted + layer * 4 + site] > 0.0
             weights = floats.gates + (gates.weights + (layer * 4 + site) * gates.stride) * LANES
-            first = segment * segments[site].length
-            end = ti.min(first + segments[site].length, cols[site])
-            count = collects[site](
-                values, x, first, end, a, weights, weighted, threshold, integers, ints.active, shared, t
+            collects[site](
+                values, x, segment, a, weights, weighted, threshold, integers, ints.active, ints.lengths, shared, t
             )  # fmt: skip
-            if t == 0:
-                integers[ints.lengths + segment] = count
 
     @ti.func
     def multiply(

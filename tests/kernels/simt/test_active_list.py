@@ -17,8 +17,8 @@ THREADS = 32
 
 @functools.cache
 def reader(segments: Segments):
-    """The kernel (lengths i32 [segments], out i32 [THREADS + 1, steps]): places of the active inputs t, t + THREADS and
-    so on, as thread t of a group finds them, and the number of all.
+    """The kernel (lengths i32 [segments], out i32 [cols + 1]): places of the active inputs, of which thread t
+    of a group finds t, t + THREADS and so on, and last the number of all.
     """
     sum_lengths, segment_of, place_of = make_list_reader(segments, THREADS)
     steps = -(-segments.cols // THREADS)

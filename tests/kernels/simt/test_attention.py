@@ -29,9 +29,9 @@ def kernels(head_dim: int):
     layout = CacheLayout(1, 1, head_dim, CONTEXT)
     attend_one, write_pair = make_attention(layout, TILE), make_write_pair(layout)
     load_own, append_own, store_own = (
-        make_load_own(layout, TILE),
-        make_append_own(layout, TILE),
-        make_store_own(head_dim, TILE),
+        make_load_own(layout),
+        make_append_own(layout),
+        make_store_own(head_dim),
     )
     array = ti.types.ndarray(dtype=ti.f32, ndim=1)
 
