@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spqt_ti.formats.layout import LAYOUTS
-from spqt_ti.kernels.pack import quantize_q4_k
+from spqt_ti.kernels.pack.q4_k import quantize_q4_k
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from spqt_ti.backend import start
 from spqt_ti.formats import q8_0
-from spqt_ti.kernels.pack import quantize_q4_k
+from spqt_ti.kernels.pack.q4_k import quantize_q4_k
 
 
 def q4_k_rows(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from spqt_ti.errors import SpqtError
 
 if TYPE_CHECKING:
     from spqt_ti.api import Generation, Model, Piece, load
-    from spqt_ti.model.quantize import quantize
+    from spqt_ti.convert.quantize import quantize
     from spqt_ti.sparsity.policy import SparsityPolicy
 
 __all__ = ["Generation", "Model", "Piece", "SparsityPolicy", "SpqtError", "__version__", "load", "quantize"]
@@ -28,7 +28,7 @@ _HOMES = {
     "Model": "spqt_ti.api",
     "Piece": "spqt_ti.api",
     "load": "spqt_ti.api",
-    "quantize": "spqt_ti.model.quantize",
+    "quantize": "spqt_ti.convert.quantize",
     "SparsityPolicy": "spqt_ti.sparsity.policy",
 }
 

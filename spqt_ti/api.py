@@ -13,17 +13,17 @@ import numpy as np
 
 from spqt_ti.backend import requested
 from spqt_ti.cache import cache_dir
+from spqt_ti.container.container import Container
+from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import CheckpointError, ContainerError, GenerationError, PolicyError
-from spqt_ti.kernels import pack
-from spqt_ti.model import registry
-from spqt_ti.model.container import Container
-from spqt_ti.model.generate import Stats, generate_tokens
-from spqt_ti.model.llama import Llama
-from spqt_ti.model.quantize import quantize
-from spqt_ti.model.sampler import Sampling
+from spqt_ti.generation.loop import Stats, generate_tokens
+from spqt_ti.generation.sampling import Sampling
+from spqt_ti.generation.tokenizer import Tokenizer
+from spqt_ti.kernels.pack import q4_k as pack
+from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES
-from spqt_ti.model.tokenizer import Tokenizer
-from spqt_ti.sparsity import uniform
+from spqt_ti.sources import registry
+from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 
@@ -190,9 +190,8 @@ def load(
     `sparsity`: a level between 0 and 0.99 for every site (thresholds from a short calibration that is kept beside the
     model), a policy, or a policy's JSON file. `threads`: worker threads (default: every CPU of the process).
     `context`: positions of the KV cache. `calibration_text`: a UTF-8 text file to calibrate on instead of the
-    packaged sample. `exact`: f32 throughout; otherwise the KV cache is f16, and
-    decoding multiplies in 16 bits where the CPU can (see kernels/block_sums.py; relative error per product 4e-5 instead
-    of 2e-6).
+    packaged sample. `exact`: f32 throughout; otherwise the KV cache is f16, and decoding multiplies in 16 bits where
+    the CPU can (see kernels/cpu/block_sums.py; relative error per product 4e-5 instead of 5e-7).
 
     Raises SpqtError (a subclass that fits) with what is wrong and what to do.
     """

@@ -10,7 +10,7 @@ import pytest
 
 from spqt_ti import backend
 from spqt_ti.errors import BackendError, CheckpointError
-from spqt_ti.model import registry
+from spqt_ti.sources import registry
 
 KERNELS = Path(__file__).parent / "kernels"
 

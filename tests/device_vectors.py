@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from spqt_ti.backend import host_view, ti
-from spqt_ti.kernels.vectors import f32x16
+from spqt_ti.kernels.cpu.vectors import f32x16
 
 
 def upload(values: np.ndarray, dtype: Any = f32x16) -> ti.Ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from spqt_ti.model.llama import Llama
+from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES
 
 Weights = Mapping[tuple[int, str], np.ndarray]

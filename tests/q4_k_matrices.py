@@ -28,7 +28,7 @@ class Matrix:
         return 1e-6 * (self.parts @ np.abs(x.astype(np.float64)))
 
     def step_tolerance(self, x: np.ndarray) -> np.ndarray:
-        """Allowed error per row where x d and x d scale are rounded to 16 bits (see kernels/block_sums.py): six
+        """Allowed error per row where x d and x d scale are rounded to 16 bits (see kernels/cpu/block_sums.py): six
         standard deviations of the sum of cols errors.
 
         A step is at most 1 / 32767 of the row's largest 63 x d. Each rounding is off by half a step at most, times a

@@ -17,12 +17,12 @@ from tiny_models import random_weights, tiny_config, write_gguf, write_huggingfa
 import spqt_ti
 from spqt_ti import api, backend
 from spqt_ti.api import Model
+from spqt_ti.container.container import Container
+from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import BackendError, CheckpointError, ContainerError, GenerationError, PolicyError
-from spqt_ti.model.container import Container
-from spqt_ti.model.quantize import quantize
-from spqt_ti.sparsity import uniform
+from spqt_ti.sparsity.methods import uniform
+from spqt_ti.sparsity.methods.uniform import Calibration
 from spqt_ti.sparsity.policy import SparsityPolicy
-from spqt_ti.sparsity.uniform import Calibration
 
 CONFIG = tiny_config()
 TOKENS = [5, 17, 42, 99, 256, 7]

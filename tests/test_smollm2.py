@@ -22,13 +22,15 @@ from gap_thresholds import open_gates
 import spqt_ti
 from spqt_ti.backend import available_threads
 from spqt_ti.evaluation.perplexity import evaluate, windows
-from spqt_ti.kernels import native
+from spqt_ti.kernels.cpu import native
 from spqt_ti.model.sites import SITES
-from spqt_ti.sparsity import alpha, greedy, methods, uniform, wisparse
-from spqt_ti.sparsity.block import Block, relative_error, unmasked
-from spqt_ti.sparsity.evolution import Search
-from spqt_ti.sparsity.sample import embeddings, spread
-from spqt_ti.sparsity.scores import quantiles, score, threshold_mask, thresholds_at
+from spqt_ti.sparsity import methods
+from spqt_ti.sparsity.methods import uniform, wisparse
+from spqt_ti.sparsity.search import alpha, greedy
+from spqt_ti.sparsity.search.block import Block, relative_error, unmasked
+from spqt_ti.sparsity.search.evolution import Search
+from spqt_ti.sparsity.search.sample import embeddings, spread
+from spqt_ti.sparsity.search.scores import quantiles, score, threshold_mask, thresholds_at
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "smollm2_greedy.json").read_text())
 

@@ -12,9 +12,9 @@ import tiny_models
 
 from spqt_ti import api
 from spqt_ti.backend import available_threads, requested
-from spqt_ti.model.container import Container
-from spqt_ti.model.llama import Llama
-from spqt_ti.model.quantize import quantize as quantize_here
+from spqt_ti.container.container import Container
+from spqt_ti.convert.quantize import quantize as quantize_here
+from spqt_ti.model.runner import Llama
 
 THREADS = min(2, available_threads())
 

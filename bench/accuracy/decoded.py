@@ -15,7 +15,7 @@ import numpy as np
 
 import spqt_ti
 from spqt_ti.evaluation.perplexity import Scores, compare, windows
-from spqt_ti.model.llama import Llama
+from spqt_ti.model.runner import Llama
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.texts import read_text
 

@@ -27,11 +27,11 @@ from spqt_ti.evaluation.float_model import FloatModel
 from spqt_ti.evaluation.perplexity import Scores, compare, mean_and_error, windows
 from spqt_ti.formats import q8_0
 from spqt_ti.formats.layout import LAYOUTS, dequantize_matrix
-from spqt_ti.kernels.pack import quantize_q4_k
-from spqt_ti.model import registry
-from spqt_ti.model.checkpoint import open_checkpoint
+from spqt_ti.generation.tokenizer import Tokenizer
+from spqt_ti.kernels.pack.q4_k import quantize_q4_k
 from spqt_ti.model.sites import SITES
-from spqt_ti.model.tokenizer import Tokenizer
+from spqt_ti.sources import registry
+from spqt_ti.sources.open import open_checkpoint
 from spqt_ti.texts import read_text
 
 

@@ -140,7 +140,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Name of the row -> tokens per second of every round."""
-    from spqt_ti.model import registry
+    from spqt_ti.sources import registry
 
     source = registry.resolve(arguments.model)
     levels, types = arguments.sparsity.split(","), arguments.types.split(",")

@@ -133,7 +133,7 @@ def write_matrix(path: Path, rows: int, cols: int) -> None:
     """A random matrix in ggml's bytes, an input and the product, for the peer."""
     from spqt_ti.backend import start
     from spqt_ti.formats.layout import dequantize_matrix
-    from spqt_ti.kernels.pack import quantize_q4_k
+    from spqt_ti.kernels.pack.q4_k import quantize_q4_k
 
     start("cpu")
     rng = np.random.default_rng(0)

@@ -61,8 +61,8 @@ def own_scores(arguments: argparse.Namespace, peers_ids: Sequence[int]) -> dict[
     from spqt_ti.evaluation.float_model import FloatModel
     from spqt_ti.evaluation.perplexity import compare, evaluate, windows
     from spqt_ti.formats import q8_0
-    from spqt_ti.model import registry
-    from spqt_ti.model.checkpoint import open_checkpoint
+    from spqt_ti.sources import registry
+    from spqt_ti.sources.open import open_checkpoint
     from spqt_ti.texts import read_text
 
     model = spqt_ti.load(arguments.model, threads=arguments.threads, context=arguments.context)
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    from spqt_ti.model import registry
+    from spqt_ti.sources import registry
 
     source, scores = registry.resolve(arguments.model), {}
     with tempfile.TemporaryDirectory() as name:

@@ -254,7 +254,7 @@ def _compiled_kernels() -> Path | None:
 
     Taichi's cache does not see what is inside the native bitcode, so each version of that has a folder of its own.
     """
-    files = sorted((Path(__file__).parent.parent / "kernels" / "native").glob("*.bc"))
+    files = sorted((Path(__file__).parent.parent / "kernels" / "cpu" / "native").glob("*.bc"))
     bitcode = b"".join(file.read_bytes() for file in files)
     version = ".".join(map(str, ti.__version__))
     folder = cache_dir() / "kernels" / f"{PACKAGE}-{version}-{sha256(bitcode).hexdigest()[:12]}"

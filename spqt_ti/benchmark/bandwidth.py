@@ -5,8 +5,8 @@ import time
 import numpy as np
 
 from spqt_ti.backend import host_view, ndarray, start, ti
-from spqt_ti.kernels.vectors import array_of, u32x16
-from spqt_ti.kernels.workers import share_start
+from spqt_ti.kernels.cpu.vectors import array_of, u32x16
+from spqt_ti.kernels.cpu.workers import share_start
 
 _BYTES = 256 << 20  # more than any last-level cache here
 

@@ -23,7 +23,7 @@ from spqt_ti.backend import BACKENDS, start
 from spqt_ti.benchmark.gemv_drivers import stored_bytes
 from spqt_ti.errors import BackendError, SpqtError
 from spqt_ti.kernels import drivers
-from spqt_ti.model.plans import MOST_TOKENS
+from spqt_ti.model.engine import MOST_TOKENS
 
 ROWS, COLS = 960, 576  # of the GEMV: SmolLM2's qkv
 DENSITY = 0.5

@@ -10,7 +10,7 @@ import numpy as np
 
 from spqt_ti.api import Model, load
 from spqt_ti.benchmark.bandwidth import read_bandwidth
-from spqt_ti.model.generate import tokens_of_launch
+from spqt_ti.generation.loop import tokens_of_launch
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 PROMPT = "The history of the city begins with a small settlement on the bank of the river,"

@@ -12,13 +12,13 @@ import numpy as np
 from spqt_ti.backend import address, host_view, ndarray, start, ti
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
-from spqt_ti.kernels import row_gemv, zigzag
-from spqt_ti.kernels.block_sums import GROUP_BANDS, WORKSPACE_INTEGERS
-from spqt_ti.kernels.collect import make_collect
-from spqt_ti.kernels.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
-from spqt_ti.kernels.skipping_gemv import make_skipping_gemv
-from spqt_ti.kernels.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, vectors_for
-from spqt_ti.kernels.workers import make_wait_for_all
+from spqt_ti.kernels.cpu import row_gemv, zigzag
+from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS, WORKSPACE_INTEGERS
+from spqt_ti.kernels.cpu.collect import make_collect
+from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
+from spqt_ti.kernels.cpu.skipping_gemv import make_skipping_gemv
+from spqt_ti.kernels.cpu.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, vectors_for
+from spqt_ti.kernels.cpu.workers import make_wait_for_all
 
 # All copies of a matrix together: 35 % of them are still five times the last-level cache of the README's machine. With
 # 128 MiB a fifth of what sparse products read came from it.

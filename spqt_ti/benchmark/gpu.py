@@ -24,7 +24,7 @@ from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import floats4, make_copy_all, zeros
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
-from spqt_ti.model.plans import MOST_TOKENS
+from spqt_ti.model.engine import MOST_TOKENS
 
 LARGE = 64e6  # bytes of a matrix from which on the targets hold
 COLD_SECONDS = 0.05  # in which a device reads its cold copies: a slow one, with its small cache, needs no more than two

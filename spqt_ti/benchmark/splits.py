@@ -14,12 +14,12 @@ from spqt_ti.backend import check_memory, runtime
 from spqt_ti.benchmark.gemv_drivers import Key, interleaved, normal_x, stored_bytes, threshold_for
 from spqt_ti.benchmark.gpu import device_seconds
 from spqt_ti.benchmark.shapes import Shape
+from spqt_ti.kernels.cpu.vectors import vectors_for
 from spqt_ti.kernels.simt.gemv import ZigzagGemv
 from spqt_ti.kernels.simt.splits import Split, candidates
 from spqt_ti.kernels.simt.submission import Submission
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
-from spqt_ti.kernels.vectors import vectors_for
-from spqt_ti.tuning import TunedShape
+from spqt_ti.model.tuning import TunedShape
 
 COLD_BYTES = 512 << 20  # of all copies of a matrix, or half of the device's memory where that is less
 MOST_MEASURED = 4  # splits after the first pass

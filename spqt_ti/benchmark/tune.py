@@ -15,7 +15,7 @@ from spqt_ti.benchmark.gemv_drivers import Zigzag, interleaved
 from spqt_ti.benchmark.shapes import Shape
 from spqt_ti.benchmark.splits import measure_splits
 from spqt_ti.errors import TuningError
-from spqt_ti.tuning import TunedShape, Tuning
+from spqt_ti.model.tuning import TunedShape, Tuning
 
 PANEL_BANDS = (4, 8, 16, 32)
 DENSITIES = (0.75, 0.5, 0.25)

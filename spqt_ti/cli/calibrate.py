@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
             raise PolicyError(f"--{name} must be {least} or more, not {getattr(arguments, name)}")
     with held_back():
         from spqt_ti.api import load
-        from spqt_ti.sparsity.evolution import Search
         from spqt_ti.sparsity.methods import calibrate, checkpoint_folder
+        from spqt_ti.sparsity.search.evolution import Search
         from spqt_ti.texts import read_text
     text = read_text(arguments.text)
     model = load(arguments.model, threads=arguments.threads)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from spqt_ti.api import Generation, Piece
-    from spqt_ti.model.generate import Stats
+    from spqt_ti.generation.loop import Stats
 
 
 def add_parser(commands: Any) -> None:

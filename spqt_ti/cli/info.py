@@ -14,9 +14,9 @@ from spqt_ti.cli.workers import workers_of
 from spqt_ti.errors import GenerationError
 
 if TYPE_CHECKING:
-    from spqt_ti.model.checkpoint import Checkpoint
+    from spqt_ti.container.container import Container
     from spqt_ti.model.config import LlamaConfig
-    from spqt_ti.model.container import Container
+    from spqt_ti.sources.checkpoint import Checkpoint
 
 _SIZES = (
     "num_hidden_layers",
@@ -56,9 +56,9 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Describe a container, or else a source model."""
     with held_back():
-        from spqt_ti.model import registry
-        from spqt_ti.model.checkpoint import open_checkpoint
-        from spqt_ti.model.container import MANIFEST, Container
+        from spqt_ti.container.container import MANIFEST, Container
+        from spqt_ti.sources import registry
+        from spqt_ti.sources.open import open_checkpoint
     if not 0 <= arguments.sparsity < 1:
         raise GenerationError(f"--sparsity must be between 0 and 0.99, not {arguments.sparsity}")
     directory = Path(arguments.model).expanduser()
@@ -116,7 +116,7 @@ def describe_choices(
     """
     from spqt_ti.backend import look_up
     from spqt_ti.model.dispatch import choose
-    from spqt_ti.tuning import Tuning
+    from spqt_ti.model.tuning import Tuning
 
     runtime = look_up(backend)
     workers = workers_of(runtime, threads)

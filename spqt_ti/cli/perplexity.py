@@ -44,8 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
     with held_back():
         from spqt_ti.api import load
         from spqt_ti.evaluation.perplexity import evaluate, windows
+        from spqt_ti.sparsity.methods.uniform import sample_text
         from spqt_ti.sparsity.policy import SparsityPolicy
-        from spqt_ti.sparsity.uniform import sample_text
         from spqt_ti.texts import check_disjoint, paragraph_hashes, read_text
     text = read_text(arguments.text)
     policies = [SparsityPolicy.load(path) for path in arguments.policy]

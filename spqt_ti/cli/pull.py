@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the path of the fetched model, or the list. Raises CheckpointError when it cannot be had."""
     with held_back():
-        from spqt_ti.model import registry
+        from spqt_ti.sources import registry
     if arguments.name is None:
         _print_known(arguments.json)
         return
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _print_known(as_json: bool) -> None:
-    from spqt_ti.model import registry
+    from spqt_ti.sources import registry
 
     models = registry.KNOWN.values()
     if as_json:

@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Quantise and report size and time."""
     with held_back():
-        from spqt_ti.model.quantize import quantize
+        from spqt_ti.convert.quantize import quantize
     start = time.perf_counter()
     container = quantize(
         arguments.source, arguments.destination, arguments.layout, arguments.scheme, overwrite=arguments.force

@@ -12,7 +12,7 @@ from spqt_ti.cli.workers import workers_of
 from spqt_ti.errors import TuningError
 
 if TYPE_CHECKING:
-    from spqt_ti.tuning import TunedShape
+    from spqt_ti.model.tuning import TunedShape
 
 _TIMES = ["dense us", "sparse us", "skipping pays up to"]
 

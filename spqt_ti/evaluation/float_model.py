@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spqt_ti.container.container import stacked_matrices
 from spqt_ti.model.config import LlamaConfig
-from spqt_ti.model.container import stacked_matrices
 from spqt_ti.model.sites import MODULES
-from spqt_ti.sparsity.block import Block, unmasked
+from spqt_ti.sparsity.search.block import Block, unmasked
 
 
 class FloatModel:

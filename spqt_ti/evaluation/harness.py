@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from spqt_ti.api import load
 from spqt_ti.errors import BackendError, GenerationError
-from spqt_ti.model.generate import generate_tokens
-from spqt_ti.model.sampler import Sampling
+from spqt_ti.generation.loop import generate_tokens
+from spqt_ti.generation.sampling import Sampling
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 try:

@@ -14,10 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from spqt_ti.errors import GenerationError
-from spqt_ti.model.llama import Llama
+from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES, matrix_shapes
-from spqt_ti.sparsity.divergence import divergence, log_softmax
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.search.divergence import divergence, log_softmax
 
 MIN_CONTEXT = 8
 

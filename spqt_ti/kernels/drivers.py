@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from spqt_ti.backend import runtime
-from spqt_ti.kernels import collect, gemv
-from spqt_ti.kernels.geometry import ZigzagShape
+from spqt_ti.kernels.cpu import collect, gemv
+from spqt_ti.kernels.shared.geometry import ZigzagShape
 from spqt_ti.kernels.simt import collect as simt_collect
 from spqt_ti.kernels.simt import gemv as simt_gemv
 from spqt_ti.kernels.simt.zigzag import ZigzagWords

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spqt_ti.kernels.rope import rope_table
+from spqt_ti.container.container import Container
+from spqt_ti.kernels.shared.rope import rope_table
 from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
-from spqt_ti.model.container import Container
 from spqt_ti.model.sites import MODULES
 
 _NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}

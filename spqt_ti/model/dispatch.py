@@ -7,12 +7,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from spqt_ti.kernels.geometry import ZigzagShape
+from spqt_ti.kernels.shared.geometry import ZigzagShape
 from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.model.config import LlamaConfig
 from spqt_ti.model.simt.weights import segments_of
 from spqt_ti.model.sites import matrix_shapes
-from spqt_ti.tuning import DEFAULT_MAX_DENSITY, TunedShape, Tuning
+from spqt_ti.model.tuning import DEFAULT_MAX_DENSITY, TunedShape, Tuning
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What the runner asks of a kind of device: gates, a decode step and a prefill that share weights and KV cache.
 
-`worker_engine` builds them for a few workers (CPU), `simt.engine` for groups of threads (GPU).
+`cpu.engine` builds them for a few workers (CPU), `simt.engine` for groups of threads (GPU).
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from spqt_ti.model.gates import Gates
+
+CHUNK = 256  # tokens per prefill launch: enough to make decoding a strip of weights cheap, small enough for the caches
+MOST_TOKENS = 16  # that one launch decodes
 
 # Called with (layer, site, inputs f32 [tokens, cols]) for every chunk; the array is overwritten afterwards.
 Observer = Callable[[int, str, np.ndarray], None]

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spqt_ti.backend import host_view, ndarray
-from spqt_ti.kernels.vectors import LANES, f32x16
+from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.model.sites import SITES
 
 
@@ -72,14 +71,3 @@ class Gates:
         self.changes += 1
         self.thresholds[:] = 0
         self._weighted[:] = 0
-
-
-class WorkerGates(Gates):
-    """Gates in an array (f32 x 16) that the CPU's decode and prefill read in place."""
-
-    def __init__(self, layers: int, inputs: np.ndarray) -> None:
-        plan = GatePlan.plan(layers, int(inputs.max()))
-        self.array = ndarray(f32x16, (plan.vectors,))
-        values = host_view(self.array).reshape(-1)
-        values[:] = 0
-        super().__init__(plan, inputs, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spqt_ti.kernels.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
+from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
 from spqt_ti.model.config import LlamaConfig
 
 SITES = ("qkv", "o", "gate_up", "down")

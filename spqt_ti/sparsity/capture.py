@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from spqt_ti.errors import PolicyError
-from spqt_ti.model.llama import Llama
+from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity.checkpoint import Checkpoint
-from spqt_ti.sparsity.histogram import BINS, histogram, quantiles
+from spqt_ti.sparsity.search.histogram import BINS, histogram, quantiles
 
 SAVE_SECONDS = 10.0  # between checkpoints
 

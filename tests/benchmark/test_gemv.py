@@ -12,7 +12,7 @@ from spqt_ti.backend import host_view
 from spqt_ti.benchmark import gemv, gemv_drivers
 from spqt_ti.cli.main import main
 from spqt_ti.formats import layout
-from spqt_ti.kernels.gemv import ZigzagGemv
+from spqt_ti.kernels.cpu.gemv import ZigzagGemv
 
 SHAPE = (2400, 40)
 

@@ -14,8 +14,8 @@ from spqt_ti.errors import PolicyError
 from spqt_ti.sparsity import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import METHODS
+from spqt_ti.sparsity.methods.uniform import sample_text
 from spqt_ti.sparsity.policy import SparsityPolicy
-from spqt_ti.sparsity.uniform import sample_text
 
 CONTEXT = 64  # as the shared runner's, so that no kernel is compiled twice
 CALIBRATION = "\n\n".join(f"The quick brown fox number {i} jumps over the lazy dog, again." for i in range(20))

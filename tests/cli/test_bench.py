@@ -10,7 +10,7 @@ import pytest
 import tiny_containers
 
 from spqt_ti.cli.main import main
-from spqt_ti.kernels import native
+from spqt_ti.kernels.cpu import native
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 

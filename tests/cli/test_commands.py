@@ -9,9 +9,9 @@ from tiny_models import random_weights, tiny_config, write_gguf, write_huggingfa
 
 from spqt_ti.cli import main as cli
 from spqt_ti.cli import quantize as quantize_command
+from spqt_ti.container.container import SCHEMES, Container
 from spqt_ti.formats import layout as layouts
-from spqt_ti.model import registry
-from spqt_ti.model.container import SCHEMES, Container
+from spqt_ti.sources import registry
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)

@@ -11,9 +11,9 @@ from tiny_models import random_weights, tiny_config, write_huggingface
 import spqt_ti
 from spqt_ti.api import Generation, Piece
 from spqt_ti.cli import main as cli
+from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import GenerationError
-from spqt_ti.model.generate import Stats
-from spqt_ti.model.quantize import quantize
+from spqt_ti.generation.loop import Stats
 
 STATS = Stats(
     prompt_tokens=5,

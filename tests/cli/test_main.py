@@ -19,9 +19,9 @@ from tiny_models import random_weights, tiny_config, write_gguf, write_huggingfa
 
 import spqt_ti
 from spqt_ti.cli import main as cli
+from spqt_ti.container import container as container_module
 from spqt_ti.errors import SpqtError
-from spqt_ti.model import container as container_module
-from spqt_ti.model.checkpoint import Checkpoint
+from spqt_ti.sources.checkpoint import Checkpoint
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)
@@ -250,7 +250,7 @@ def test_ctrl_c_while_quantising(source, tmp_path, capsys, monkeypatch):
 SLOW = """
 import sys, time
 from spqt_ti.cli.main import main
-from spqt_ti.model import container
+from spqt_ti.container import container
 save = container.save_file
 def slow(*arguments, **options):
     save(*arguments, **options)

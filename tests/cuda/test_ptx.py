@@ -30,8 +30,8 @@ ARCHITECTURES = ("sm_86", "sm_90")  # Taichi's PTX is for sm_86 at most, and dri
 # A token alone and in a run, and a prompt; with every gate open, so that index lists are used.
 CHILD = """\
 import sys
-from spqt_ti.model.container import Container
-from spqt_ti.model.llama import Llama
+from spqt_ti.container.container import Container
+from spqt_ti.model.runner import Llama
 
 llama = Llama(Container.open(sys.argv[1]), "cuda")
 llama.thresholds[:] = 0.5

@@ -8,7 +8,7 @@ import tiny_containers
 from gap_thresholds import inputs_of, open_gates
 
 from spqt_ti.model.sites import SITES
-from spqt_ti.sparsity.wina import column_norms
+from spqt_ti.sparsity.methods.wina import column_norms
 
 TOKENS = np.random.default_rng(3).integers(0, 300, 24).tolist()
 TOLERANCE = 1e-5  # of the largest logit: f32 rounding; measured 1e-6

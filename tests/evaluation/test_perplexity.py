@@ -9,7 +9,7 @@ import tiny_containers
 
 from spqt_ti.errors import GenerationError
 from spqt_ti.evaluation.perplexity import evaluate, mean_and_error, windows
-from spqt_ti.sparsity import uniform
+from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 CONTEXT = 32

@@ -1,5 +1,5 @@
 """Index collection on GPUs: the set is exactly {i : |x_i| > threshold}, or |x_i| * weight_i > threshold, as in
-kernels/collect.py.
+kernels/cpu/collect.py.
 
 Two ways. In the token, a group collects a segment in ascending order: each thread has a run of neighbouring inputs, and
 one scan over the threads' counts places them; segments stay where they are (see active_list.py). `make_collect_kernel`

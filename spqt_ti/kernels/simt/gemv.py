@@ -13,6 +13,7 @@ import functools
 import numpy as np
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 from spqt_ti.kernels.simt.active_list import Segments, make_list_reader, spread, whole
 from spqt_ti.kernels.simt.collect import make_collect_segment
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
@@ -21,7 +22,6 @@ from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, LANES, PARTS, SLOTS, ZigzagWords, row_of, step_and_minimum, words4
 from spqt_ti.kernels.simt.zigzag import split as split_bytes
-from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
 
 IN_FLIGHT = 2  # columns of a lane
 _REDUCE_THREADS = 256

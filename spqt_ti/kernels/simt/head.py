@@ -1,16 +1,16 @@
 """The Q8_0 vocabulary matrix on GPUs: embeddings, logits, and the token of the highest logit.
 
-The tiles are those of kernels/head.py, their f16 scales two in a word. A group has a tile of 64 rows: thread t reads
-the words of lane t & 15 in every sixteenth block of 32 columns.
+The tiles are those of kernels/shared/vocabulary.py, their f16 scales two in a word. A group has a tile of 64 rows:
+thread t reads the words of lane t & 15 in every sixteenth block of 32 columns.
 """
 
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels import head
-from spqt_ti.kernels.geometry import TILE_ROWS
+from spqt_ti.kernels.shared import vocabulary
+from spqt_ti.kernels.shared.geometry import TILE_ROWS
+from spqt_ti.kernels.shared.words import half
 from spqt_ti.kernels.simt.groups import LOWEST, SHARED, group_best, zero
-from spqt_ti.kernels.zigzag import half
 
 THREADS = 256
 _SLICES = THREADS // 16
@@ -18,7 +18,7 @@ _SLICES = THREADS // 16
 
 def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Q8_0 blocks u8 [rows, cols / 32, 34] -> words u32 [tiles * cols * 16] and scales u32 [tiles * cols]."""
-    words, scales = head.tile(blocks)
+    words, scales = vocabulary.tile(blocks)
     return words.reshape(-1), scales.reshape(-1).view("<u4")
 
 

@@ -7,11 +7,11 @@ tokens in registers, 12 shared values for 32 products.
 import numpy as np
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 from spqt_ti.kernels.simt.collect import is_active
 from spqt_ti.kernels.simt.groups import array_of, log2
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, PARTS, ZigzagWords, row_of, split, step_and_minimum, words4
-from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
 
 TOKENS = 32  # of a group
 THREADS = 256

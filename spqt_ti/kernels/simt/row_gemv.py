@@ -9,11 +9,11 @@ import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import layout
+from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 from spqt_ti.kernels.simt.groups import array_of, log2, round_up
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, LANES, PARTS, SLOTS, row_of, step_and_minimum, words4
-from spqt_ti.kernels.zigzag import NIBBLE_UNIT, nibbles_in_place
 
 _ROWS = 4  # of a group
 _THREADS = _ROWS * LANES

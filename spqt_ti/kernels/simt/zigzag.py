@@ -11,8 +11,8 @@ import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import layout
+from spqt_ti.kernels.shared.words import half
 from spqt_ti.kernels.simt.splits import LANES
-from spqt_ti.kernels.zigzag import half
 
 BAND = 256
 PARTS = 8  # lanes that share a superblock

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from spqt_ti.backend import check_memory, require, ti
+from spqt_ti.container.container import Container
 from spqt_ti.kernels.simt.attention import CacheLayout
 from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.transfer import make_copy, upload, zeros
 from spqt_ti.model.constants import Constants
-from spqt_ti.model.container import Container
 from spqt_ti.model.gates import GatePlan, Gates
 from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
 from spqt_ti.model.simt.weights import WeightLayout, read_words

@@ -4,6 +4,7 @@ A block is several kernels because a product shares more memory than other tasks
 """
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.attention import (
     CacheLayout,
     make_attention,
@@ -20,10 +21,9 @@ from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.pointwise import rotated, swiglu
 from spqt_ti.kernels.simt.submission import Launch
 from spqt_ti.kernels.simt.zigzag import words4
-from spqt_ti.kernels.vectors import LANES
 from spqt_ti.model.constants import Constants
+from spqt_ti.model.engine import CHUNK
 from spqt_ti.model.gates import GatePlan
-from spqt_ti.model.plans import CHUNK
 from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
 from spqt_ti.model.simt.weights import WeightLayout
 from spqt_ti.model.sites import SITES

@@ -8,7 +8,7 @@ from spqt_ti.backend import ti
 from spqt_ti.errors import BackendError
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import zeros
-from spqt_ti.model.plans import MOST_TOKENS
+from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.token_kernels import make_token_kernels
 from spqt_ti.model.sites import SITES

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.gemv import partial_size
-from spqt_ti.kernels.vectors import LANES
 from spqt_ti.model.constants import Constants
+from spqt_ti.model.engine import CHUNK
 from spqt_ti.model.gates import GatePlan
-from spqt_ti.model.plans import CHUNK
 from spqt_ti.model.simt.weights import WeightLayout
 from spqt_ti.model.sites import SITES
 

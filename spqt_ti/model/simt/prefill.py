@@ -9,8 +9,7 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.submission import Submission
 from spqt_ti.kernels.simt.transfer import zeros
-from spqt_ti.model.engine import Observer
-from spqt_ti.model.plans import CHUNK
+from spqt_ti.model.engine import CHUNK, Observer
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.chunk_kernels import make_chunk_kernels
 from spqt_ti.model.sites import SITES

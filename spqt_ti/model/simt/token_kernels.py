@@ -6,6 +6,7 @@ SwiGLU compute, they collect, a segment of the list per group.
 """
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.active_list import SEGMENT
 from spqt_ti.kernels.simt.attention import CacheLayout, make_append_own, make_attention, make_store_own
 from spqt_ti.kernels.simt.collect import make_collect_segment
@@ -16,10 +17,9 @@ from spqt_ti.kernels.simt.head import make_head
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.pointwise import rotated, swiglu
 from spqt_ti.kernels.simt.zigzag import words4
-from spqt_ti.kernels.vectors import LANES
 from spqt_ti.model.constants import Constants
+from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.gates import GatePlan
-from spqt_ti.model.plans import MOST_TOKENS
 from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
 from spqt_ti.model.simt.weights import WeightLayout
 from spqt_ti.model.sites import SITES

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spqt_ti.kernels.geometry import tiles_for
+from spqt_ti.container.container import Container
+from spqt_ti.kernels.shared.geometry import tiles_for
 from spqt_ti.kernels.simt.active_list import Segments, spread, whole
 from spqt_ti.kernels.simt.head import tile
 from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.kernels.simt.zigzag import split as split_bytes
 from spqt_ti.model.config import LlamaConfig
-from spqt_ti.model.container import Container
 from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
 
 

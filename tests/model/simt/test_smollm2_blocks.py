@@ -12,7 +12,7 @@ import tiny_containers
 import tiny_models
 
 from spqt_ti.api import open_quantized
-from spqt_ti.model.llama import Llama
+from spqt_ti.model.runner import Llama
 
 pytestmark = [pytest.mark.threadgroups, pytest.mark.slow]
 

@@ -1,0 +1,131 @@
+"""The decode loop: from prompt tokens to new tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spqt_ti.errors import GenerationError
+from spqt_ti.generation.sampling import Sampling, draw
+from spqt_ti.model.engine import MOST_TOKENS
+from spqt_ti.model.runner import Llama
+from spqt_ti.model.sites import SITES
+
+LAUNCH_SECONDS = 0.1  # of greedy decoding at once: text comes in pieces of that length, and so much may be wasted
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a generation cost. Times in seconds; `sparsity`: site -> share of inputs skipped while decoding.
+
+    `decode_tokens` counts every token that was decoded: a few more than were made where a launch went on after the end.
+    """
+
+    prompt_tokens: int
+    prompt_seconds: float
+    decode_tokens: int
+    decode_seconds: float
+    sparsity: dict[str, float]
+    bytes_per_token: float
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A new token; the last one has a finish_reason ("stop": end-of-sequence token, "length": as many as asked for,
+    "context": full).
+    """
+
+    token: int
+    finish_reason: str | None
+    stats: Stats | None
+
+
+def tokens_of_launch(seconds: float) -> int:
+    """How many greedy tokens to decode in one launch, where one takes `seconds`."""
+    return max(1, min(MOST_TOKENS, int(LAUNCH_SECONDS / seconds)))
+
+
+class _Meter:
+    """Adds up times and active inputs."""
+
+    def __init__(self, llama: Llama) -> None:
+        self._llama = llama
+        self._active = np.zeros((llama.config.num_hidden_layers, len(SITES)), np.int64)
+        self.prompt_tokens = self.decode_tokens = 0
+        self.prompt_seconds = self.decode_seconds = 0.0
+
+    def count(self, tokens: int, seconds: float) -> None:
+        """Tokens that were decoded at once just now."""
+        self._active += self._llama.active
+        self.decode_tokens += tokens
+        self.decode_seconds += seconds
+
+    def tokens_of_launch(self) -> int:
+        """How many tokens to decode at once, as far as is known: one, if nothing is known."""
+        return tokens_of_launch(self.decode_seconds / self.decode_tokens) if self.decode_tokens else 1
+
+    def stats(self) -> Stats:
+        decoded = max(1, self.decode_tokens)
+        full = self._llama.inputs() * self._llama.config.num_hidden_layers * decoded
+        share = 1 - self._active.sum(axis=0) / full if self.decode_tokens else np.zeros(len(SITES))
+        return Stats(
+            self.prompt_tokens, self.prompt_seconds, self.decode_tokens, self.decode_seconds,
+            {site: float(s) for site, s in zip(SITES, share, strict=True)},
+            self._llama.weight_bytes(self._active / decoded),
+        )  # fmt: skip
+
+
+def generate_tokens(
+    llama: Llama, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop: Collection[int]
+) -> Iterator[Step]:
+    """Prefill `prompt` into an empty cache, then yield tokens until one of `stop`, the number asked for, or a full
+    context.
+
+    Raises GenerationError for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room for a
+    token.
+    """
+    if max_new_tokens < 1:
+        raise GenerationError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+    llama.reset()
+    llama.warm_up_prefill()
+    meter, generator = _Meter(llama), np.random.default_rng(sampling.seed)
+    start = time.perf_counter()
+    logits = llama.prefill(prompt)[0]
+    token = draw(logits, sampling, generator)
+    meter.prompt_tokens, meter.prompt_seconds = len(prompt), time.perf_counter() - start
+    made, new = 0, [token]
+    while True:
+        for token in new:
+            made += 1
+            reason = _finish_reason(token, made, max_new_tokens, llama.context - len(prompt), stop)
+            yield Step(token, reason, meter.stats() if reason else None)
+            if reason:
+                return
+        llama.warm_up_decode()
+        start = time.perf_counter()
+        if sampling.greedy:
+            room = min(max_new_tokens - made, llama.context - llama.position)
+            new = llama.decode_greedy(token, max(1, min(room, meter.tokens_of_launch())))
+        else:
+            new = [draw(llama.decode(token), sampling, generator)]
+        meter.count(len(new), time.perf_counter() - start)
+
+
+def _finish_reason(token: int, made: int, wanted: int, room: int, stop: Collection[int]) -> str | None:
+    """`room`: positions of the cache for new tokens, of which the last made needs none yet."""
+    if token in stop:
+        return "stop"
+    if made == wanted:
+        return "length"
+    return "context" if made > room else None

@@ -1,0 +1,172 @@
+"""Grouped-query attention of one token over the KV cache, with 16 positions or 16 values of a head in the lanes.
+
+Keys lie transposed in blocks of 16 positions, so that the scores of 16 positions are a sum of (one query value) *
+(one vector); values lie as they are, so that a weighted sum needs no transposition either. Sizes in vectors, per
+layer and KV head:
+
+    keys    [context / 16][head_dim]            lane = position in its block
+    values  [context][head_dim / 16]            lane = value in its vector
+
+The query heads of a KV head go through it together: what is read and converted once is used for several of them.
+"""
+
+from dataclasses import dataclass
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
+from spqt_ti.kernels.cpu.vectors import exp_lanes, f16x16, f32x16, lane_max, lane_sum, value
+
+LOWEST = -3.0e38
+SUMS = 16  # vectors of sums in registers: so many heads at a time as have no more
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """Geometry of the KV cache; `context` is a multiple of 16. Keys and values of one layer and head are adjacent.
+
+    `half`: stored as f16 (11 bits of keys and values, half the bytes), else f32.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    half: bool = False
+
+    @property
+    def half_stride(self) -> int:
+        """Vectors that the keys (or the values) of one layer and KV head take."""
+        return self.context * self.head_dim // 16
+
+    @property
+    def layer_stride(self) -> int:
+        return 2 * self.kv_heads * self.half_stride
+
+    @property
+    def vectors(self) -> int:
+        return self.layers * self.layer_stride
+
+    @property
+    def dtype(self):
+        """Type of its vectors."""
+        return f16x16 if self.half else f32x16
+
+
+def make_writers(shape: CacheShape):
+    """Build the ti.funcs `write_key(cache, keys, position, a, head)`, which puts the key that begins at value a[head]
+    into its lane of the transposed block, and `write_value(cache, values, position, a, head)`, which copies the value
+    that begins at vector a[head].
+    """
+    head_dim, vector, element = shape.head_dim, shape.dtype, ti.f16 if shape.half else ti.f32
+
+    @ti.func
+    def write_key(cache: ti.template(), keys, position, a: ti.template(), head):
+        block = keys + (position >> 4) * head_dim
+        for d in range(head_dim):
+            cache[block + d][position & 15] = ti.cast(value(a, head + d), element)
+
+    @ti.func
+    def write_value(cache: ti.template(), values, position, a: ti.template(), head):
+        for d in range(head_dim // 16):
+            v = a[head + d]
+            cache[values + position * (head_dim // 16) + d] = vector(
+                *[ti.cast(v[i], element) for i in ti.static(range(16))]
+            )
+
+    return write_key, write_value
+
+
+def make_attend(shape: CacheShape, group: int):
+    """Build the ti.func of the attention of `group` query heads that share a KV head, over some blocks of positions.
+
+    Arguments: the cache with the first vectors of the head's keys and values; `a` with the first vector of the queries
+    (one after the other); the blocks first_block..last_block-1 of the positions up to `position`; scratch of `group`
+    times context / 16 vectors from a[scores]. It writes, for head h, sum_p exp(s_p - m) v_p to the head_dim / 16
+    vectors from a[out + h head_dim / 16], and m and sum_p exp(s_p - m) to lanes 0 and 1 of a[softmax + h].
+    """
+    head_dim, head_vectors, blocks = shape.head_dim, shape.head_dim // 16, shape.context // 16
+    together = max(1, SUMS // head_vectors)
+    parties = [(first, min(together, group - first)) for first in range(0, group, together)]
+    scale = head_dim**-0.5
+    multiply_add, _ = make_multiply_add()
+
+    def make_scores(count: int):
+        chains = max(1, 4 // count)  # sums per head: one alone would wait for the latency of each addition
+
+        @ti.func
+        def scores_of(cache: ti.template(), keys, a: ti.template(), query, first_block, last_block, position, scores):
+            """Scores of `count` heads to a[scores + h blocks + block]; positions beyond `position` get LOWEST."""
+            one = f32x16(1.0)  # times f16 gives f32; `ti.cast` of a vector aborts
+            for block in range(first_block, last_block):
+                parts = [f32x16(0.0) for _ in ti.static(range(count * chains))]
+                for d in range(head_dim // chains):
+                    for c in ti.static(range(chains)):
+                        key = one * cache[keys + block * head_dim + chains * d + c]
+                        for h in ti.static(range(count)):
+                            q = f32x16(value(a, (query + h * head_vectors) * 16 + chains * d + c))
+                            multiply_add(parts[chains * h + c], q, key)
+                for h in ti.static(range(count)):
+                    score = parts[chains * h]
+                    for c in ti.static(range(1, chains)):
+                        score += parts[chains * h + c]
+                    score *= scale
+                    if block == position >> 4:
+                        last_lane = position & 15
+                        score = f32x16(*[ti.select(i <= last_lane, score[i], LOWEST) for i in ti.static(range(16))])
+                    a[scores + h * blocks + block] = score
+
+        return scores_of
+
+    def make_sums(count: int):
+        @ti.func
+        def sums_of(
+            cache: ti.template(), values, first_block, last_block, position, a: ti.template(), scores, out, softmax
+        ):
+            """Weighted sums of the values for `count` heads, from their scores."""
+            one = f32x16(1.0)
+            highest = [f32x16(LOWEST) for _ in ti.static(range(count))]
+            for block in range(first_block, last_block):
+                for h in ti.static(range(count)):
+                    highest[h] = ti.max(highest[h], a[scores + h * blocks + block])
+            most = [lane_max(highest[h]) for h in ti.static(range(count))]
+            totals = [f32x16(0.0) for _ in ti.static(range(count))]
+            sums = [f32x16(0.0) for _ in ti.static(range(count * head_vectors))]
+            for block in range(first_block, last_block):
+                seen = ti.min(16, position + 1 - block * 16)
+                for h in ti.static(range(count)):
+                    weight = exp_lanes(a[scores + h * blocks + block] - most[h])
+                    if seen < 16:
+                        weight = f32x16(*[ti.select(i < seen, weight[i], 0.0) for i in ti.static(range(16))])
+                    totals[h] += weight
+                    a[scores + h * blocks + block] = weight
+                for i in range(seen):
+                    for d in ti.static(range(head_vectors)):
+                        v = one * cache[values + (block * 16 + i) * head_vectors + d]
+                        for h in ti.static(range(count)):
+                            p = f32x16(value(a, (scores + h * blocks + block) * 16 + i))
+                            multiply_add(sums[h * head_vectors + d], p, v)
+            for h in ti.static(range(count)):
+                for d in ti.static(range(head_vectors)):
+                    a[out + h * head_vectors + d] = sums[h * head_vectors + d]
+                a[softmax + h][0] = most[h]
+                a[softmax + h][1] = lane_sum(totals[h])
+
+        return sums_of
+
+    score_funcs = [make_scores(count) for _, count in parties]
+    sum_funcs = [make_sums(count) for _, count in parties]
+
+    @ti.func
+    def attend(
+        cache: ti.template(), keys, values, a: ti.template(), query, first_block, last_block, position, scores, out,
+        softmax,
+    ):  # fmt: skip
+        for party in ti.static(range(len(parties))):
+            first = ti.static(parties[party][0])
+            place = scores + first * blocks
+            score_funcs[party](cache, keys, a, query + first * head_vectors, first_block, last_block, position, place)
+            sum_funcs[party](
+                cache, values, first_block, last_block, position, a, place, out + first * head_vectors, softmax + first
+            )
+
+    return attend

@@ -1,0 +1,106 @@
+"""The decode step: tokens through the whole model as one persistent kernel (`decode_kernel`).
+
+No allocation and no Python between blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from spqt_ti.backend import address, host_view, ndarray, ti
+from spqt_ti.kernels.cpu.attention import CacheShape
+from spqt_ti.kernels.cpu.stopwatch import seconds_per_tick
+from spqt_ti.kernels.cpu.vectors import f32x16
+from spqt_ti.model.cpu.decode_kernel import PHASES, make_decode_kernel
+from spqt_ti.model.cpu.gates import WorkerGates
+from spqt_ti.model.cpu.plans import SITE_TABLE, IntegerPlan, Scratch
+from spqt_ti.model.cpu.weights import Weights
+from spqt_ti.model.engine import MOST_TOKENS
+from spqt_ti.model.sites import SITES
+
+
+class DecodeStep:
+    """Runs tokens one after the other through `weights`, on a KV cache that prefill shares.
+
+    `gates` says per layer and site which inputs are skipped. `exact`: multiply in f32 throughout.
+    """
+
+    def __init__(
+        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: WorkerGates, workers: int,
+        exact: bool = False,
+    ) -> None:  # fmt: skip
+        config = weights.config
+        self._weights, self._cache, self._gates, self._workers = weights, cache, gates, workers
+        self._scratch_plan = scratch = Scratch.plan(weights, workers)
+        self._scratch = ndarray(f32x16, (scratch.vectors,))
+        self._view = host_view(self._scratch)
+        self._view[:] = 0
+        sites = config.num_hidden_layers * len(SITES)
+        self._integers = IntegerPlan.plan(weights, workers)
+        self._ints = ndarray(ti.i32, (self._integers.size,))
+        self._ints_view = host_view(self._ints)
+        self._ints_view[:] = 0
+        table = weights.site_table().reshape(-1)
+        self._ints_view[SITE_TABLE:][: table.size] = table
+        most = scratch.input_stride * 16
+        self._ints_view[self._integers.everything :][:most] = np.arange(most)
+        self.active = self._ints_view[self._integers.counts :][:sites].reshape(-1, len(SITES))
+        self._tokens = self._ints_view[self._integers.tokens :][:MOST_TOKENS]
+        self.best_tokens: list[int] = []
+        self._warm = False
+        self._ticks = ndarray(ti.i64, (len(PHASES),))
+        self._make_kernel = functools.partial(
+            make_decode_kernel, weights, cache_shape, scratch, self._integers, gates.plan, workers, exact
+        )
+        self._kernel = self._make_kernel()
+
+    def warm_up(self, position: int) -> None:
+        """Run once, if nothing has run yet, at a position that is free: what it writes to the cache is overwritten by
+        the next token.
+        """
+        if not self._warm:
+            self.run(0, position)
+
+    def run(self, token: int, position: int, steps: int = 1) -> None:
+        """Decode `token` at `position`, then the best token after it, and so on: `steps` tokens, at most MOST_TOKENS.
+
+        `best_tokens` then has the best one after each, `logits` describes the last, `active` is the sum of all.
+        """
+        self._warm = True
+        self._launch(self._kernel, token, position, steps)
+
+    def profile(self, token: int, position: int, steps: int = 1) -> dict[str, float]:
+        """As `run`, with the seconds that each of PHASES took worker 0.
+
+        Raises BackendError where the kernel cannot read a clock.
+        """
+        host_view(self._ticks)[:] = 0
+        self._launch(self._profiling_kernel, token, position, steps)
+        seconds = host_view(self._ticks) * seconds_per_tick()
+        return dict(zip(PHASES, seconds.tolist(), strict=True))
+
+    @functools.cached_property
+    def _profiling_kernel(self) -> Any:
+        return self._make_kernel(profile=True)
+
+    def _launch(self, kernel: Any, token: int, position: int, steps: int) -> None:
+        w = self._weights
+        self._ints_view[0] = 0
+        self.active[:] = 0
+        kernel(
+            w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
+            self._gates.array, address(w.quants), address(w.tail), address(w.headers), address(self._ints),
+            token, position, steps, self._ticks,
+        )  # fmt: skip
+        ti.sync()
+        self.best_tokens = self._tokens[:steps].tolist()
+
+    def logits(self) -> np.ndarray:
+        """Logits of the last token, f32 [vocabulary]: a view that the next `run` overwrites."""
+        start = self._scratch_plan.logits
+        return self._view[start : start + self._weights.vocabulary_tiles * 4].reshape(-1)[
+            : self._weights.config.vocab_size
+        ]

@@ -1,0 +1,31 @@
+"""A model on a few workers: the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from spqt_ti.backend import host_view, ndarray
+from spqt_ti.container.container import Container
+from spqt_ti.kernels.cpu.attention import CacheShape
+from spqt_ti.model.cpu.decode import DecodeStep
+from spqt_ti.model.cpu.gates import WorkerGates
+from spqt_ti.model.cpu.prefill import Prefill
+from spqt_ti.model.cpu.weights import Weights
+from spqt_ti.model.dispatch import Choice
+from spqt_ti.model.engine import Engine
+from spqt_ti.model.sites import inputs_per_site
+
+
+def build(container: Container, context: int, choices: Mapping[str, Choice], workers: int, exact: bool) -> Engine:
+    """The engine of a zigzag container for `context` positions (a multiple of 16).
+
+    Raises BackendError when an array would have more words than Taichi can index.
+    """
+    config = container.config
+    weights = Weights(container, context, {site: choice.panel_bands for site, choice in choices.items()})
+    shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context, half=not exact)
+    cache = ndarray(shape.dtype, (shape.vectors,))
+    host_view(cache)[:] = 0
+    gates = WorkerGates(config.num_hidden_layers, inputs_per_site(config))
+    decode = DecodeStep(weights, cache, shape, gates, workers, exact)
+    return Engine(gates, decode, Prefill(weights, cache, shape, gates, workers))

@@ -1,0 +1,135 @@
+"""Where the buffers of decode and prefill lie: each has one array of f32 x 16 vectors and one of integers.
+
+One array instead of many, because every ndarray argument costs 4 us per launch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spqt_ti.kernels.cpu.block_sums import WORKSPACE_INTEGERS
+from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS
+from spqt_ti.kernels.cpu.matmul import TILE_VECTORS
+from spqt_ti.model.cpu.weights import SITE_FIELDS, Weights
+from spqt_ti.model.engine import CHUNK, MOST_TOKENS
+from spqt_ti.model.sites import SITES
+
+LOGIT_ROWS = 32  # tokens whose logits prefill computes at a time
+SITE_TABLE = 16  # Weights.site_table among the integers; the barrier's counter is element 0, in a cache line of its own
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """First vectors of the decode step's buffers in its scratch array (f32 x 16), and their sizes."""
+
+    hidden: int  # [hidden / 16], the residual stream
+    query: int  # [stacked q, k, v rows / 16]
+    activation: int  # [intermediate / 16], input of down
+    squares: int  # [workers], lane 0: sum of squares of a worker's share of hidden
+    inputs: int  # [workers][input_stride], a worker's own copy of the current GEMV input
+    input_stride: int
+    partial: int  # [workers][padded rows / 16]
+    gemv: int  # [workers][SCRATCH_VECTORS]
+    heads: int  # [workers][attention width / 16]
+    softmax: int  # [workers][heads], lanes 0 and 1: maximum and sum
+    scores: int  # [workers][scores_stride]
+    scores_stride: int  # query heads of a KV head, times context / 16
+    best: int  # [workers], lanes 0 and 1: highest logit, its token
+    logits: int  # [vocabulary tiles * 4]
+    vectors: int
+
+    @classmethod
+    def plan(cls, weights: Weights, workers: int) -> Scratch:
+        """Lay the buffers out one after the other."""
+        config, shapes = weights.config, {site: place.shape for site, place in weights.places.items()}
+        input_stride = max(shape.cols for shape in shapes.values()) // 16
+        scores_stride = _scores_stride(weights)
+        sizes = {
+            "hidden": config.hidden_size // 16,
+            "query": shapes["qkv"].rows // 16,
+            "activation": config.intermediate_size // 16,
+            "squares": workers,
+            "inputs": workers * input_stride,
+            "partial": workers * max(shape.padded_rows for shape in shapes.values()) // 16,
+            "gemv": workers * SCRATCH_VECTORS,
+            "heads": workers * shapes["o"].cols // 16,
+            "softmax": workers * config.num_attention_heads,
+            "scores": workers * scores_stride,
+            "best": workers,
+            "logits": weights.vocabulary_tiles * 4,
+        }
+        starts, place = {}, 0
+        for name, size in sizes.items():
+            starts[name] = place
+            place += size
+        return cls(**starts, input_stride=input_stride, scores_stride=scores_stride, vectors=place)
+
+
+@dataclass(frozen=True)
+class IntegerPlan:
+    """Places in the decode step's i32 array; the barrier's counter is element 0, alone in its cache line."""
+
+    counts: int  # [layers][4], active inputs of all tokens of the launch
+    tokens: int  # [MOST_TOKENS], the best token after each of them
+    everything: int  # 0, 1, 2, ...: the active list of a dense site
+    lists: int  # [workers][list_stride], active lists
+    list_stride: int
+    workspaces: int  # [workers][WORKSPACE_INTEGERS], see kernels/cpu/block_sums.py
+    size: int
+
+    @classmethod
+    def plan(cls, weights: Weights, workers: int) -> IntegerPlan:
+        """Lay the parts out, each on cache lines of its own."""
+        most = max(place.shape.cols for place in weights.places.values())
+        counts = SITE_TABLE + len(SITES) * len(SITE_FIELDS)
+        tokens = counts + -(-weights.config.num_hidden_layers * len(SITES) // 16) * 16
+        everything = tokens + -(-MOST_TOKENS // 16) * 16
+        lists = everything + -(-most // 16) * 16
+        list_stride = (most // 16 + 1) * 16
+        workspaces = lists + workers * list_stride
+        return cls(
+            counts, tokens, everything, lists, list_stride, workspaces, workspaces + workers * WORKSPACE_INTEGERS
+        )
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """First vectors of prefill's buffers (f32 x 16) and their strides per token, for up to CHUNK tokens."""
+
+    hidden: int
+    inputs: tuple[int, ...]  # per site: the input of its matrix
+    output: int
+    output_stride: int
+    logits: int
+    tiles: int  # [workers][TILE_VECTORS]
+    scores: int  # [workers][scores_stride]
+    scores_stride: int
+    softmax: int  # [workers][query heads of a KV head]
+    vectors: int
+
+    @classmethod
+    def plan(cls, weights: Weights, workers: int) -> ChunkPlan:
+        """Lay the buffers out one after the other."""
+        config = weights.config
+        place = CHUNK * config.hidden_size // 16
+        inputs = []
+        for site in SITES:
+            inputs.append(place)
+            place += CHUNK * weights.places[site].shape.cols // 16
+        output_stride = max(matrix.shape.padded_rows for matrix in weights.places.values()) // 16
+        output, place = place, place + CHUNK * output_stride
+        tiles, place = place, place + workers * TILE_VECTORS
+        scores_stride = _scores_stride(weights)
+        scores, place = place, place + workers * scores_stride
+        softmax, place = place, place + workers * _group(weights)
+        logits, place = place, place + LOGIT_ROWS * weights.vocabulary_tiles * 4
+        return cls(0, tuple(inputs), output, output_stride, logits, tiles, scores, scores_stride, softmax, place)
+
+
+def _group(weights: Weights) -> int:
+    """Query heads of a KV head."""
+    return weights.config.num_attention_heads // weights.config.num_key_value_heads
+
+
+def _scores_stride(weights: Weights) -> int:
+    return _group(weights) * weights.context // 16

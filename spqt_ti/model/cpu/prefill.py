@@ -1,0 +1,109 @@
+"""Prefill: many tokens at once, densely, one persistent kernel launch per block.
+
+A prompt is cut into chunks. For calibration and tests an observer sees every collected input, and `masked` zeroes the
+inputs that the decode step would skip: every token is then treated as if it were decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spqt_ti.backend import host_view, ndarray, ti
+from spqt_ti.kernels.cpu.attention import CacheShape
+from spqt_ti.kernels.cpu.vectors import f32x16
+from spqt_ti.model.cpu.gates import WorkerGates
+from spqt_ti.model.cpu.plans import LOGIT_ROWS, SITE_TABLE, ChunkPlan
+from spqt_ti.model.cpu.prefill_kernels import make_prefill_kernels
+from spqt_ti.model.cpu.weights import Weights
+from spqt_ti.model.engine import CHUNK, Observer
+from spqt_ti.model.sites import SITES
+
+
+class Prefill:
+    """Runs chunks of tokens through `weights`, on the KV cache that the decode step shares."""
+
+    def __init__(
+        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: WorkerGates, workers: int
+    ) -> None:
+        self._weights, self._cache, self._gates = weights, cache, gates
+        self._plan = ChunkPlan.plan(weights, workers)
+        self._scratch = ndarray(f32x16, (self._plan.vectors,))
+        self._view = host_view(self._scratch)
+        self._view[:] = 0
+        table = weights.site_table().reshape(-1)
+        self._integers = ndarray(ti.i32, (SITE_TABLE + table.size,))
+        host_view(self._integers)[SITE_TABLE:] = table
+        self._tokens = ndarray(ti.i32, (CHUNK,))
+        self._warm = False
+        self._embed, self._block, self._logits = make_prefill_kernels(
+            weights, cache_shape, self._plan, gates.plan, workers
+        )
+
+    def warm_up(self, position: int) -> None:
+        """Run every kernel once, the first time this is called, at a position that is free.
+
+        What it writes to the cache there is overwritten by the next token.
+        """
+        if not self._warm:
+            self.run([0], position)
+            self.logits(0, 1)
+            self._warm = True
+
+    def run(self, tokens: Sequence[int], start: int, masked: bool = False, observer: Observer | None = None) -> None:
+        """Put up to CHUNK tokens, the first at position `start`, through every block; their hidden states stay for
+        `logits`.
+        """
+        self.embed(tokens)
+        for layer in range(self._weights.config.num_hidden_layers):
+            self.block(layer, start, len(tokens), masked)
+            if observer is not None:
+                ti.sync()
+                for site in SITES:
+                    observer(layer, site, self._input(site, len(tokens)))
+
+    def embed(self, tokens: Sequence[int]) -> None:
+        """Make the embeddings of up to CHUNK tokens the hidden states."""
+        w, count = self._weights, len(tokens)
+        host_view(self._tokens)[:count] = tokens
+        self._embed(w.words, w.scales, self._scratch, self._tokens, count)
+
+    def block(self, layer: int, start: int, count: int, masked: bool) -> None:
+        """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
+        w = self._weights
+        host_view(self._integers)[0] = 0
+        self._block(
+            w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers, self._gates.array,
+            layer, start, count, int(masked),
+        )  # fmt: skip
+
+    def read_states(self, count: int) -> np.ndarray:
+        """The hidden states of `count` tokens, f32 [count, hidden]."""
+        ti.sync()
+        return self._states(count).copy()
+
+    def write_states(self, states: np.ndarray) -> None:
+        """Replace the hidden states of the first tokens by f32 [count, hidden]."""
+        self._states(len(states))[:] = states
+
+    def _states(self, count: int) -> np.ndarray:
+        hidden = self._weights.config.hidden_size
+        return self._view[: count * hidden // 16].reshape(count, hidden)
+
+    def _input(self, site: str, count: int) -> np.ndarray:
+        cols = self._weights.places[site].shape.cols
+        start = self._plan.inputs[SITES.index(site)]
+        return self._view[start : start + count * cols // 16].reshape(count, cols)
+
+    def logits(self, first: int, last: int) -> np.ndarray:
+        """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
+        w, stride = self._weights, self._weights.vocabulary_tiles * 4
+        rows = []
+        for begin in range(first, last, LOGIT_ROWS):
+            count = min(LOGIT_ROWS, last - begin)
+            self._logits(w.words, w.scales, w.constants, self._scratch, begin, count)
+            ti.sync()
+            view = self._view[self._plan.logits :][: count * stride].reshape(count, -1)
+            rows.append(view[:, : w.config.vocab_size].copy())
+        return np.concatenate(rows) if rows else np.zeros((0, w.config.vocab_size), np.float32)

@@ -1,0 +1,133 @@
+"""A model's weights on the device, as the decode and prefill kernels read them.
+
+The four matrices of every block share three arrays (quants, tail bands, superblock headers) with the same stride per
+layer, so a kernel finds a matrix by `layer * stride + offset`. Norms, biases and the RoPE table are one more array,
+`constants`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from spqt_ti.backend import host_view, ndarray, ti
+from spqt_ti.container.container import Container
+from spqt_ti.errors import BackendError
+from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS
+from spqt_ti.kernels.cpu.gemv import preferred_panel_bands
+from spqt_ti.kernels.cpu.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
+from spqt_ti.kernels.cpu.zigzag import split
+from spqt_ti.kernels.shared.geometry import ZigzagShape, tiles_for
+from spqt_ti.kernels.shared.vocabulary import tile
+from spqt_ti.model.constants import Constants
+from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
+
+# Columns of Weights.site_table; bias: first vector among a layer's constants, -1 for none.
+SITE_FIELDS = ("cols", "full_bands", "tail_bands", "panel_bands", "bands", "quants", "tail", "headers", "bias")
+_MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
+
+
+@dataclass(frozen=True)
+class MatrixPlace:
+    """Shape of a matrix and its first vector, within a layer, in each of the three weight arrays."""
+
+    shape: ZigzagShape
+    quants: int
+    tail: int
+    headers: int
+
+
+class Weights:
+    """Device arrays of a zigzag container, for a context of `context` positions (a multiple of 16).
+
+    `panel_bands`: per site the number of bands side by side (see ZigzagShape); None or no entry: what kernels prefer.
+
+    Raises BackendError when an array would have more words than Taichi can index.
+    """
+
+    def __init__(self, container: Container, context: int, panel_bands: Mapping[str, int | None]) -> None:
+        config = container.config
+        self.config, self.context = config, context
+        self.places: dict[str, MatrixPlace] = {}
+        quants = tail = headers = 0
+        for site, stored in matrix_shapes(config).items():
+            shape = replace(stored, panel_bands=panel_bands.get(site) or preferred_panel_bands())
+            self.places[site] = MatrixPlace(shape, quants, tail, headers)
+            quants += shape.quant_vectors
+            tail += shape.tail_vectors
+            headers += shape.headers
+        self.quants_stride, self.tail_stride, self.headers_stride = quants, tail, headers
+        layers = config.num_hidden_layers
+        self.quants = _allocate(u32x16, layers * quants, "quants")
+        self.tail = _allocate(u32x8, layers * tail, "tail quants")
+        self.headers = _allocate(u32x4, layers * headers + GROUP_BANDS - 1, "superblock headers")
+        for layer in range(layers):
+            for site in SITES:
+                self._load_matrix(layer, site, container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"))
+        self._load_vocabulary(container)
+        self._load_constants(container)
+
+    def _load_matrix(self, layer: int, site: str, data: np.ndarray) -> None:
+        place = self.places[site]
+        quants, tail, headers = split(data, place.shape)
+        for array, rows, start in (
+            (self.quants, quants, layer * self.quants_stride + place.quants),
+            (self.tail, tail, layer * self.tail_stride + place.tail),
+            (self.headers, headers, layer * self.headers_stride + place.headers),
+        ):
+            host_view(array)[start : start + len(rows)] = rows
+
+    def _load_vocabulary(self, container: Container) -> None:
+        """Embedding tiles first, then the head's unless they are the same."""
+        config = container.config
+        names = ["model.embed_tokens.q8_0"] + ([] if config.tie_word_embeddings else ["lm_head.q8_0"])
+        self.vocabulary_tiles = tiles_for(config.vocab_size)
+        self.head_tile = 0 if config.tie_word_embeddings else self.vocabulary_tiles
+        tiles = len(names) * self.vocabulary_tiles
+        self.words = _allocate(u32x16, tiles * config.hidden_size, "vocabulary")
+        self.scales = _allocate(f16x16, tiles * config.hidden_size // 32 * 4, "vocabulary scales")
+        for i, name in enumerate(names):
+            words, scales = tile(container.read(name))
+            host_view(self.words)[i * len(words) : (i + 1) * len(words)] = words
+            host_view(self.scales)[i * len(scales) : (i + 1) * len(scales)] = scales
+
+    def _load_constants(self, container: Container) -> None:
+        constants = Constants.read(container, self.context)
+        self.layer_constants = {name: first // 16 for name, first in constants.layer.items()}
+        self.constants_stride = constants.stride // 16
+        self.final_norm, self.rope = constants.final_norm // 16, constants.rope // 16
+        self.constants = _allocate(f32x16, constants.values.size // 16, "norms and RoPE table")
+        host_view(self.constants)[:] = constants.values.reshape(-1, 16)
+
+    def site_table(self) -> np.ndarray:
+        """i32 [4, 9]: what a kernel needs to know of each site's matrix, by the columns of SITE_FIELDS."""
+        rows = []
+        for site in SITES:
+            place = self.places[site]
+            shape = place.shape
+            bias = self.layer_constants.get(f"{site}_bias", -1)
+            rows.append(
+                [
+                    shape.cols,
+                    shape.full_bands,
+                    shape.tail_bands,
+                    shape.panel_bands,
+                    shape.bands,
+                    place.quants,
+                    place.tail,
+                    place.headers,
+                    bias,
+                ]
+            )
+        return np.array(rows, np.int32)
+
+
+def _allocate(dtype: Any, vectors: int, what: str) -> ti.Ndarray:
+    if vectors * dtype.n > _MAX_WORDS:
+        raise BackendError(
+            f"{what}: {vectors * dtype.n} words are more than Taichi can index in one array ({_MAX_WORDS})"
+        )
+    array = ndarray(dtype, (max(1, vectors),))
+    host_view(array)[:] = 0
+    return array

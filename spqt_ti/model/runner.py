@@ -1,0 +1,203 @@
+"""The Llama runner: weights, KV cache, and the two ways to put tokens through them.
+
+More than one token goes densely (`prefill`); one token goes through the sparse decode step (`decode`). Knows nothing
+of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from spqt_ti import backend
+from spqt_ti.backend import ti
+from spqt_ti.container.container import Container
+from spqt_ti.errors import ContainerError, GenerationError
+from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.cpu import engine as worker_engine
+from spqt_ti.model.dispatch import choose
+from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer
+from spqt_ti.model.simt import engine as simt_engine
+from spqt_ti.model.sites import bytes_per_token, inputs_per_site
+from spqt_ti.model.tuning import Tuning
+
+DEFAULT_CONTEXT = 2048
+
+
+class Llama:
+    """A model on the device with one sequence in its KV cache.
+
+    `backend_name`: see `backend.requested`; None: SPQT_BACKEND, else "cpu". `context`: positions that the cache holds
+    (default: the model's own, at most 2048), rounded up to a multiple of 16. `threads`: the CPU's worker threads
+    (default: all CPUs of the process). `exact`: decode in f32 throughout, as GPUs always do.
+
+    Raises ContainerError for a layout that it does not run, BackendError when the device cannot hold the model.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        backend_name: str | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        if container.layout != "zigzag":
+            raise ContainerError(
+                f"{container.path}: layout {container.layout!r} cannot be decoded; quantise with layout 'zigzag' "
+                "(row is for comparing bytes and accuracy)"
+            )
+        runtime = backend.start(backend_name, threads)
+        config = container.config
+        self.config: LlamaConfig = config
+        self.backend, self.device = runtime.backend, runtime.device
+        self.threads = threads or runtime.threads
+        if context is not None and not 1 <= context <= config.max_position_embeddings:
+            raise GenerationError(f"context must be between 1 and {config.max_position_embeddings}, not {context}")
+        wanted = context or min(config.max_position_embeddings, DEFAULT_CONTEXT)
+        self.context = -(-wanted // 16) * 16
+        self.choices = choose(config, Tuning.load(runtime.name), runtime.workers(threads))
+        if runtime.capabilities.groups:
+            engine = simt_engine.build(container, self.context, self.choices)
+        else:
+            engine = worker_engine.build(container, self.context, self.choices, self.threads, exact)
+        self.gates, self._decode, self._prefill = engine.gates, engine.decode, engine.prefill
+        self.position = 0
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self.position = 0
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """f32 [layers, 4] in the order of SITES; writing to it changes what decoding skips. 0 runs a site dense."""
+        return self.gates.thresholds
+
+    @property
+    def active(self) -> np.ndarray:
+        """Inputs that were active in the last decoded token, i32 [layers, 4]; after `decode_greedy` in all of its
+        tokens together.
+        """
+        return self._decode.active
+
+    def inputs(self) -> np.ndarray:
+        """Inputs that a token has at each site, i32 [4]."""
+        return inputs_per_site(self.config)
+
+    def warm_up_prefill(self) -> None:
+        """Compile the prefill kernels, which otherwise happens inside the first `prefill`."""
+        self._prefill.warm_up(self.position)
+
+    def warm_up_decode(self) -> None:
+        """Compile the decode kernel, which otherwise happens inside the first `decode`; the cache must not be full."""
+        self._decode.warm_up(self.position)
+
+    def prefill(
+        self, tokens: Sequence[int], logits: str = "last", masked: bool = False, observer: Observer | None = None
+    ) -> np.ndarray:
+        """Append tokens densely; logits f32 [n, vocab] of "all" tokens, the "last" one or "none".
+
+        `masked` zeroes the inputs that decoding would skip, for every token. Raises GenerationError for an id outside
+        the vocabulary and for more tokens than the context has room for.
+        """
+        self._check(tokens)
+        rows = []
+        for begin in range(0, len(tokens), CHUNK):
+            chunk = tokens[begin : begin + CHUNK]
+            self._prefill.run(chunk, self.position, masked, observer)
+            self.position += len(chunk)
+            last = begin + CHUNK >= len(tokens)
+            if logits == "all" or (logits == "last" and last):
+                rows.append(self._prefill.logits(0 if logits == "all" else len(chunk) - 1, len(chunk)))
+        ti.sync()
+        return np.concatenate(rows) if rows else np.zeros((0, self.config.vocab_size), np.float32)
+
+    def embed(self, tokens: Sequence[int]) -> np.ndarray:
+        """Hidden states f32 [n, hidden] before the first block, of a short sequence (see `blocks`)."""
+        self._check_short(len(tokens))
+        self.reset()
+        self._check(tokens)
+        self._prefill.embed(tokens)
+        return self._prefill.read_states(len(tokens))
+
+    def blocks(self, states: np.ndarray, first: int, masked: bool = False) -> Iterator[np.ndarray]:
+        """Put the hidden states f32 [n, hidden] of a sequence from its start through block `first` and those after it;
+        yields the states after each block. Whatever sequence there was is forgotten.
+
+        `masked` as for `prefill`. For sequences of one chunk (256 tokens); GenerationError for longer ones.
+        """
+        self._check_short(len(states))
+        self.reset()
+        self._prefill.write_states(states)
+        for layer in range(first, self.config.num_hidden_layers):
+            self._prefill.block(layer, 0, len(states), masked)
+            yield self._prefill.read_states(len(states))
+
+    def head(self, states: np.ndarray) -> np.ndarray:
+        """Logits f32 [n, vocab] of hidden states f32 [n, hidden] after the last block, of one chunk at most."""
+        self._check_short(len(states))
+        self._prefill.write_states(states)
+        return self._prefill.logits(0, len(states))
+
+    def decode(self, token: int) -> np.ndarray:
+        """Append one token through the sparse step; logits f32 [vocab], a view that the next call overwrites."""
+        self.submit(token)
+        return self._decode.logits()
+
+    def submit(self, token: int) -> None:
+        """Append one token as `decode` does, without waiting for a GPU."""
+        self._check([token])
+        self._decode.run(token, self.position)
+        self.position += 1
+
+    def decode_greedy(self, token: int, count: int) -> list[int]:
+        """Append one token, then the best token after it, and so on, `count` (at most MOST_TOKENS) in one launch.
+        Returns the best token after each: the last of them is not appended.
+
+        A launch costs a few hundred microseconds beside its tokens.
+        """
+        self._check_launch(token, count)
+        self._decode.run(token, self.position, count)
+        self.position += count
+        return self._decode.best_tokens
+
+    def profile(self, token: int, count: int = 1) -> dict[str, float]:
+        """As `decode_greedy`; returns the seconds that each phase took (see decode_kernel.PHASES).
+
+        Raises BackendError where the kernel cannot read a clock.
+        """
+        self._check_launch(token, count)
+        seconds = self._decode.profile(token, self.position, count)
+        self.position += count
+        return seconds
+
+    def best_token(self) -> int:
+        """Token with the highest logit after the last one, found by the kernel; the lowest id among equals."""
+        return self._decode.best_tokens[-1]
+
+    def weight_bytes(self, active: np.ndarray) -> float:
+        """Bytes of weights that a token reads with these numbers of active inputs [layers, 4], head included."""
+        return bytes_per_token(self.config, active)
+
+    def _check_short(self, count: int) -> None:
+        longest = min(CHUNK, self.context)
+        if not 0 < count <= longest:
+            raise GenerationError(f"{count} tokens in one chunk, which holds 1 to {longest}")
+
+    def _check_launch(self, token: int, count: int) -> None:
+        self._check([token])
+        if not 1 <= count <= min(MOST_TOKENS, self.context - self.position):
+            raise GenerationError(f"{count} tokens in one launch, with room for {self.context - self.position}")
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not len(tokens):
+            raise GenerationError("no tokens: the prompt is empty")
+        bad = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
+        if bad is not None:
+            raise GenerationError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
+        if self.position + len(tokens) > self.context:
+            raise GenerationError(
+                f"{self.position + len(tokens)} tokens do not fit the context of {self.context}; ask for a longer one "
+                f"(this model allows {self.config.max_position_embeddings})"
+            )

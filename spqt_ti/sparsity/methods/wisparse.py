@@ -1,0 +1,218 @@
+"""WiSparse (arXiv 2602.14452): weighted scores, budgets per block by evolution, greedy sparsity inside a block.
+
+Once for all levels: (1) per site the alpha of its score (alpha.py); (2) per block the greedy picks with these scores
+(greedy.py), which say how a block spends any budget; (3) quantiles of the scores of the whole text; (4) what each
+block costs alone (sensitivity.py). For a level: (5) which block gets which budget, the mean being the level, searched
+by the divergence from the dense model (evolution.py, divergence.py), and kept unless they are worse than equal budgets
+on windows that nothing was chosen on; (6) the level that skips as much as was asked for (realise.py). Grids, fitness
+and population are ours, as the paper's are not public.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from spqt_ti.container.container import Container
+from spqt_ti.model.runner import Llama
+from spqt_ti.sparsity.capture import capture
+from spqt_ti.sparsity.checkpoint import Checkpoint, Value
+from spqt_ti.sparsity.methods import uniform
+from spqt_ti.sparsity.methods.teal import check_level
+from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.search import alpha, greedy, sensitivity
+from spqt_ti.sparsity.search.block import Block, unmasked
+from spqt_ti.sparsity.search.divergence import BudgetFitness
+from spqt_ti.sparsity.search.evolution import Levels, Search, State, evolve, is_better
+from spqt_ti.sparsity.search.realise import realise
+from spqt_ti.sparsity.search.sample import embeddings, spread
+from spqt_ti.sparsity.search.scores import thresholds_at
+
+STEP = 0.025  # of a block's weights: one level of a budget
+FARTHEST = 0.2  # that a block's budget may be from the mean
+MEASURED = (0.3, 0.5, 0.7)  # budgets that each block is measured at alone
+WINDOWS, WINDOW = 16, 128  # what budgets are compared on
+ALONE_WINDOWS = 8  # what blocks are measured on alone, where little noise is
+UNSEEN_WINDOW = 256  # longer: one comparison that has the last word
+SEARCHED, UNSEEN = 0.5, 0.25  # where windows of the search and unseen ones lie, as for `spread`
+
+Weights = dict[tuple[int, str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What was found inside the blocks: alphas f64 [layers, 4], the weights that they make, the picks; and the
+    quantiles of the scores f32 [layers, 4, 100].
+    """
+
+    alphas: np.ndarray
+    weights: Weights
+    paths: list[greedy.Path]
+    tables: np.ndarray
+
+    def thresholds(self, budgets: np.ndarray) -> np.ndarray:
+        """f32 [layers, 4] where the blocks have `budgets` f64 [layers]."""
+        sparsities = [path.at(budget) for path, budget in zip(self.paths, budgets, strict=True)]
+        return thresholds_at(self.tables, np.array(sparsities))
+
+    def threshold_levels(self, budgets: Sequence[float] | np.ndarray) -> np.ndarray:
+        """f32 [layers, len(budgets), 4]: the thresholds of every block at every budget."""
+        return np.stack([self.thresholds(np.full(len(self.paths), budget)) for budget in budgets], axis=1)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Levels of the blocks' budgets, and costs: of equal budgets and those found, on the windows of the search and on
+    unseen ones. `levels` are equal where those found are worse on the unseen, by more than a standard error.
+    """
+
+    levels: Levels
+    even: float
+    found: float
+    even_unseen: float
+    found_unseen: float
+
+
+@dataclass(frozen=True)
+class WisparseCalibration:
+    """What serves every level: blocks, and costs f64 [layers, len(MEASURED)] of each alone; `policy` searches."""
+
+    llama: Llama
+    model: str
+    text_sha256: str
+    tokens: Sequence[int]
+    blocks: Blocks
+    alone: np.ndarray
+    search: Search = field(default_factory=Search)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+    def policy(self, sparsity: float) -> SparsityPolicy:
+        """Search for one level. Raises PolicyError outside 0 .. 0.9."""
+        check_level(sparsity, "WiSparse")
+        found = self._budgets(sparsity)
+
+        def thresholds(level: float) -> np.ndarray:
+            return self.blocks.thresholds(np.clip(level + STEP * np.array(found.levels), 0, greedy.MOST))
+
+        level = realise(self.llama, self.tokens, sparsity, greedy.MOST, thresholds, self.blocks.weights)
+        source = {
+            "text_sha256": self.text_sha256, "tokens": len(self.tokens), "seed": self.search.seed,
+            "generations": self.search.generations, "offspring": self.search.offspring,
+            "kl_even": found.even, "kl_found": found.found, "kl_even_unseen": found.even_unseen,
+            "kl_found_unseen": found.found_unseen, "level": round(level, 6), "steps": list(found.levels),
+            "alphas": self.blocks.alphas.tolist(),
+        }  # fmt: skip
+        return SparsityPolicy("wisparse", sparsity, thresholds(level), self.model, source, self.blocks.weights)
+
+    def _budgets(self, sparsity: float) -> Budgets:
+        """Search levels of the blocks' budgets, in steps of STEP from `sparsity`."""
+        lowest, highest = level_range(sparsity)
+        budgets = sparsity + STEP * np.arange(lowest, highest + 1)
+        guess = sensitivity.cheapest(sensitivity.at_budgets(self.alone, MEASURED, budgets), lowest)
+        even = (0,) * len(self.blocks.paths)
+        thresholds = self.blocks.threshold_levels(budgets)
+        windows = _windows(self.llama, self.tokens, WINDOWS, WINDOW, SEARCHED)
+        fitness = BudgetFitness(self.llama, windows, thresholds, -lowest, self.blocks.weights)
+        fitness.settle(even)
+        at_even = float(fitness.costs(even, range(fitness.parts)).mean())
+        state = self._evolve(sparsity, fitness, [even, guess])
+        # Two fitnesses at a time would hold their logits twice.
+        del fitness
+        windows = _windows(self.llama, self.tokens, WINDOWS, UNSEEN_WINDOW, UNSEEN)
+        unseen = BudgetFitness(self.llama, windows, thresholds, -lowest, self.blocks.weights)
+        unseen.settle(even)
+        costs = [unseen.costs(levels, range(unseen.parts)) for levels in (even, state.levels)]
+        _be_dense(self.llama)
+        levels = even if is_better(costs[0], costs[1], errors=1) else state.levels
+        return Budgets(levels, at_even, state.history[-1], *(float(c.mean()) for c in costs))
+
+    def _evolve(self, sparsity: float, fitness: BudgetFitness, starts: Sequence[Levels]) -> State:
+        s = self.search
+        name = f"wisparse-{sparsity:g}-budgets-{s.offspring}x{s.generations}-seed{s.seed}"
+        settings: dict[str, Value] = {"sparsity": sparsity, "search": repr(s)}
+        found = _to_state(self.checkpoint.load(name, **settings))
+
+        def save(state: State) -> None:
+            self.checkpoint.save(name, _of_state(state), **settings)
+
+        return evolve(fitness, starts, *level_range(sparsity), s, found, save)
+
+
+def calibrate(
+    llama: Llama, container: Container, text: str, tokens: Sequence[int], search: Search, checkpoint: Checkpoint
+) -> WisparseCalibration:
+    """Do what serves every level, on `tokens` (of `text`, whose hash is kept)."""
+    blocks = _inside_blocks(llama, container, tokens, checkpoint)
+    alone = _alone(llama, tokens, blocks, checkpoint)
+    return WisparseCalibration(
+        llama, container.fingerprint, uniform.sha256(text), tokens, blocks, alone, search, checkpoint
+    )
+
+
+def _inside_blocks(llama: Llama, container: Container, tokens: Sequence[int], checkpoint: Checkpoint) -> Blocks:
+    """Alphas and picks of every block on a sample that runs densely, quantiles of the scores of all tokens."""
+    arrays = checkpoint.load("wisparse-blocks")
+    alphas = [] if arrays is None else list(arrays.pop("alphas"))
+    paths, weights = greedy.from_arrays(arrays), Weights()
+    x = embeddings(container, spread(tokens, alpha.WINDOWS, greedy.WINDOW))
+    layers = container.config.num_hidden_layers
+    for layer in tqdm(range(layers), desc="WiSparse", unit="block", leave=False, disable=None):
+        block = Block.load(container, layer)
+        if layer >= len(paths):
+            alphas.append(alpha.search(block, x).best)
+            picked = x[:: max(1, len(x) // greedy.WINDOWS)]  # TEAL's windows, where the text has room for all
+            paths.append(greedy.allocate(block, picked, alpha.site_weights(block, alphas[layer])))
+            checkpoint.save("wisparse-blocks", {"alphas": np.array(alphas), **greedy.to_arrays(paths)})
+        weights |= {(layer, site): c for site, c in alpha.site_weights(block, alphas[layer]).items()}
+        x = block.run(x, unmasked).output
+    counted = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wisparse-scores")
+    return Blocks(np.array(alphas), weights, paths, counted.quantiles(uniform.LEVELS))
+
+
+def _alone(llama: Llama, tokens: Sequence[int], blocks: Blocks, checkpoint: Checkpoint) -> np.ndarray:
+    """Costs of every block alone at MEASURED budgets."""
+    known = (checkpoint.load("wisparse-alone") or {}).get("costs")
+    thresholds = blocks.threshold_levels((0.0, *MEASURED))
+    windows = _windows(llama, tokens, ALONE_WINDOWS, WINDOW, SEARCHED)
+    fitness = BudgetFitness(llama, windows, thresholds, 0, blocks.weights)
+
+    def save(costs: np.ndarray) -> None:
+        checkpoint.save("wisparse-alone", {"costs": costs})
+
+    costs = sensitivity.measure(fitness, len(blocks.paths), len(MEASURED), known, save)
+    _be_dense(llama)
+    return costs
+
+
+def _windows(llama: Llama, tokens: Sequence[int], count: int, length: int, offset: float) -> list[Sequence[int]]:
+    return spread(tokens, count, min(length, llama.context), offset)
+
+
+def _be_dense(llama: Llama) -> None:
+    llama.gates.clear()
+    llama.reset()
+
+
+def level_range(sparsity: float) -> tuple[int, int]:
+    """Lowest and highest level of a budget, in steps from `sparsity`: within FARTHEST of it, and 0 to greedy.MOST."""
+    lowest = math.ceil((max(0.0, sparsity - FARTHEST) - sparsity) / STEP - 1e-9)
+    highest = math.floor((min(greedy.MOST, sparsity + FARTHEST) - sparsity) / STEP + 1e-9)
+    return lowest, highest
+
+
+def _of_state(state: State) -> dict[str, np.ndarray]:
+    return {
+        "generation": np.array(state.generation), "levels": np.array(state.levels), "costs": state.costs,
+        "history": np.array(state.history),
+    }  # fmt: skip
+
+
+def _to_state(arrays: dict[str, np.ndarray] | None) -> State | None:
+    if arrays is None:
+        return None
+    levels: Levels = tuple(arrays["levels"].tolist())
+    return State(int(arrays["generation"]), levels, arrays["costs"], tuple(arrays["history"].tolist()))

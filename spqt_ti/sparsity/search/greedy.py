@@ -1,0 +1,90 @@
+"""Greedy sparsity inside a block (TEAL's algorithm 1): the next step goes to the site where it costs the block's output
+least.
+
+The unit is a site, not a projection, since q, k, v and gate, up share a list of active inputs here. A step is the same
+number of weights at every site, from the real shapes. The error is relative, over all tokens of the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spqt_ti.model.sites import SITES
+from spqt_ti.sparsity.search.block import Block, Trace, relative_error, unmasked
+from spqt_ti.sparsity.search.scores import SiteWeights, quantiles, score, threshold_mask, thresholds_at
+
+STEP = 0.02  # of a block's weights, per pick
+MOST = 0.9  # where the search ends
+WINDOWS, WINDOW = 4, 64  # the sample that candidates are compared on, spread over the text
+
+_FIELDS = ("effective", "errors", "sparsities")  # of a Path
+
+
+@dataclass(frozen=True)
+class Path:
+    """Picks of one block: after each, the block's sparsity (share of its weights), its error, and every site's
+    sparsity. `effective` f64 [n], `errors` f64 [n], `sparsities` f64 [n, 4]; the first entry is dense.
+    """
+
+    effective: np.ndarray
+    errors: np.ndarray
+    sparsities: np.ndarray
+
+    def at(self, sparsity: float) -> np.ndarray:
+        """Sparsities f64 [4] of the sites where the block's is `sparsity`: between two picks, a part of the step."""
+        return np.array([np.interp(sparsity, self.effective, column) for column in self.sparsities.T])
+
+
+@dataclass
+class _Candidate:
+    """A step at one site: the sparsities with it, and the block's run with them."""
+
+    sparsities: np.ndarray
+    trace: Trace
+
+
+def allocate(block: Block, x: np.ndarray, weights: SiteWeights | None = None) -> Path:
+    """Picks for a block with inputs x f32 [windows, tokens, hidden], from dense to MOST: the cheapest step every time.
+
+    A site's threshold at a sparsity is the quantile of its scores in the dense run.
+    """
+    weights = weights or {}
+    sizes = np.array([block.matrices[site].size for site in SITES], np.float64)
+    steps = STEP * sizes.sum() / sizes
+    dense = block.run(x, unmasked)
+    table = np.stack([quantiles(score(dense.inputs[site], weights.get(site))) for site in SITES])
+    sparsities, trace, changed = np.zeros(len(SITES)), dense, 0
+    known: dict[int, _Candidate] = {}
+    record = [(0.0, 0.0, sparsities)]
+    while record[-1][0] < MOST - 1e-9:
+        for i in range(len(SITES)):
+            if sparsities[i] >= MOST:
+                known.pop(i, None)
+                continue
+            tried = sparsities.copy()
+            tried[i] = min(tried[i] + steps[i], MOST)
+            mask = threshold_mask(thresholds_at(table, tried), weights)
+            # A step before the last pick: its own run up to there still holds. Others begin where they differ.
+            reused = i < changed and i in known
+            since, before = (changed, known[i].trace) if reused else (i, trace)
+            known[i] = _Candidate(tried, block.run(x, mask, SITES[since], before))
+        errors = {i: relative_error(candidate.trace.output, dense.output) for i, candidate in known.items()}
+        changed = min(errors, key=errors.__getitem__)
+        sparsities, trace = known[changed].sparsities, known[changed].trace
+        record.append((float(sparsities @ sizes / sizes.sum()), errors[changed], sparsities))
+    effective, errors_, rows = zip(*record, strict=True)
+    return Path(np.array(effective), np.array(errors_), np.array(rows))
+
+
+def to_arrays(paths: Sequence[Path]) -> dict[str, np.ndarray]:
+    """What a checkpoint keeps of the picks of the first blocks."""
+    return {f"{layer}.{field}": getattr(path, field) for layer, path in enumerate(paths) for field in _FIELDS}
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray] | None) -> list[Path]:
+    """The picks that `to_arrays` took apart; none of None."""
+    found = arrays or {}
+    return [Path(*(found[f"{layer}.{f}"] for f in _FIELDS)) for layer in range(len(found) // len(_FIELDS))]

@@ -1,0 +1,70 @@
+"""What every block's sparsity costs alone, and the budgets that cost least if such costs add up: where the search for
+budgets begins.
+
+Alone, because one block's part is lost in a model that is sparse everywhere: rounding flips inputs in all blocks after
+it. And one measurement serves every level. The search itself is on the whole model, where costs need not add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from spqt_ti.sparsity.search.evolution import Fitness, Levels
+
+
+def measure(
+    fitness: Fitness,
+    places: int,
+    levels: int,
+    known: np.ndarray | None = None,
+    save: Callable[[np.ndarray], None] = lambda costs: None,
+) -> np.ndarray:
+    """Mean costs f64 [places, levels] with one place at level 1, 2, .. `levels` and all others at 0.
+
+    `known`: what an interrupted call gave `save`, NaN where nothing was measured yet.
+    """
+    costs = np.full((places, levels), np.nan) if known is None else known.copy()
+    fitness.settle((0,) * places)
+    missing = np.flatnonzero(np.isnan(costs).any(axis=1)).tolist()
+    for place in tqdm(missing, desc="sensitivity", unit="block", leave=False, disable=None):
+        for level in range(1, levels + 1):
+            alone = tuple(level if other == place else 0 for other in range(places))
+            costs[place, level - 1] = fitness.costs(alone, range(fitness.parts)).mean()
+        save(costs)
+    return costs
+
+
+def at_budgets(costs: np.ndarray, measured: Sequence[float], budgets: np.ndarray) -> np.ndarray:
+    """Costs f64 [places, len(budgets)] from those `measured` at budgets in ascending order, f64 [places,
+    len(measured)]: between them and beyond them the logarithm is linear, as costs grow about tenfold for every 0.2.
+    """
+    logs = np.log(np.maximum(costs, 1e-9))
+    below = np.clip(np.searchsorted(measured, budgets, side="right") - 1, 0, len(measured) - 2)
+    low, high = np.asarray(measured)[below], np.asarray(measured)[below + 1]
+    return np.exp(logs[:, below] + (budgets - low) / (high - low) * (logs[:, below + 1] - logs[:, below]))
+
+
+def cheapest(costs: np.ndarray, lowest: int) -> Levels:
+    """The levels whose sum is 0 and whose costs' sum is least, of costs f64 [places, levels] at the levels `lowest`,
+    `lowest` + 1, ..; exactly, by dynamic programming. ValueError where no levels have that sum.
+    """
+    places, count = costs.shape
+    total = -lowest * places  # of levels counted from `lowest`
+    if not 0 <= total <= (count - 1) * places:
+        raise ValueError(f"no levels from {lowest} to {lowest + count - 1} add up to 0")
+    least = np.full(total + 1, np.inf)
+    least[0] = 0.0
+    choices = np.zeros((places, total + 1), int)
+    for place in range(places):
+        options = np.full((count, total + 1), np.inf)
+        for level in range(min(count, total + 1)):
+            options[level, level:] = least[: total + 1 - level] + costs[place, level]
+        choices[place], least = options.argmin(axis=0), options.min(axis=0)
+    found = []
+    for place in range(places - 1, -1, -1):
+        found.append(int(choices[place, total]))
+        total -= found[-1]
+    return tuple(level + lowest for level in reversed(found))

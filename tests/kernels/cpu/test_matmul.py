@@ -1,0 +1,205 @@
+"""The matrix product of prefill, for zigzag matrices and for the vocabulary's, against float64."""
+
+import functools
+
+import numpy as np
+import pytest
+from device_vectors import download, upload
+from q4_k_matrices import Matrix, integer_matrix, random_matrix
+
+from spqt_ti.backend import available_threads, start, ti
+from spqt_ti.formats import layout, q8_0
+from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, make_matmul, make_vocabulary_matmul
+from spqt_ti.kernels.cpu.vectors import array_of, f16x16, f32x16, u32x4, u32x8, u32x16, vectors_for
+from spqt_ti.kernels.cpu.zigzag import ZigzagShape, split
+from spqt_ti.kernels.shared.geometry import tiles_for
+from spqt_ti.kernels.shared.vocabulary import tile
+
+# Tail bands of one and two sub-blocks, last bands that are completed, and columns around a tile of 256.
+SHAPES = [(1, 1), (33, 7), (65, 255), (256, 256), (320, 257), (300, 300), (960, 576), (6000, 33)]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+WORKERS = min(2, available_threads())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runtime():
+    start("cpu")
+
+
+@functools.cache
+def make_zigzag_kernel(workers: int):
+    matmul = make_matmul(workers)
+
+    @ti.kernel
+    def zigzag_matmul(
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), cols: ti.i32, full_bands: ti.i32,
+        tail_bands: ti.i32, panel_bands: ti.i32, tiles: array_of(f32x16), x_at: ti.i32, x_stride: ti.i32, y_at: ti.i32,
+        y_stride: ti.i32, tokens: ti.i32,
+    ):  # fmt: skip
+        ti.loop_config(block_dim=1, parallelize=workers)
+        for worker in range(workers):
+            matmul(
+                quants, 0, tail, 0, headers, 0, cols, full_bands, tail_bands, panel_bands, tiles, worker * TILE_VECTORS,
+                x_at, x_stride, tiles, y_at, y_stride, tokens, worker,
+            )  # fmt: skip
+
+    return zigzag_matmul
+
+
+@functools.cache
+def make_vocabulary_kernel(cols: int, workers: int):
+    matmul = make_vocabulary_matmul(cols, workers)
+
+    @ti.kernel
+    def vocabulary_matmul(
+        words: array_of(u32x16), scales: array_of(f16x16), first: ti.i32, strips: ti.i32, a: array_of(f32x16),
+        x_at: ti.i32, x_stride: ti.i32, y_at: ti.i32, y_stride: ti.i32, tokens: ti.i32,
+    ):  # fmt: skip
+        ti.loop_config(block_dim=1, parallelize=workers)
+        for worker in range(workers):
+            matmul(
+                words, scales, first, strips, a, worker * TILE_VECTORS, x_at, x_stride, a, y_at, y_stride, tokens,
+                worker,
+            )  # fmt: skip
+
+    return vocabulary_matmul
+
+
+def scratch(x: np.ndarray, workers: int, y_vectors: int):
+    """Device array [tiles | X | Y] with NaN wherever X has no value, and the places of X and Y.
+
+    Tokens are rounded up to four: the kernel reads what lies there, and must not let it in.
+    """
+    tokens, stride = -(-len(x) // 4) * 4, vectors_for(x.shape[1])
+    padded = np.full((tokens, stride * 16), np.nan, np.float32)
+    padded[: len(x), : x.shape[1]] = x
+    tiles = np.full(workers * TILE_VECTORS * 16, np.nan, np.float32)
+    y = np.full(tokens * y_vectors * 16, np.nan, np.float32)
+    return upload(np.concatenate([tiles, padded.reshape(-1), y])), workers * TILE_VECTORS, tokens * y_vectors
+
+
+def multiply(data: np.ndarray, rows: int, x: np.ndarray, workers: int = WORKERS) -> np.ndarray:
+    """Y f32 [tokens, rows] = X W^T of stored zigzag bytes."""
+    shape = ZigzagShape(rows, x.shape[1])
+    quants, tail, headers = split(data, shape)
+    stride = shape.bands * 16
+    a, x_at, y_vectors = scratch(x, workers, stride)
+    x_stride = vectors_for(x.shape[1])
+    y_at = x_at + -(-len(x) // 4) * 4 * x_stride
+    make_zigzag_kernel(workers)(
+        upload(quants, u32x16), upload(tail, u32x8), upload(headers, u32x4), shape.cols, shape.full_bands,
+        shape.tail_bands, shape.panel_bands, a, x_at, x_stride, y_at, stride, len(x),
+    )  # fmt: skip
+    return download(a)[-y_vectors * 16 :].reshape(-1, stride * 16)[: len(x), :rows]
+
+
+def multiply_vocabulary(blocks: np.ndarray, x: np.ndarray, workers: int = WORKERS, first: int = 0) -> np.ndarray:
+    """Y f32 [tokens, rows] = X W^T of Q8_0 blocks [rows, cols / 32, 34], from tile `first` on."""
+    words, scales = tile(blocks)
+    strips = tiles_for(len(blocks)) - first
+    a, x_at, y_vectors = scratch(x, workers, strips * 4)
+    x_stride = x.shape[1] // 16
+    y_at = x_at + -(-len(x) // 4) * 4 * x_stride
+    make_vocabulary_kernel(x.shape[1], workers)(
+        upload(words, u32x16), upload(scales, f16x16), first, strips, a, x_at, x_stride, y_at, strips * 4, len(x)
+    )
+    return download(a)[-y_vectors * 16 :].reshape(-1, strips * 64)[: len(x), : len(blocks) - first * 64]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+
+
+def check(matrix: Matrix, x: np.ndarray) -> None:
+    y = multiply(matrix.data, len(matrix.weights), x)
+    for row, token in zip(y, x, strict=True):
+        assert (np.abs(row - matrix.weights @ token.astype(np.float64)) <= matrix.tolerance(token)).all()
+
+
+@shapes
+def test_product(shape) -> None:
+    check(random_matrix(*shape, "zigzag"), normal(5, shape[1]))
+
+
+@pytest.mark.parametrize("tokens", range(1, 10))
+def test_any_number_of_tokens(tokens) -> None:
+    check(random_matrix(320, 300, "zigzag"), normal(tokens, 300))
+
+
+@pytest.mark.parametrize("rows", [r for n in range(8) for r in (32 * n + 1, 32 * n + 32)])
+def test_every_tail(rows) -> None:
+    for full in (0, 256):
+        check(random_matrix(full + rows, 37, "zigzag", rows), normal(4, 37))
+
+
+@shapes
+def test_weights_are_decoded_exactly(shape) -> None:
+    """X = identity gives W^T bit for bit: d * scale * q has 21 bits, so decoding rounds once, as ggml's does."""
+    rows, cols = shape
+    data = random_matrix(rows, cols, "zigzag").data
+    y = multiply(data, rows, np.eye(cols, dtype=np.float32))
+    np.testing.assert_array_equal(y.T, layout.dequantize_matrix(data, rows, cols, "zigzag"))
+
+
+def test_each_column_is_used_once() -> None:
+    matrix = integer_matrix(300, 601, "zigzag")
+    np.testing.assert_array_equal(multiply(matrix.data, 300, np.ones((1, 601), np.float32))[0], matrix.weights.sum(1))
+
+
+@shapes
+def test_tokens_do_not_touch_each_other(shape) -> None:
+    data, x = random_matrix(*shape, "zigzag").data, normal(6, shape[1])
+    x[2] = np.nan
+    together = multiply(data, shape[0], x)
+    assert np.isnan(together[2]).all()
+    for token in (0, 1, 3, 5):
+        np.testing.assert_array_equal(together[token], multiply(data, shape[0], x[token : token + 1])[0])
+
+
+@pytest.mark.skipif(available_threads() < 2, reason="needs two CPUs")
+@shapes
+def test_workers_do_not_matter(shape) -> None:
+    data, x = random_matrix(*shape, "zigzag").data, normal(5, shape[1])
+    np.testing.assert_array_equal(multiply(data, shape[0], x, 1), multiply(data, shape[0], x, 2))
+
+
+def random_blocks(rows: int, cols: int) -> np.ndarray:
+    """Q8_0 blocks u8 [rows, cols / 32, 34] with every byte value, -128 included."""
+    rng = np.random.default_rng(rows + cols)
+    blocks = rng.integers(0, 256, (rows, cols // 32, 34), np.uint8)
+    blocks[..., :2] = rng.uniform(-0.01, 0.01, (rows, cols // 32)).astype("<f2")[..., None].view(np.uint8)
+    return blocks
+
+
+def dequantized(blocks: np.ndarray) -> np.ndarray:
+    return q8_0.dequantize(blocks.reshape(-1, 34)).reshape(len(blocks), -1)
+
+
+vocabularies = pytest.mark.parametrize(("rows", "cols"), [(1, 32), (65, 288), (320, 288)])
+
+
+@vocabularies
+@pytest.mark.parametrize("tokens", [1, 4, 7])
+def test_vocabulary_product(rows, cols, tokens) -> None:
+    blocks, x = random_blocks(rows, cols), normal(tokens, cols)
+    weights = dequantized(blocks).astype(np.float64)
+    # As for Q4_K (q4_k_matrices): 1e-6 of the sum of |terms|.
+    tolerance = 1e-6 * (np.abs(x) @ np.abs(weights).T)
+    assert (np.abs(multiply_vocabulary(blocks, x) - x @ weights.T) <= tolerance).all()
+
+
+@vocabularies
+def test_vocabulary_is_decoded_exactly(rows, cols) -> None:
+    blocks = random_blocks(rows, cols)
+    np.testing.assert_array_equal(multiply_vocabulary(blocks, np.eye(cols, dtype=np.float32)).T, dequantized(blocks))
+
+
+def test_vocabulary_tiles_from_the_middle() -> None:
+    blocks, x = random_blocks(320, 288), normal(3, 288)
+    np.testing.assert_array_equal(multiply_vocabulary(blocks, x, first=2), multiply_vocabulary(blocks, x)[:, 128:])
+
+
+@pytest.mark.skipif(available_threads() < 2, reason="needs two CPUs")
+def test_vocabulary_workers_do_not_matter() -> None:
+    blocks, x = random_blocks(320, 288), normal(3, 288)
+    np.testing.assert_array_equal(multiply_vocabulary(blocks, x, 1), multiply_vocabulary(blocks, x, 2))
