@@ -55,7 +55,9 @@ def make_matrix(rows: int, cols: int, layout: str, fields: q4_k.Fields) -> Matri
     ones, most = np.ones_like(fields.quants), np.full_like(fields.scales, 63)
     scales = _stored(rows, cols, layout, replace(fields, dmin=0 * fields.dmin, scales=most, quants=ones))
     parts = (data, added, scales)
-    return Matrix(data, *(layouts.dequantize_matrix(d, rows, cols, layout).astype(np.float64) for d in parts))
+    return Matrix(
+        data, *(layouts.dequantize_matrix(d, rows, cols, layout, q4_k.SCHEME).astype(np.float64) for d in parts)
+    )
 
 
 def random_matrix(rows: int, cols: int, layout: str, seed: int = 0) -> Matrix:
@@ -80,5 +82,5 @@ def _stored(rows: int, cols: int, layout: str, fields: q4_k.Fields) -> np.ndarra
     blocks = q4_k.pack(fields)
     if layout == "row":
         return blocks.reshape(-1)
-    last = layouts.band_bytes(layouts.band_sub_blocks(rows)[-1])  # of a superblock of the last band
+    last = layouts.band_bytes(layouts.band_rows(rows)[-1], q4_k.SCHEME)  # of a superblock of the last band
     return np.concatenate([blocks[:-cols].reshape(-1), blocks[-cols:, :last].reshape(-1)])

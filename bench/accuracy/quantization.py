@@ -25,7 +25,7 @@ import numpy as np
 from spqt_ti.backend import start
 from spqt_ti.evaluation.float_model import FloatModel
 from spqt_ti.evaluation.perplexity import Scores, compare, mean_and_error, windows
-from spqt_ti.formats import q8_0
+from spqt_ti.formats import q4_k, q8_0
 from spqt_ti.formats.layout import LAYOUTS, dequantize_matrix
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.kernels.pack.q4_k import quantize_q4_k
@@ -37,7 +37,7 @@ from spqt_ti.texts import read_text
 
 def in_q4_k(w: np.ndarray, layout: str) -> np.ndarray:
     """f32 [rows, cols] as Q4_K keeps it."""
-    return dequantize_matrix(quantize_q4_k(w, layout), *w.shape, layout)
+    return dequantize_matrix(quantize_q4_k(w, layout), *w.shape, layout, q4_k.SCHEME)
 
 
 def in_q8_0(w: np.ndarray) -> np.ndarray:

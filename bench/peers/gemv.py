@@ -132,6 +132,7 @@ def serve_spqt(rows: int, cols: int, threads: int) -> None:
 def write_matrix(path: Path, rows: int, cols: int) -> None:
     """A random matrix in ggml's bytes, an input and the product, for the peer."""
     from spqt_ti.backend import start
+    from spqt_ti.formats import q4_k
     from spqt_ti.formats.layout import dequantize_matrix
     from spqt_ti.kernels.pack.q4_k import quantize_q4_k
 
@@ -139,7 +140,7 @@ def write_matrix(path: Path, rows: int, cols: int) -> None:
     rng = np.random.default_rng(0)
     data = quantize_q4_k(rng.standard_normal((rows, cols), dtype=np.float32), "row")
     x = rng.standard_normal(cols).astype(np.float32)
-    np.savez(path, data=data, x=x, y=dequantize_matrix(data, rows, cols, "row") @ x)
+    np.savez(path, data=data, x=x, y=dequantize_matrix(data, rows, cols, "row", q4_k.SCHEME) @ x)
 
 
 def measure(

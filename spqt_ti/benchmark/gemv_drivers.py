@@ -57,9 +57,9 @@ def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndar
     if layout == "row":
         matrix = blocks[np.arange(rows * -(-cols // 256)) % len(blocks)].reshape(-1)
     else:
-        *full, last = layouts.band_sub_blocks(rows)
+        *full, last = layouts.band_rows(rows)
         whole = blocks[np.arange(len(full) * cols) % len(blocks)].reshape(-1)
-        cut = blocks[np.arange(cols) % len(blocks), : layouts.band_bytes(last)].reshape(-1)
+        cut = blocks[np.arange(cols) % len(blocks), : layouts.band_bytes(last, q4_k.SCHEME)].reshape(-1)
         matrix = np.concatenate([whole, cut])
     size = matrix.size
     copies = 1 if warm else max(2, -(-COLD_BYTES // size))

@@ -125,7 +125,7 @@ def expected_tensors(config: LlamaConfig, layout: str, scheme: str) -> dict[str,
     if not config.tie_word_embeddings:
         tensors[f"{_HEAD}.q8_0"] = dense
     for matrix in stacked_matrices(config).values():
-        size = layouts.nbytes(matrix.rows, matrix.cols, layout)
+        size = layouts.nbytes(matrix.rows, matrix.cols, layout, q4_k.SCHEME)
         tensors[f"{matrix.name}.{scheme}"] = TensorInfo(_U8, (size,))
         if f"{next(iter(matrix.projections()))}.bias" in shapes:
             tensors[f"{matrix.name}.bias"] = TensorInfo(_F32, (matrix.rows,))
@@ -330,7 +330,7 @@ class Container:
             return self._dequantize_dense(name)
         matrix, rows = self._find(name)
         data = self.read(f"{matrix.name}.{self.scheme}")
-        return layouts.dequantize_matrix(data, matrix.rows, matrix.cols, self.layout)[rows]
+        return layouts.dequantize_matrix(data, matrix.rows, matrix.cols, self.layout, q4_k.SCHEME)[rows]
 
     def row_bytes(self, name: str) -> U8Array:
         """Q4_K bytes u8 [rows, ceil(cols / 256) * 144] of a projection or matrix, as ggml stores them in a GGUF file.

@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats.fpenv import gradual_underflow
+from spqt_ti.formats.rounding import nearest_int, sum_rows
+from spqt_ti.formats.scheme import Plane, Scheme
 
-__all__ = ["BYTES", "SUB_BLOCK", "VALUES", "Fields", "dequantize", "pack", "quantize", "unpack"]
+__all__ = ["BYTES", "SCHEME", "SUB_BLOCK", "VALUES", "Fields", "dequantize", "pack", "quantize", "unpack"]
 
 VALUES = 256
 BYTES = 144
@@ -46,9 +48,7 @@ def quantize(values: _F32) -> _U8:
     Raises QuantizationError for another dtype or shape, for NaN and infinity, and for values so large that a
     scale does not fit f16 (below about -4e6, above about 6e7): ggml stores an infinite scale, which dequantises to NaN.
     """
-    _check(values, np.float32, VALUES)
-    if not np.isfinite(values).all():
-        raise QuantizationError("NaN or infinity in values to quantise")
+    SCHEME.check_values(values)
     out = np.empty((len(values), BYTES), np.uint8)
     for start in range(0, len(values), _CHUNK):
         out[start : start + _CHUNK] = pack(_quantize_fields(values[start : start + _CHUNK]))
@@ -68,7 +68,7 @@ def dequantize(blocks: _U8) -> _F32:
 
 def unpack(blocks: _U8) -> Fields:
     """Split superblocks u8 `[n, 144]` into their fields."""
-    _check(blocks, np.uint8, BYTES)
+    SCHEME.check_superblocks(blocks)
     head = np.ascontiguousarray(blocks[:, :4]).view(np.float16)
     low, high, both = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     # Sub-blocks 4..7: low four bits in `both`, high two bits on top of the bytes of sub-blocks 0..3.
@@ -91,12 +91,6 @@ def pack(fields: Fields) -> _U8:
     return blocks
 
 
-def _check(array: npt.NDArray[np.generic], dtype: npt.DTypeLike, width: int) -> None:
-    if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:
-        wanted = f"{np.dtype(dtype)} [n, {width}]"
-        raise QuantizationError(f"Q4_K takes an array {wanted}, not {array.dtype} {list(array.shape)}")
-
-
 # Overflow, division by zero and NaN happen in ggml too (constant, denormal or huge sub-blocks) and are selected away.
 @gradual_underflow()
 @np.errstate(all="ignore")
@@ -111,7 +105,7 @@ def _quantize_fields(values: _F32) -> Fields:
         raise QuantizationError("values too large for Q4_K: a scale exceeds f16's 65504")
     step = (d.astype(np.float32)[:, None] * scales.astype(np.float32)).reshape(-1)
     offset = (dmin.astype(np.float32)[:, None] * mins.astype(np.float32)).reshape(-1)
-    quants = np.where(step == 0, searched, np.clip(_nearest_int((x + offset) / step), 0, 15))
+    quants = np.where(step == 0, searched, np.clip(nearest_int((x + offset) / step), 0, 15))
     return Fields(d, dmin, scales, mins, quants.T.reshape(n, VALUES).astype(np.uint8))
 
 
@@ -120,7 +114,7 @@ def _six_bits(parts: _F32) -> tuple[npt.NDArray[np.float16], _U8]:
     largest = np.maximum(parts.max(axis=1), np.float32(0))
     inverse = np.where(largest > 0, np.float32(63) / largest, np.float32(0))
     # ggml stores the integer in a byte before it limits it to 63, so a negative scale wraps around.
-    multiples = np.minimum(_nearest_int(inverse[:, None] * parts) & 255, 63)
+    multiples = np.minimum(nearest_int(inverse[:, None] * parts) & 255, 63)
     return (largest / np.float32(63)).astype(np.float16), multiples.astype(np.uint8)
 
 
@@ -130,10 +124,10 @@ def _search(x: _F32) -> tuple[_F32, _F32, npt.NDArray[np.int32]]:
     Tries 21 divisors around the min-max one; for each, a weighted least-squares fit gives scale and minimum. An
     improvement replaces the minimum that the *following* tries start from.
     """
-    w = np.sqrt(_sum_rows(x * x) / np.float32(32)) + np.abs(x)
+    w = np.sqrt(sum_rows(x * x) / np.float32(32)) + np.abs(x)
     low, high = np.minimum(x.min(axis=0), np.float32(0)), x.max(axis=0)
     flat = high == low
-    sum_w, sum_x = _sum_rows(w), _sum_rows(w * x)
+    sum_w, sum_x = sum_rows(w), sum_rows(w * x)
     divisor = np.float32(15) / (high - low)
     scale, quants = np.float32(1) / divisor, _levels(x, divisor, low)
     best = _error(x, w, quants, scale, low)
@@ -154,7 +148,7 @@ def _fit(
     """Weighted least squares of `x ~ scale * quants + low`, `low <= 0`: scale, low, and whether there is a solution."""
     level = quants.astype(np.float32)
     wl = w * level
-    sum_l, sum_l2, sum_xl = _sum_rows(wl), _sum_rows(wl * level), _sum_rows(wl * x)
+    sum_l, sum_l2, sum_xl = sum_rows(wl), sum_rows(wl * level), sum_rows(wl * x)
     det = sum_w * sum_l2 - sum_l * sum_l
     scale = (sum_w * sum_xl - sum_x * sum_l) / det
     low = (sum_l2 * sum_x - sum_l * sum_xl) / det
@@ -163,26 +157,12 @@ def _fit(
 
 
 def _levels(x: _F32, divisor: _F32, low: _F32) -> npt.NDArray[np.int32]:
-    return np.clip(_nearest_int(divisor * (x - low)), 0, 15)
+    return np.clip(nearest_int(divisor * (x - low)), 0, 15)
 
 
 def _error(x: _F32, w: _F32, quants: npt.NDArray[np.int32], scale: _F32, low: _F32) -> _F32:
     difference = scale * quants.astype(np.float32) + low - x
-    return _sum_rows(w * (difference * difference))
+    return sum_rows(w * (difference * difference))
 
 
-def _sum_rows(terms: _F32) -> _F32:
-    """Sum over the first axis, strictly one row after the other (`np.sum` would add pairwise)."""
-    total = terms[0].copy()
-    for row in terms[1:]:
-        total += row
-    return total
-
-
-def _nearest_int(values: _F32) -> npt.NDArray[np.int32]:
-    """Round half to even as ggml does, by adding 1.5 * 2**23 and reading the mantissa.
-
-    Beyond 2**22, and for NaN and infinity, that is not rounding, but it is what ggml's bytes are made of.
-    """
-    bits = (values + np.float32(12582912)).view(np.int32)
-    return (bits & np.int32(0x007FFFFF)) - np.int32(0x00400000)
+SCHEME = Scheme("q4_k", VALUES, BYTES, 2 * SUB_BLOCK, (Plane(0, 16), Plane(16, 128, 32)), quantize, dequantize)

@@ -5,8 +5,10 @@ import numpy.typing as npt
 
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats.fpenv import gradual_underflow
+from spqt_ti.formats.rounding import round_away
+from spqt_ti.formats.scheme import Plane, Scheme
 
-__all__ = ["BYTES", "VALUES", "dequantize", "quantize"]
+__all__ = ["BYTES", "SCHEME", "VALUES", "dequantize", "quantize"]
 
 VALUES = 32
 BYTES = 34
@@ -22,9 +24,7 @@ def quantize(values: _F32) -> _U8:
     scale does not fit f16 (ggml stores an infinite scale there). Blocks below 4e-37, whose inverse scale overflows and
     for which C leaves the result open, become zeros, as ggml's do on x86.
     """
-    _check(values, np.float32, VALUES)
-    if not np.isfinite(values).all():
-        raise QuantizationError("NaN or infinity in values to quantise")
+    SCHEME.check_values(values)
     with gradual_underflow(), np.errstate(all="ignore"):
         scale = np.abs(values).max(axis=1) / np.float32(127)
         d = scale.astype(np.float16)
@@ -34,24 +34,15 @@ def quantize(values: _F32) -> _U8:
     inverse[~np.isfinite(inverse)] = 0
     blocks = np.empty((len(values), BYTES), np.uint8)
     blocks[:, :2] = d[:, None].view(np.uint8)
-    blocks[:, 2:] = _round_away(values * inverse[:, None]).astype(np.int8).view(np.uint8)
+    blocks[:, 2:] = round_away(values * inverse[:, None]).astype(np.int8).view(np.uint8)
     return blocks
 
 
 def dequantize(blocks: _U8) -> _F32:
     """Values f32 `[n, 32]` of blocks u8 `[n, 34]`."""
-    _check(blocks, np.uint8, BYTES)
+    SCHEME.check_superblocks(blocks)
     d = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
     return np.ascontiguousarray(blocks[:, 2:]).view(np.int8).astype(np.float32) * d
 
 
-def _round_away(values: _F32) -> _F32:
-    """C's roundf: halves away from zero (adding 0.5 and truncating would be off by one just below a half)."""
-    whole = np.trunc(values)
-    return whole + np.copysign((np.abs(values - whole) >= np.float32(0.5)).astype(np.float32), values)
-
-
-def _check(array: npt.NDArray[np.generic], dtype: npt.DTypeLike, width: int) -> None:
-    if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:
-        wanted = f"{np.dtype(dtype)} [n, {width}]"
-        raise QuantizationError(f"Q8_0 takes an array {wanted}, not {array.dtype} {list(array.shape)}")
+SCHEME = Scheme("q8_0", VALUES, BYTES, VALUES, (Plane(0, BYTES),), quantize, dequantize)

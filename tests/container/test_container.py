@@ -47,7 +47,7 @@ def tensors(layout: str, config=CONFIG) -> dict[str, np.ndarray]:
     for name in expected_tensors(config, layout, "q4_k"):
         stem, _, kind = name.rpartition(".")
         if kind == "q4_k":
-            found[name] = layouts.quantize_matrix(stacked(stem), layout)
+            found[name] = layouts.quantize_matrix(stacked(stem), layout, q4_k.SCHEME)
         elif kind == "q8_0":
             blocks = q8_0.quantize(WEIGHTS[f"{stem}.weight"].reshape(-1, 32))
             found[name] = blocks.reshape(config.vocab_size, -1, 34)
@@ -146,7 +146,7 @@ def test_zigzag_superblocks_are_columns(stored):
     container, name = stored["zigzag"], "model.layers.0.mlp.gate_up_proj"
     data = container.read(f"{name}.q4_k")
     assert data.size == 192 * (144 + 48)  # 320 rows: a full band, and two sub-blocks
-    blocks = layouts.superblocks(data, 320, 192, "zigzag")
+    blocks = layouts.superblocks(data, 320, 192, "zigzag", q4_k.SCHEME)
     w = stacked(name)
     for column in (0, 17, 191):
         np.testing.assert_array_equal(blocks[column], q4_k.quantize(w[:256, column][None])[0])

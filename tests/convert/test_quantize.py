@@ -19,7 +19,7 @@ from spqt_ti.container.container import Container
 from spqt_ti.convert.quantize import check_supported, quantize
 from spqt_ti.errors import CheckpointError, ContainerError, QuantizationError
 from spqt_ti.formats import layout as layouts
-from spqt_ti.formats import q8_0
+from spqt_ti.formats import q4_k, q8_0
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.sources.open import open_checkpoint
 
@@ -29,7 +29,7 @@ def assert_quantised(container: Container, weights: dict[str, np.ndarray]) -> No
     config, seen = container.config, set()
     for name, matrix in container.matrices.items():
         w = np.concatenate([weights[f"{part}.weight"] for part in matrix.projections()])
-        expected = layouts.quantize_matrix(w, container.layout)
+        expected = layouts.quantize_matrix(w, container.layout, q4_k.SCHEME)
         np.testing.assert_array_equal(container.read(f"{name}.q4_k"), expected, err_msg=name)
         seen.add(f"{name}.q4_k")
         if f"{next(iter(matrix.projections()))}.bias" in weights:

@@ -32,7 +32,7 @@ def split(data: np.ndarray, rows: int, cols: int) -> tuple[np.ndarray, np.ndarra
 
     A row has ceil(cols / 256) blocks. Raises QuantizationError where `data` has another size.
     """
-    blocks = layout.superblocks(data, rows, cols, "row")
+    blocks = layout.superblocks(data, rows, cols, "row", q4_k.SCHEME)
     headers = np.ascontiguousarray(blocks[:, :16]).view("<u4")
     return np.ascontiguousarray(blocks[:, 16:]).view("<u4").reshape(-1, 16), headers
 

@@ -8,7 +8,7 @@ nibbles, high nibbles), which is what one lane of a vector, or one thread of a s
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.formats import layout
+from spqt_ti.formats import layout, q4_k
 from spqt_ti.kernels.cpu.vectors import f32x8, u32x8
 from spqt_ti.kernels.shared.geometry import HALF_PANEL_BANDS, ZigzagShape
 from spqt_ti.kernels.shared.words import half
@@ -21,7 +21,7 @@ def split(data: np.ndarray, shape: ZigzagShape) -> tuple[np.ndarray, np.ndarray,
 
     Raises ValueError if the number of bytes is not that of the shape.
     """
-    expected = layout.nbytes(shape.rows, shape.cols, "zigzag")
+    expected = layout.nbytes(shape.rows, shape.cols, "zigzag", q4_k.SCHEME)
     if data.size != expected:
         raise ValueError(f"zigzag [{shape.rows}, {shape.cols}] takes {expected} bytes, not {data.size}")
     cut = (shape.bands - 1) * shape.cols * 144

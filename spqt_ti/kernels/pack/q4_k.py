@@ -68,13 +68,13 @@ def _quantize(w: npt.NDArray[np.float32], layout: str) -> npt.NDArray[np.uint8]:
     rows, cols = w.shape
     if cols > CHUNK_WEIGHTS:
         raise QuantizationError(f"more than {CHUNK_WEIGHTS} columns are not supported, and there are {cols}")
-    out = np.empty(layouts.nbytes(rows, cols, layout), np.uint8)
+    out = np.empty(layouts.nbytes(rows, cols, layout, q4_k.SCHEME), np.uint8)
     step = max(1, CHUNK_WEIGHTS // (cols * q4_k.VALUES)) * q4_k.VALUES
     flags = np.zeros(_superblocks(rows, cols, layout), np.uint8)
     done = blocks_done = 0
     for first in range(0, rows, step):
         part = np.ascontiguousarray(w[first : first + step])
-        size, blocks = layouts.nbytes(*part.shape, layout), _superblocks(*part.shape, layout)
+        size, blocks = layouts.nbytes(*part.shape, layout, q4_k.SCHEME), _superblocks(*part.shape, layout)
         _pack(
             part.reshape(-1),
             out[done : done + size],

@@ -41,11 +41,11 @@ class ZigzagShape:
     @property
     def tail_bands(self) -> int:
         """1 if the last band has at most one pair of sub-blocks, else 0."""
-        return int(layout.band_sub_blocks(self.rows)[-1] <= 2)
+        return int(layout.band_rows(self.rows)[-1] <= 64)
 
     @property
     def bands(self) -> int:
-        return len(layout.band_sub_blocks(self.rows))
+        return len(layout.band_rows(self.rows))
 
     @property
     def full_bands(self) -> int:

@@ -8,7 +8,7 @@ left out: naive sparsity on the row layout (B1 of the paper), which reads every 
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.formats import layout
+from spqt_ti.formats import layout, q4_k
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 from spqt_ti.kernels.simt.groups import array_of, log2, round_up
 from spqt_ti.kernels.simt.submission import Launch, Submission
@@ -78,7 +78,7 @@ class RowGemv:
 
     def __init__(self, data: np.ndarray, rows: int, cols: int, skips: bool = False, copies: int = 1) -> None:
         self._rows, self._cols = rows, cols
-        stored = layout.superblocks(data, rows, cols, "row")
+        stored = layout.superblocks(data, rows, cols, "row", q4_k.SCHEME)
         quants, headers = (np.ascontiguousarray(part).view("<u4") for part in (stored[:, 16:], stored[:, :16]))
         quants = quants.reshape(-1, 4)
         self.arrays = {

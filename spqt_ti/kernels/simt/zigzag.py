@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.formats import layout
+from spqt_ti.formats import layout, q4_k
 from spqt_ti.kernels.shared.words import half
 from spqt_ti.kernels.simt.splits import LANES
 
@@ -39,7 +39,7 @@ class ZigzagWords:
     @property
     def last_parts(self) -> int:
         """Entries of quants in a superblock of the last band: 8, 6, 4 or 2."""
-        return 2 * -(-layout.band_sub_blocks(self.rows)[-1] // 2)
+        return 2 * -(-layout.band_rows(self.rows)[-1] // 64)
 
     @property
     def quants(self) -> int:
@@ -58,7 +58,7 @@ def split(data: np.ndarray, shape: ZigzagWords) -> tuple[np.ndarray, np.ndarray]
 
     Raises QuantizationError if the number of bytes is not that of the shape.
     """
-    layout.check_size(data, shape.rows, shape.cols, "zigzag")
+    layout.check_size(data, shape.rows, shape.cols, "zigzag", q4_k.SCHEME)
     cut = (shape.bands - 1) * shape.cols * 144
     whole, last = data[:cut].reshape(-1, 144), data[cut:].reshape(shape.cols, -1)
     quants = np.concatenate([whole[:, 16:].reshape(-1), last[:, 16:].reshape(-1)])

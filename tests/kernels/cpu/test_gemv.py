@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from q4_k_matrices import Matrix, integer_matrix, make_matrix, random_fields, random_matrix
 
 from spqt_ti.backend import available_threads, start
+from spqt_ti.formats import q4_k
 from spqt_ti.formats.layout import quantize_matrix
 from spqt_ti.kernels.cpu import gemv as module
 from spqt_ti.kernels.cpu.block_sums import uses_integers
@@ -88,7 +89,9 @@ def test_dense_equals_float64(shape, exact) -> None:
 def test_quantised_weights(exact) -> None:
     w = np.random.default_rng(0).standard_normal((300, 64), dtype=np.float32)
     x = normal(64)
-    y = ZigzagGemv(quantize_matrix(w, "zigzag"), ZigzagShape(300, 64), min(2, available_threads()), exact)(x)
+    y = ZigzagGemv(quantize_matrix(w, "zigzag", q4_k.SCHEME), ZigzagShape(300, 64), min(2, available_threads()), exact)(
+        x
+    )
     error = y - w.astype(np.float64) @ x
     assert np.sqrt(np.mean(error**2)) < 0.1 * np.linalg.norm(x)  # Q4_K's relative error on normal weights: 0.0715
 

@@ -8,7 +8,7 @@ from device_vectors import download, upload
 from q4_k_matrices import Matrix, integer_matrix, random_matrix
 
 from spqt_ti.backend import available_threads, start, ti
-from spqt_ti.formats import layout, q8_0
+from spqt_ti.formats import layout, q4_k, q8_0
 from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, make_matmul, make_vocabulary_matmul
 from spqt_ti.kernels.cpu.vectors import array_of, f16x16, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.zigzag import ZigzagShape, split
@@ -138,7 +138,7 @@ def test_weights_are_decoded_exactly(shape) -> None:
     rows, cols = shape
     data = random_matrix(rows, cols, "zigzag").data
     y = multiply(data, rows, np.eye(cols, dtype=np.float32))
-    np.testing.assert_array_equal(y.T, layout.dequantize_matrix(data, rows, cols, "zigzag"))
+    np.testing.assert_array_equal(y.T, layout.dequantize_matrix(data, rows, cols, "zigzag", q4_k.SCHEME))
 
 
 def test_each_column_is_used_once() -> None:

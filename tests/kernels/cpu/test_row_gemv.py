@@ -12,6 +12,7 @@ from q4_k_matrices import Matrix, integer_matrix, make_matrix, random_fields, ra
 
 from spqt_ti.backend import available_threads, start
 from spqt_ti.errors import QuantizationError
+from spqt_ti.formats import q4_k
 from spqt_ti.formats.layout import quantize_matrix
 from spqt_ti.kernels.cpu.row_gemv import RowGemv
 
@@ -53,7 +54,7 @@ def test_equals_float64(shape) -> None:
 def test_quantised_weights() -> None:
     w = np.random.default_rng(0).standard_normal((64, 300), dtype=np.float32)
     x = normal(300)
-    y = RowGemv(quantize_matrix(w, "row"), 64, 300, workers())(x)
+    y = RowGemv(quantize_matrix(w, "row", q4_k.SCHEME), 64, 300, workers())(x)
     error = y - w.astype(np.float64) @ x
     assert np.sqrt(np.mean(error**2)) < 0.1 * np.linalg.norm(x)  # Q4_K's relative error on normal weights: 0.0715
 

@@ -57,7 +57,7 @@ def test_shape(rows) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 def test_bytes_per_column(rows) -> None:
     """What an active input costs is what is stored, but for a last band that is completed to 256 rows at load."""
-    stored, read = layout.nbytes(rows, 7, "zigzag"), 7 * ZigzagShape(rows, 7).bytes_per_column
+    stored, read = layout.nbytes(rows, 7, "zigzag", q4_k.SCHEME), 7 * ZigzagShape(rows, 7).bytes_per_column
     assert stored == read if rows % 256 == 0 or rows % 256 <= 64 or rows % 256 > 192 else stored < read
 
 
@@ -75,7 +75,7 @@ def test_split_keeps_every_byte(rows, panel_bands) -> None:
     cols = 5
     data, shape = random_matrix(rows, cols, "zigzag").data, ZigzagShape(rows, cols, panel_bands)
     quants, tail, headers = split(data, shape)
-    blocks = layout.superblocks(data, rows, cols, "zigzag")
+    blocks = layout.superblocks(data, rows, cols, "zigzag", q4_k.SCHEME)
     # A column's superblocks of a panel side by side, then the next column's.
     order = [
         band * cols + column
@@ -92,7 +92,7 @@ def test_split_keeps_every_byte(rows, panel_bands) -> None:
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_split_refuses_another_size(change) -> None:
-    data = np.zeros(layout.nbytes(300, 5, "zigzag") + change, np.uint8)
+    data = np.zeros(layout.nbytes(300, 5, "zigzag", q4_k.SCHEME) + change, np.uint8)
     with pytest.raises(ValueError, match=r"zigzag \[300, 5\] takes 960 bytes, not"):
         split(data, ZigzagShape(300, 5))
 

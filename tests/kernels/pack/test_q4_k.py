@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import layout as layouts
+from spqt_ti.formats import q4_k
 from spqt_ti.formats.fpenv import gradual_underflow
 from spqt_ti.kernels.pack import q4_k as pack
 from spqt_ti.kernels.pack.q4_k import quantize_q4_k
 
-GOLDEN = Path(__file__).parents[1] / "data" / "q4_k_golden.npz"
+GOLDEN = Path(__file__).parents[2] / "data" / "q4_k_golden.npz"
 both_layouts = pytest.mark.parametrize("layout", layouts.LAYOUTS)
 
 
 def check(w: np.ndarray, layout: str) -> None:
-    np.testing.assert_array_equal(quantize_q4_k(w, layout), layouts.quantize_matrix(w, layout))
+    np.testing.assert_array_equal(quantize_q4_k(w, layout), layouts.quantize_matrix(w, layout, q4_k.SCHEME))
 
 
 def test_equals_recorded_ggml() -> None:
