@@ -15,6 +15,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from spqt_ti.atomic import written_whole
 from spqt_ti.backend import start
 from spqt_ti.formats import q8_0
 from spqt_ti.kernels.pack.q4_k import quantize_q4_k
@@ -93,8 +94,7 @@ def main() -> None:
     if sizes.hidden % 256 or sizes.intermediate % 256 or sizes.vocabulary < 300:
         parser.error("Q4_K rows need sizes that are multiples of 256, and the vocabulary 300 tokens or more")
     start("cpu")
-    temporary = sizes.path.with_name(f".{sizes.path.name}.part")
-    try:
+    with written_whole(sizes.path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama", use_temp_file=True)
         add_metadata(writer, sizes)
         for name in add_tensors(writer, sizes):
@@ -103,9 +103,6 @@ def main() -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        temporary.replace(sizes.path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

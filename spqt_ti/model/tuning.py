@@ -7,9 +7,7 @@ user's cache folder; without it, or for shapes that are not in it, defaults hold
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from spqt_ti.atomic import written_whole
 from spqt_ti.cache import cache_dir
 from spqt_ti.errors import TuningError
 from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS
@@ -102,16 +101,12 @@ class Tuning:
     def save(self) -> Path:
         """Write as JSON, to a temporary name first; returns where. Raises TuningError where that fails."""
         path = tuning_path(self.device)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1), encoding="utf-8")
-            temporary.replace(path)
+            with written_whole(path) as temporary:
+                temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1), encoding="utf-8")
         except OSError as error:
             raise TuningError(f"{path}: cannot write the tuning: {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
         return path
 
     @classmethod

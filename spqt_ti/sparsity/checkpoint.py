@@ -5,9 +5,7 @@ Every file says what it belongs to, and one that belongs to something else is re
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spqt_ti.atomic import written_whole
 from spqt_ti.errors import PolicyError
 
 FORMAT = 2  # of everything that is kept; a change of any search's arithmetic changes it too
@@ -62,17 +61,13 @@ class Checkpoint:
         path = self._path(name)
         if path is None:
             return
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        identity = np.array(json.dumps(self._identity(settings)))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, identity=np.array(json.dumps(self._identity(settings))), **arrays)
-            temporary.replace(path)
+            with written_whole(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, identity=identity, **arrays)
         except OSError as error:
             raise PolicyError(f"{path}: cannot be written: {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
     def _path(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{name}.npz"

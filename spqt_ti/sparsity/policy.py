@@ -6,15 +6,14 @@ A policy is a small JSON file that can be read, compared and shared.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spqt_ti.atomic import written_whole
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.gates import Gates
 from spqt_ti.model.sites import SITES
@@ -123,15 +122,11 @@ class SparsityPolicy:
 
 def write_text(path: Path, text: str) -> None:
     """Put a file in place whole or not at all; PolicyError names it if that is impossible."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise PolicyError(f"{path}: cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -6,10 +6,8 @@ One pass over a text gives a table of quantiles that serves every level; it is k
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spqt_ti.atomic import written_whole
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.runner import Llama
 from spqt_ti.sparsity.capture import capture
@@ -55,13 +54,8 @@ class Calibration:
             "format": FORMAT, "model": self.model, "text_sha256": self.text_sha256, "tokens": self.tokens,
             "quantiles": [[[float(f"{v:.7g}") for v in site] for site in layer] for layer in self.quantiles],
         }  # fmt: skip
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
+        with written_whole(path) as temporary:
             temporary.write_text(json.dumps(fields), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
