@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
+from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
 
 Mask = Callable[[int, str, np.ndarray], np.ndarray]
 
 
 def forward(
-    config: LlamaConfig, weights: Mapping[str, np.ndarray], tokens: list[int], mask: Mask | None = None
+    config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: list[int], mask: Mask | None = None
 ) -> np.ndarray:
     """Logits f64 [T, vocab]; `mask(layer, site, x [T, K])` returns the inputs that a site's matrices see."""
     mask = mask or (lambda layer, site, x: x)
@@ -43,7 +43,7 @@ def forward(
     return x @ weights[head].astype(np.float64).T
 
 
-def attention(config: LlamaConfig, q: np.ndarray, k: np.ndarray, v: np.ndarray, angles: np.ndarray) -> np.ndarray:
+def attention(config: ModelConfig, q: np.ndarray, k: np.ndarray, v: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """Causal grouped-query attention, [T, heads * head_dim]."""
     tokens, dim = len(q), config.head_dim
 

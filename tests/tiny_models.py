@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from spqt_ti.model.config import LlamaConfig, RopeScaling
+from spqt_ti.model.config import ModelConfig, RopeScaling
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(**changes: Any) -> LlamaConfig:
+def tiny_config(**changes: Any) -> ModelConfig:
     """Two blocks, grouped queries, untied head, hidden size 192 (not a multiple of 256); `changes` replace fields."""
     fields: dict[str, Any] = {
         "hidden_size": 192,
@@ -65,10 +65,10 @@ def tiny_config(**changes: Any) -> LlamaConfig:
         "bos_token_id": 0,
         "eos_token_ids": (2,),
     }
-    return LlamaConfig(**(fields | changes))
+    return ModelConfig(**(fields | changes))
 
 
-def random_weights(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
+def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Hugging Face name -> f32, scaled so that activations stay near 1 and every part matters."""
     generator = np.random.default_rng(seed)
     weights = {}
@@ -89,7 +89,7 @@ def rounded(weights: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]
 
 def write_huggingface(
     directory: Path,
-    config: LlamaConfig,
+    config: ModelConfig,
     weights: dict[str, np.ndarray],
     *,
     dtype: str = "f32",
@@ -136,7 +136,7 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "
 
 def write_gguf(
     path: Path,
-    config: LlamaConfig,
+    config: ModelConfig,
     weights: dict[str, np.ndarray],
     *,
     kind: str = "F32",
@@ -182,7 +182,7 @@ def gguf_name(name: str) -> str:
     return f"blk.{block}.{parts[part]}.{suffix}"
 
 
-def ggml_row_order(name: str, values: np.ndarray, config: LlamaConfig) -> np.ndarray:
+def ggml_row_order(name: str, values: np.ndarray, config: ModelConfig) -> np.ndarray:
     """Rows of q and k in ggml's RoPE order: row 2i of a head is Hugging Face's row i, 2i + 1 its row i + head_dim/2."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for part, count in heads.items():
@@ -198,7 +198,7 @@ def ggml_row_order(name: str, values: np.ndarray, config: LlamaConfig) -> np.nda
     return values
 
 
-def llama3_table(config: LlamaConfig) -> np.ndarray:
+def llama3_table(config: ModelConfig) -> np.ndarray:
     """f32 [head_dim/2]: frequency divisors of Llama 3.1, case by case as the paper's code has them."""
     rope = config.rope_scaling
     assert rope is not None
@@ -232,7 +232,7 @@ def tiny_tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
-def _gguf_metadata(config: LlamaConfig) -> dict[str, Any]:
+def _gguf_metadata(config: ModelConfig) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "llama.block_count": config.num_hidden_layers,
         "llama.context_length": config.max_position_embeddings,

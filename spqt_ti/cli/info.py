@@ -15,7 +15,7 @@ from spqt_ti.errors import GenerationError
 
 if TYPE_CHECKING:
     from spqt_ti.container.container import Container
-    from spqt_ti.model.config import LlamaConfig
+    from spqt_ti.model.config import ModelConfig
     from spqt_ti.sources.checkpoint import Checkpoint
 
 _SIZES = (
@@ -109,7 +109,7 @@ def describe_container(container: Container) -> dict[str, Any]:
 
 
 def describe_choices(
-    config: LlamaConfig, sparsity: float, backend: str | None, threads: int | None
+    config: ModelConfig, sparsity: float, backend: str | None, threads: int | None
 ) -> dict[str, Any]:  # fmt: skip
     """How each matrix runs at this level on a backend (see `backend.requested`), on the CPU with so many threads, and
     why, ready for JSON. Raises BackendError where the backend is not there.
@@ -145,7 +145,7 @@ def describe_source(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _describe_model(path: Path, config: LlamaConfig) -> dict[str, Any]:
+def _describe_model(path: Path, config: ModelConfig) -> dict[str, Any]:
     fields = config.to_dict()
     return {
         "path": str(path),

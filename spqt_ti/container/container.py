@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 from spqt_ti.errors import CheckpointError, ContainerError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k, q8_0
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 
 __all__ = [
     "FORMAT_VERSION",
@@ -103,7 +103,7 @@ class TensorInfo:
         return f"{self.dtype} {list(self.shape)}"
 
 
-def stacked_matrices(config: LlamaConfig) -> dict[str, MatrixInfo]:
+def stacked_matrices(config: ModelConfig) -> dict[str, MatrixInfo]:
     """Name -> every matrix that decoding reads sparsely, in the order in which a forward pass uses them."""
     shapes = config.tensor_shapes()
     found = {}
@@ -117,7 +117,7 @@ def stacked_matrices(config: LlamaConfig) -> dict[str, MatrixInfo]:
     return found
 
 
-def expected_tensors(config: LlamaConfig, layout: str, scheme: str) -> dict[str, TensorInfo]:
+def expected_tensors(config: ModelConfig, layout: str, scheme: str) -> dict[str, TensorInfo]:
     """Name -> type and shape of every tensor that a container of this model holds, and of no other."""
     shapes = config.tensor_shapes()
     dense = TensorInfo(_U8, (config.vocab_size, config.hidden_size // q8_0.VALUES, q8_0.BYTES))
@@ -169,7 +169,7 @@ class ContainerWriter:
     def __init__(
         self,
         destination: str | Path,
-        config: LlamaConfig,
+        config: ModelConfig,
         layout: str,
         scheme: str,
         source: str,
@@ -291,7 +291,7 @@ class Container:
     """An opened container. Opening reads headers (and, to verify, every byte once); tensors are mapped when read."""
 
     path: Path
-    config: LlamaConfig
+    config: ModelConfig
     layout: str
     scheme: str
     source: str
@@ -389,7 +389,7 @@ class _Place:
 class _Shards:
     """Which file a tensor is in: 1 holds embedding, norm and head, 2 + i holds block i."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         self._count = config.num_hidden_layers + 1
 
     def of(self, name: str) -> str:
@@ -496,9 +496,9 @@ def _check_files(path: Path, manifest: _Manifest, verify: bool) -> None:
             raise _damaged(path / name, f"checksum mismatch: SHA-256 is {found[:16]}..., expected {sha256[:16]}...")
 
 
-def _read_config(path: Path) -> LlamaConfig:
+def _read_config(path: Path) -> ModelConfig:
     try:
-        return LlamaConfig.from_dict(_read_json(path / _CONFIG))
+        return ModelConfig.from_dict(_read_json(path / _CONFIG))
     except CheckpointError as error:
         raise ContainerError(f"{path / _CONFIG}: {error}") from error
 

@@ -21,7 +21,7 @@ from spqt_ti.errors import CheckpointError, QuantizationError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q8_0
 from spqt_ti.kernels.pack.q4_k import quantize_q4_k
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.sources import registry
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.sources.open import open_checkpoint
@@ -77,7 +77,7 @@ def quantize(
     return Container.open(writer.destination, verify=False)
 
 
-def check_supported(config: LlamaConfig) -> None:
+def check_supported(config: ModelConfig) -> None:
     """CheckpointError for sizes that the formats and kernels do not take; before any work is done."""
     for name, step, why in (
         ("hidden_size", 32, "Q8_0 blocks of the embedding"),

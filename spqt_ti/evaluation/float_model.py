@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spqt_ti.container.container import stacked_matrices
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import MODULES
 from spqt_ti.sparsity.search.block import Block, unmasked
 
@@ -17,7 +17,7 @@ from spqt_ti.sparsity.search.block import Block, unmasked
 class FloatModel:
     """Weights by Hugging Face name, f32, [out, in]; `blocks`, `embedding` and `head` are theirs."""
 
-    def __init__(self, config: LlamaConfig, weights: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray]) -> None:
         self.embedding = weights["model.embed_tokens.weight"]
         self.head = self.embedding if config.tie_word_embeddings else weights["lm_head.weight"]
         self.blocks = [_block(config, weights, layer) for layer in range(config.num_hidden_layers)]
@@ -37,7 +37,7 @@ class FloatModel:
         return self.logits(window, len(window) // 2)[:-1]
 
 
-def _block(config: LlamaConfig, weights: Mapping[str, np.ndarray], layer: int) -> Block:
+def _block(config: ModelConfig, weights: Mapping[str, np.ndarray], layer: int) -> Block:
     prefix, stacks = f"model.layers.{layer}.", stacked_matrices(config)
 
     def stacked(module: str, kind: str) -> np.ndarray:

@@ -19,7 +19,7 @@ import jinja2.sandbox
 import tokenizers
 
 from spqt_ti.errors import CheckpointError, GenerationError
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"  # SentencePiece's visible space
@@ -28,7 +28,7 @@ _SPACE = "▁"  # SentencePiece's visible space
 class Tokenizer:
     """The tokenizer of one model; ids are those of the original implementation."""
 
-    def __init__(self, tokenizer_json: str, config: LlamaConfig, chat_template: str | None = None) -> None:
+    def __init__(self, tokenizer_json: str, config: ModelConfig, chat_template: str | None = None) -> None:
         """From the content of a `tokenizer.json`; CheckpointError when it is damaged or of another family's kind."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)

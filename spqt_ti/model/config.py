@@ -86,7 +86,7 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class ModelConfig:
     """Shape and constants of a decoder of the Llama family. Validated on construction (CheckpointError)."""
 
     hidden_size: int
@@ -159,7 +159,7 @@ class LlamaConfig:
                 )
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> LlamaConfig:
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:
         """Read the content of a `config.json`; CheckpointError names the field that is missing or not supported."""
         model_type = _model_type(fields)
         _refuse_unsupported(fields, model_type)
@@ -254,7 +254,10 @@ class LlamaConfig:
         return self.num_key_value_heads * self.head_dim
 
 
-def rope_inverse_frequencies(config: LlamaConfig) -> npt.NDArray[np.float64]:
+LlamaConfig = ModelConfig  # its former name, until everything that is being written uses the new one
+
+
+def rope_inverse_frequencies(config: ModelConfig) -> npt.NDArray[np.float64]:
     """f64 [head_dim/2]: the angle by which pair i (elements i, i + head_dim/2) turns from one position to the next."""
     plain = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     scaling = config.rope_scaling

@@ -9,7 +9,7 @@ import numpy as np
 
 from spqt_ti.container.container import Container
 from spqt_ti.kernels.shared.rope import rope_table
-from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
+from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
 from spqt_ti.model.sites import MODULES
 
 _NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
@@ -49,7 +49,7 @@ class Constants:
         return cls(values, first, stride, final_norm, rope)
 
 
-def _tensors(config: LlamaConfig) -> Iterator[tuple[str, str]]:
+def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
     yield from _NORMS.items()
     for site, module in MODULES.items():
         if config.attention_bias if site in ("qkv", "o") else config.mlp_bias:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from spqt_ti.kernels.shared.geometry import ZigzagShape
 from spqt_ti.kernels.simt.splits import Split, default_split
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.simt.weights import segments_of
 from spqt_ti.model.sites import matrix_shapes
 from spqt_ti.model.tuning import DEFAULT_MAX_DENSITY, TunedShape, Tuning
@@ -42,12 +42,12 @@ class Choice:
         return f"density {1 - sparsity:.0%} is {relation} the {self.max_density:.0%} at which skipping pays ({source})"
 
 
-def choose(config: LlamaConfig, tuning: Tuning, threads: int | None) -> dict[str, Choice]:
+def choose(config: ModelConfig, tuning: Tuning, threads: int | None) -> dict[str, Choice]:
     """Site -> choice, for a model on the tuning's device; `threads`: of a CPU, None on a GPU."""
     return {site: _choice(config, site, shape, tuning, threads) for site, shape in matrix_shapes(config).items()}
 
 
-def _choice(config: LlamaConfig, site: str, shape: ZigzagShape, tuning: Tuning, threads: int | None) -> Choice:
+def _choice(config: ModelConfig, site: str, shape: ZigzagShape, tuning: Tuning, threads: int | None) -> Choice:
     found = tuning.find(shape.rows, shape.cols, threads)
     if found is not None and not _fits(config, site, found):
         found = None
@@ -58,7 +58,7 @@ def _choice(config: LlamaConfig, site: str, shape: ZigzagShape, tuning: Tuning, 
     return Choice(site, shape.rows, shape.cols, panel_bands, split, max_density, found is not None)
 
 
-def _fits(config: LlamaConfig, site: str, found: TunedShape) -> bool:
+def _fits(config: ModelConfig, site: str, found: TunedShape) -> bool:
     """Whether the tuned kernel can read the list of this site, which may have more segments than the one measured."""
     segments = segments_of(config, site).padded
     if found.split is None or segments <= found.split.most_segments:

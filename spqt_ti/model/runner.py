@@ -14,7 +14,7 @@ from spqt_ti import backend
 from spqt_ti.backend import ti
 from spqt_ti.container.container import Container
 from spqt_ti.errors import ContainerError, GenerationError
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.cpu import engine as worker_engine
 from spqt_ti.model.dispatch import choose
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer
@@ -50,7 +50,7 @@ class Llama:
             )
         runtime = backend.start(backend_name, threads)
         config = container.config
-        self.config: LlamaConfig = config
+        self.config: ModelConfig = config
         self.backend, self.device = runtime.backend, runtime.device
         self.threads = threads or runtime.threads
         if context is not None and not 1 <= context <= config.max_position_embeddings:

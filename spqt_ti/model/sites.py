@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 
 SITES = ("qkv", "o", "gate_up", "down")
 
@@ -18,7 +18,7 @@ MODULES = {
 }
 
 
-def matrix_shapes(config: LlamaConfig) -> dict[str, ZigzagShape]:
+def matrix_shapes(config: ModelConfig) -> dict[str, ZigzagShape]:
     """Site -> shape of the (stacked) matrix that reads it."""
     heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     attention = config.num_attention_heads * config.head_dim
@@ -30,13 +30,13 @@ def matrix_shapes(config: LlamaConfig) -> dict[str, ZigzagShape]:
     }
 
 
-def inputs_per_site(config: LlamaConfig) -> np.ndarray:
+def inputs_per_site(config: ModelConfig) -> np.ndarray:
     """Inputs that a token has at each site of a block, i32 [4]."""
     shapes = matrix_shapes(config)
     return np.array([shapes[site].cols for site in SITES], np.int32)
 
 
-def bytes_per_token(config: LlamaConfig, active: np.ndarray) -> float:
+def bytes_per_token(config: ModelConfig, active: np.ndarray) -> float:
     """Bytes of weights that a token reads with these numbers of active inputs [layers, 4].
 
     The head is read whole.

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -38,7 +38,7 @@ class Checkpoint:
     """An opened source model; `read` is the only thing that touches weights."""
 
     source: Path
-    config: LlamaConfig
+    config: ModelConfig
     tokenizer_json: str = field(repr=False)
     chat_template: str | None = field(repr=False)
     tensors: Mapping[str, StoredTensor] = field(repr=False)
@@ -65,7 +65,7 @@ class Checkpoint:
         return np.ascontiguousarray(values.reshape(shape), dtype=np.float32)
 
 
-def check_tensors(source: Path, config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> None:
+def check_tensors(source: Path, config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> None:
     """CheckpointError unless `tensors` are exactly those that `config` needs.
 
     A tensor too many is refused as well: a bias or a norm that is left out would make another model of it.

@@ -22,7 +22,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.config import LlamaConfig, RopeScaling, llama3_frequency_factors, token_ids
+from spqt_ti.model.config import ModelConfig, RopeScaling, llama3_frequency_factors, token_ids
 from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor
 from spqt_ti.sources.gguf_tokenizer import end_of_turn_ids, tokenizer_json
 
@@ -264,8 +264,8 @@ def open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(path, config, tokenizer, template if isinstance(template, str) else None, _tensors(file, config))
 
 
-def read_config(file: GgufFile) -> LlamaConfig:
-    """LlamaConfig from the metadata, and from the tensors what the metadata do not say (ties, biases, RoPE table)."""
+def read_config(file: GgufFile) -> ModelConfig:
+    """ModelConfig from the metadata, and from the tensors what the metadata do not say (ties, biases, RoPE table)."""
     meta = _LlamaMetadata(file.metadata)
     meta.refuse_unsupported()
     heads, hidden = meta.whole("attention.head_count"), meta.whole("embedding_length")
@@ -274,7 +274,7 @@ def read_config(file: GgufFile) -> LlamaConfig:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError("tensor token_embd.weight is missing, expected shape [vocabulary, hidden]")
-    return LlamaConfig(
+    return ModelConfig(
         hidden_size=hidden,
         intermediate_size=meta.whole("feed_forward_length"),
         num_hidden_layers=meta.whole("block_count"),
@@ -381,7 +381,7 @@ def _table_scaling(factors: FloatArray, theta: float, head_dim: int, positions: 
     return RopeScaling("longrope", original_max_position_embeddings=positions, frequency_factors=table)
 
 
-def _tensors(file: GgufFile, config: LlamaConfig) -> dict[str, StoredTensor]:
+def _tensors(file: GgufFile, config: ModelConfig) -> dict[str, StoredTensor]:
     """Hugging Face names -> tensors, q and k in Hugging Face's row order."""
     tensors: dict[str, StoredTensor] = {}
     for name, entry in file.tensors.items():
@@ -395,7 +395,7 @@ def _tensors(file: GgufFile, config: LlamaConfig) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _complete_biases(tensors: dict[str, StoredTensor], file: GgufFile, config: LlamaConfig) -> None:
+def _complete_biases(tensors: dict[str, StoredTensor], file: GgufFile, config: ModelConfig) -> None:
     """Zeros for biases that are not there: GGUF may have some of them, Hugging Face's flags know all or none."""
     if config.num_hidden_layers > len(tensors):
         return  # damaged: for check_tensors to say
@@ -408,7 +408,7 @@ def _zeros(shape: tuple[int, ...]) -> FloatArray:
     return np.zeros(shape, dtype=np.float32)
 
 
-def _loader(file: GgufFile, name: str, mapped: str, config: LlamaConfig) -> Callable[[], FloatArray]:
+def _loader(file: GgufFile, name: str, mapped: str, config: ModelConfig) -> Callable[[], FloatArray]:
     if ".q_proj." in mapped:
         return lambda: unpermute(file.load(name), config.num_attention_heads)
     if ".k_proj." in mapped:

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.config import LlamaConfig, token_ids
+from spqt_ti.model.config import ModelConfig, token_ids
 from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor
 
 # safetensors' name of a type -> the NumPy type of the stored bytes (little-endian; NumPy has no bf16).
@@ -35,12 +35,12 @@ def open_directory(directory: Path) -> Checkpoint:
     return Checkpoint(directory, config, tokenizer_json, _chat_template(directory), tensors)
 
 
-def _read_config(directory: Path) -> LlamaConfig:
+def _read_config(directory: Path) -> ModelConfig:
     path, generation_path = directory / "config.json", directory / "generation_config.json"
     fields = read_json(path, "this is not a Hugging Face model directory")
     generation = read_json(generation_path) if generation_path.exists() else {}
     try:
-        config = LlamaConfig.from_dict(fields)
+        config = ModelConfig.from_dict(fields)
         # What generation stops at wins: an instruct model often lists its end-of-turn token only there.
         eos = token_ids(generation.get("eos_token_id"))
         return replace(config, eos_token_ids=eos) if eos else config
@@ -114,7 +114,7 @@ def bf16_to_f32(raw: np.ndarray) -> FloatArray:
     return (raw.astype(np.uint32) << 16).view(np.float32)
 
 
-def _drop_harmless(tensors: dict[str, StoredTensor], config: LlamaConfig) -> None:
+def _drop_harmless(tensors: dict[str, StoredTensor], config: ModelConfig) -> None:
     """Drop what transformers leaves out as well: RoPE tables of old files and the second copy of a tied embedding."""
     for name in list(tensors):
         if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings):

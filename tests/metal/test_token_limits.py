@@ -9,7 +9,7 @@ from metal.tasks import Kernel
 from metal.translation import checked, translate
 
 from spqt_ti.kernels.simt.attention import CacheLayout
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.gates import GatePlan
 from spqt_ti.model.simt import arrays
@@ -18,7 +18,7 @@ from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
 from spqt_ti.model.simt.token_kernels import make_token_kernels
 from spqt_ti.model.simt.weights import WeightLayout
 
-LLAMA_3_8B = LlamaConfig(
+LLAMA_3_8B = ModelConfig(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
     head_dim=128, vocab_size=128256, max_position_embeddings=8192, rope_theta=500000.0,
 )  # fmt: skip

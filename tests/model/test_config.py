@@ -1,4 +1,4 @@
-"""LlamaConfig: what is read, written and refused; RoPE frequencies against transformers and the paper's formula."""
+"""ModelConfig: what is read, written and refused; RoPE frequencies against transformers and the paper's formula."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tiny_models import CASES, LLAMA3_ROPE, llama3_table, tiny_config
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.config import LlamaConfig, RopeScaling, rope_inverse_frequencies
+from spqt_ti.model.config import ModelConfig, RopeScaling, rope_inverse_frequencies
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -31,11 +31,11 @@ def fields(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize("changes", [*CASES.values(), {"rope_scaling": TABLE, "head_dim": 32}], ids=[*CASES, "table"])
 def test_round_trip(changes):
     config = tiny_config(**changes)
-    assert LlamaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_defaults_of_old_files():
-    config = LlamaConfig.from_dict(
+    config = ModelConfig.from_dict(
         fields(
             head_dim=..., num_key_value_heads=..., rope_theta=..., rope_scaling=..., rms_norm_eps=..., hidden_act=...
         )
@@ -54,12 +54,12 @@ def test_defaults_of_old_files():
     ids=["transformers 4", "both keys", "transformers 5"],
 )
 def test_spellings_of_rope(spelling):
-    config = LlamaConfig.from_dict(fields(**spelling))
+    config = ModelConfig.from_dict(fields(**spelling))
     assert (config.rope_scaling, config.rope_theta) == (LLAMA3_ROPE, 5e5)
 
 
 def test_linear_by_its_oldest_spelling():
-    config = LlamaConfig.from_dict(fields(rope_scaling={"type": "linear", "factor": 4}))
+    config = ModelConfig.from_dict(fields(rope_scaling={"type": "linear", "factor": 4}))
     assert config.rope_scaling == RopeScaling("linear", 4.0)
 
 
@@ -67,7 +67,7 @@ def test_linear_by_its_oldest_spelling():
     ("value", "expected"), [(None, ()), (2, (2,)), ([2, 5], (2, 5)), ([5, 2, 5], (5, 2)), (-1, ()), ([], ())]
 )
 def test_eos(value, expected):
-    assert LlamaConfig.from_dict(fields(eos_token_id=value)).eos_token_ids == expected
+    assert ModelConfig.from_dict(fields(eos_token_id=value)).eos_token_ids == expected
 
 
 @pytest.mark.parametrize(
@@ -118,15 +118,15 @@ def test_eos(value, expected):
 )
 def test_refused(changes, words):
     with pytest.raises(CheckpointError) as caught:
-        LlamaConfig.from_dict(fields(**changes))
+        ModelConfig.from_dict(fields(**changes))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_window_as_long_as_the_context_is_no_window():
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-    assert LlamaConfig.from_dict(fields(**mistral, sliding_window=256)).model_type == "mistral"
-    assert LlamaConfig.from_dict(fields(**mistral, sliding_window=None)).model_type == "mistral"
+    assert ModelConfig.from_dict(fields(**mistral, sliding_window=256)).model_type == "mistral"
+    assert ModelConfig.from_dict(fields(**mistral, sliding_window=None)).model_type == "mistral"
 
 
 def test_tensor_shapes():
@@ -185,4 +185,4 @@ def test_transformers_reads_what_we_write(changes, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     loaded = transformers.AutoConfig.from_pretrained(tmp_path)
     assert loaded.model_type == config.model_type
-    assert LlamaConfig.from_dict(loaded.to_dict()) == config
+    assert ModelConfig.from_dict(loaded.to_dict()) == config

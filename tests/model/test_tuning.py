@@ -21,14 +21,14 @@ from spqt_ti.errors import TuningError
 from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.model import dispatch
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import matrix_shapes
 from spqt_ti.model.tuning import DEFAULT_MAX_DENSITY, TunedShape, Tuning, tuning_path
 
 ON_CPU = TunedShape(384, 192, 100.0, 15.0, 100.0, threads=2, panel_bands=4)
 ON_GPU = TunedShape(384, 192, 100.0, 15.0, 100.0, split=Split(8, 2))
-CONFIG = LlamaConfig(
+CONFIG = ModelConfig(
     hidden_size=192, intermediate_size=320, num_hidden_layers=1, num_attention_heads=12, num_key_value_heads=6,
     head_dim=16, vocab_size=64, max_position_embeddings=64,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from spqt_ti.kernels.simt.head import tile
 from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.kernels.simt.zigzag import split as split_bytes
-from spqt_ti.model.config import LlamaConfig
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
 
 
@@ -39,7 +39,7 @@ class WeightLayout:
     The matrices of a layer follow one another; embedding tiles come before the head's unless they are the same.
     """
 
-    config: LlamaConfig
+    config: ModelConfig
     places: dict[str, MatrixPlace]
     quants_stride: int
     headers_stride: int
@@ -47,7 +47,7 @@ class WeightLayout:
     head_tile: int
 
     @classmethod
-    def plan(cls, config: LlamaConfig, splits: Mapping[str, Split] | None = None) -> WeightLayout:
+    def plan(cls, config: ModelConfig, splits: Mapping[str, Split] | None = None) -> WeightLayout:
         """The layout of a model of these sizes. `splits`: of each site's GEMV, by default `default_split`."""
         places, quants, headers = {}, 0, 0
         for site, stored in matrix_shapes(config).items():
@@ -69,7 +69,7 @@ class WeightLayout:
         }
 
 
-def segments_of(config: LlamaConfig, site: str) -> Segments:
+def segments_of(config: ModelConfig, site: str) -> Segments:
     """Segments of a site's active list: what a group computes of the site's inputs, it collects."""
     cols = matrix_shapes(config)[site].cols
     return {"o": Segments(cols, config.head_dim), "down": spread(cols)}.get(site, whole(cols))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spqt_ti.container.container import Container
-from spqt_ti.model.config import LlamaConfig, rope_inverse_frequencies
+from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
 from spqt_ti.model.sites import MODULES, SITES
 
 # Called with (site, inputs f32 [windows, tokens, cols]); returns the inputs that the site's matrix sees.
@@ -34,7 +34,7 @@ class Trace:
 class Block:
     """Weights of a block, f32: matrices [rows, cols] and biases by site, both norms."""
 
-    config: LlamaConfig
+    config: ModelConfig
     matrices: dict[str, np.ndarray]
     biases: dict[str, np.ndarray]
     attention_norm: np.ndarray
