@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spqt_ti.bounded_json import read_bytes
 from spqt_ti.errors import PolicyError
 
+_MOST_BYTES = 1 << 30
 SHORTEST = 40  # characters: shorter paragraphs (headings, "Thank you.") occur in unrelated texts
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file. Raises PolicyError where it cannot be read, is binary or holds nothing but blanks."""
+    """A UTF-8 text file, `~` allowed; line ends become "\n". Raises PolicyError where it cannot be read, is binary, no
+    regular file, larger than 1 GiB, or holds nothing but blanks.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(Path(path).expanduser(), _MOST_BYTES).decode("utf-8")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home folder that nobody has
         raise PolicyError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     if "\0" in text:
         raise PolicyError(f"{path}: holds NUL characters, so it is no text")
@@ -34,7 +39,10 @@ def paragraph_hashes(text: str) -> list[str]:
 def check_disjoint(text: str, calibration: Mapping[str, Any]) -> None:
     """Raise PolicyError if `text` is what a policy was calibrated on, or shares a paragraph with it."""
     same = calibration.get("text_sha256") == hashlib.sha256(text.encode()).hexdigest()
-    shared = set(calibration.get("paragraphs", ())) & set(paragraph_hashes(text))
+    paragraphs = calibration.get("paragraphs", [])
+    if not isinstance(paragraphs, list | tuple) or not all(isinstance(p, str) for p in paragraphs):
+        raise PolicyError("the policy's calibration.paragraphs is no list of hashes, so overlaps cannot be seen")
+    shared = set(paragraphs) & set(paragraph_hashes(text))
     if same or shared:
         what = "is the text" if same else f"shares {len(shared)} paragraphs with the text"
         raise PolicyError(f"the evaluation text {what} that the policy was calibrated on; take another one")

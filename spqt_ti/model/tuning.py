@@ -8,6 +8,7 @@ user's cache folder; without it, or for shapes that are not in it, defaults hold
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from spqt_ti.atomic import written_whole
+from spqt_ti.bounded_json import read_object
 from spqt_ti.cache import cache_dir
 from spqt_ti.errors import TuningError
 from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS
@@ -58,10 +60,20 @@ class TunedShape:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> TunedShape:
         """From what `asdict` makes of it. Raises ValueError, TypeError or KeyError for what kernels do not do."""
+        if not isinstance(fields, dict):
+            raise ValueError("a shape that is no object")
+        for name in ("rows", "cols", "threads", "panel_bands"):
+            absent = fields.get(name) is None and name in ("threads", "panel_bands")
+            if not absent and type(fields[name]) is not int:
+                raise ValueError(f"{name} is {fields[name]!r:.80}, expected a whole number")
+        for name in ("dense", "alpha", "beta"):
+            if type(fields[name]) not in (int, float) or not math.isfinite(fields[name]):
+                raise ValueError(f"{name} is {fields[name]!r:.80}, expected microseconds")
         split = Split(**fields["split"]) if fields["split"] is not None else None
-        shape = cls(**{**fields, "split": split})
         if split is not None and split not in SPLITS:
             raise ValueError(f"a split must be one of {', '.join(map(str, SPLITS))}, not {split}")
+        # 8.0 equals 8, but kernels are made with whole numbers.
+        shape = cls(**{**fields, "split": split and SPLITS[SPLITS.index(split)]})
         if split is None and not 1 <= (shape.panel_bands or 0) <= MOST_PANEL_BANDS:
             raise ValueError(f"panel_bands must be between 1 and {MOST_PANEL_BANDS}")
         return shape
@@ -116,12 +128,17 @@ class Tuning:
         if not path.is_file():
             return cls(device, {}, "")
         try:
-            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            fields = read_object(path)
             if fields.pop("format") != FORMAT:
                 raise ValueError("another format version")
             shapes = tuple(TunedShape.from_json(shape) for shape in fields.pop("shapes"))
-            return cls(**fields, shapes=shapes)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            versions = fields.pop("versions")
+            if not isinstance(versions, dict) or not all(
+                isinstance(v, str) for v in (*versions.values(), *fields.values())
+            ):
+                raise ValueError("versions, device or date of another type")
+            return cls(**fields, versions=versions, shapes=shapes)
+        except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise TuningError(f"{path}: not a tuning ({error}); delete it, or run spqt tune again") from error
 
 

@@ -15,6 +15,7 @@ from spqt_ti.errors import PolicyError
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity.checkpoint import Checkpoint
+from spqt_ti.sparsity.kept_arrays import KeptArrays
 from spqt_ti.sparsity.search.histogram import BINS, histogram, quantiles
 
 SAVE_SECONDS = 10.0  # between checkpoints
@@ -40,12 +41,21 @@ class Magnitudes:
         places = np.flatnonzero(self.counts)
         return {"places": places, "counts": self.counts.reshape(-1)[places], "done": np.array(done)}
 
-    def restore(self, arrays: Mapping[str, np.ndarray] | None) -> int:
-        """Take the counts that `arrays` gave (None: nothing); returns how many tokens they are of."""
+    def restore(self, arrays: KeptArrays | None) -> int:
+        """Take the counts that `arrays` gave (None: nothing); returns how many tokens they are of.
+
+        Raises PolicyError for counts that are of no such model.
+        """
         if arrays is None:
             return 0
-        self.counts.reshape(-1)[arrays["places"]] = arrays["counts"]
-        return int(arrays["done"])
+        places = arrays.take("places", "iu", (None,))
+        counts, done = arrays.take("counts", "iu", places.shape), int(arrays.take("done", "iu", ()))
+        if places.size and not 0 <= places.min() <= places.max() < self.counts.size:
+            raise arrays.damaged("places outside the histograms")
+        if done < 0 or (counts.size and counts.min() < 0):
+            raise arrays.damaged("negative counts")
+        self.counts.reshape(-1)[places] = counts
+        return done
 
     def quantiles(self, levels: Sequence[float]) -> np.ndarray:
         """f32 [layers, 4, len(levels)]: the magnitude below which a share `level` of the inputs lies, linear inside a
@@ -75,7 +85,10 @@ def capture(
     checkpoint = checkpoint or Checkpoint()
     window = min(window, llama.context)
     magnitudes = Magnitudes(llama.config.num_hidden_layers, weights)
-    done = magnitudes.restore(checkpoint.load(name, window=window))
+    kept = checkpoint.load(name, window=window)
+    done = magnitudes.restore(kept)
+    if kept is not None and done > len(tokens):
+        raise kept.damaged(f"{done} tokens are done of {len(tokens)}")
     # tqdm takes None for "only on a terminal".
     bar = tqdm(total=len(tokens), initial=done, desc="calibrate", unit="token", leave=False, disable=None)
     saved = time.monotonic()

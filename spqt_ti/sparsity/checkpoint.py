@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from spqt_ti.atomic import written_whole
+from spqt_ti.bounded_json import parse_object
 from spqt_ti.errors import PolicyError
+from spqt_ti.sparsity.kept_arrays import KeptArrays, read_arrays
 
 FORMAT = 2  # of everything that is kept; a change of any search's arithmetic changes it too
 
@@ -32,7 +34,7 @@ class Checkpoint:
     folder: Path | None = None
     identity: Identity = field(default_factory=dict)
 
-    def load(self, name: str, **settings: Value) -> dict[str, np.ndarray] | None:
+    def load(self, name: str, **settings: Value) -> KeptArrays | None:
         """What was saved last under `name`, None if nothing was.
 
         Raises PolicyError for a file that is damaged, or of another calibration, format or other `settings`.
@@ -41,12 +43,11 @@ class Checkpoint:
         if path is None or not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            found = json.loads(str(arrays.pop("identity")))
+            arrays = read_arrays(path)
+            found = parse_object(str(arrays.pop("identity")))
             wanted = self._identity(settings)
             different = [key for key in wanted if found.get(key) != wanted[key]]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise PolicyError(f"{path}: not a checkpoint ({error}); delete it to start again") from error
         if different:
             key = different[0]

@@ -9,17 +9,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from spqt_ti.atomic import written_whole
+from spqt_ti.bounded_json import JsonError, parse_object, read_bytes
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.gates import Gates
 from spqt_ti.model.sites import SITES
 
 FORMAT = 2
 READABLE = (1, 2)  # format 1 had no weights
+_MOST_BYTES = 1 << 30  # a policy with weights for 70 billion parameters has about 100 MB
+
+
+Typed = TypeVar("Typed")
 
 
 @dataclass(frozen=True)
@@ -85,39 +90,41 @@ class SparsityPolicy:
         return json.dumps(head, indent=2)[:-2] + ',\n  "thresholds": [\n' + rows + "\n  ]" + table + "\n}\n"
 
     @classmethod
-    def from_json(cls, text: str) -> SparsityPolicy:
+    def from_json(cls, text: str | bytes) -> SparsityPolicy:
         """Read what `to_json` wrote; PolicyError says what is wrong with anything else."""
         try:
-            fields = json.loads(text)
+            fields = parse_object(text)
             if fields["format"] not in READABLE:
                 raise PolicyError(f"policy format {fields['format']!r} is not supported, expected {FORMAT}")
             if fields["sites"] != list(SITES):
                 raise PolicyError(f"policy sites are {fields['sites']}, expected {list(SITES)}")
-            thresholds = np.array(fields["thresholds"], np.float32)
+            weights = _typed(fields.get("weights", {}), "weights", dict)
             return cls(
-                str(fields["method"]),
-                float(fields["sparsity"]),
-                thresholds,
-                str(fields["model"]),
-                dict(fields["calibration"]),
-                {_place(name): np.array(c, np.float32) for name, c in fields.get("weights", {}).items()},
+                _typed(fields["method"], "method", str),
+                _level(fields["sparsity"]),
+                np.array(fields["thresholds"], np.float32),
+                _typed(fields["model"], "model", str),
+                _typed(fields["calibration"], "calibration", dict),
+                {_place(name): np.array(c, np.float32) for name, c in weights.items()},
             )
-        except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
+        except KeyError as error:
+            raise PolicyError(f"not a sparsity policy: {error} is missing") from error
+        except (ValueError, TypeError, OverflowError) as error:
             raise PolicyError(f"not a sparsity policy: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> SparsityPolicy:
         """Read a policy file; PolicyError names the file."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            return cls.from_json(read_bytes(Path(path).expanduser(), _MOST_BYTES))
+        except (OSError, JsonError) as error:
             raise PolicyError(f"{path}: cannot read the policy: {error}") from error
         except PolicyError as error:
             raise PolicyError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write a policy file, to a temporary name first; PolicyError names a file that cannot be written."""
-        write_text(Path(path), self.to_json())
+        write_text(Path(path).expanduser(), self.to_json())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -131,5 +138,19 @@ def write_text(path: Path, text: str) -> None:
 
 def _place(name: str) -> tuple[int, str]:
     """`3.down` -> (3, "down")."""
-    layer, site = name.split(".")
+    layer, _, site = name.partition(".")
+    if site not in SITES or f"{int(layer)}" != layer:
+        raise ValueError(f"weights of {name!r}, expected LAYER.SITE with a site of {', '.join(SITES)}")
     return int(layer), site
+
+
+def _typed(value: Any, name: str, wanted: type[Typed]) -> Typed:
+    if not isinstance(value, wanted):
+        raise ValueError(f"{name} is {value!r:.80}, expected {'text' if wanted is str else 'an object'}")
+    return value
+
+
+def _level(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"sparsity is {value!r:.80}, expected a number between 0 and 1")
+    return float(value)

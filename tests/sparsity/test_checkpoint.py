@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from spqt_ti.errors import PolicyError
 from spqt_ti.sparsity import checkpoint
+from spqt_ti.sparsity.capture import Magnitudes
 from spqt_ti.sparsity.checkpoint import Checkpoint
+from spqt_ti.sparsity.methods.teal import from_arrays  # methods first: they and searches know each other
 
 IDENTITY = {"model": "m", "text": "t", "tokens": 300}
 ARRAYS = {"a": np.arange(5), "b.c": np.array(2.5)}
@@ -98,3 +101,75 @@ def test_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PolicyError, match="cannot be written"):
         Checkpoint(tmp_path / "file", IDENTITY).save("search", ARRAYS)
+
+
+def _npz(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def _npy(header: str, content: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + content
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}",  # NumPy's reader allocates 8 TB
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,)}",
+        "{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (0,)}",
+        "(" * 5000,
+        "{}",
+    ],
+)
+def test_headers_are_compared_with_the_file(kept: Checkpoint, header: str) -> None:
+    _npz(kept.folder / "search.npz", {"a.npy": _npy(header)})
+    with pytest.raises(PolicyError, match="not a checkpoint"):
+        kept.load("search", seed=3)
+
+
+def test_compressed_files_are_not_unpacked(kept: Checkpoint) -> None:
+    _npz(kept.folder / "search.npz", {"a.npy": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(PolicyError, match="not a checkpoint"):
+        kept.load("search", seed=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"places": np.array([2**40])}, "places outside"),
+        ({"places": np.array([-1])}, "places outside"),
+        ({"counts": np.array([1, 2])}, r"counts is int64 \[2\]"),
+        ({"counts": np.array([-1])}, "negative"),
+        ({"done": np.array(-1)}, "negative"),
+        ({"done": np.array(1.5)}, "done is float64"),
+        ({"done": np.array([1])}, r"done is int64 \[1\]"),
+    ],
+)
+def test_counts_of_no_such_model(kept: Checkpoint, changes: dict[str, np.ndarray], words: str) -> None:
+    arrays = {"places": np.array([3]), "counts": np.array([1]), "done": np.array(1)}
+    kept.save("capture", arrays | changes)
+    with pytest.raises(PolicyError, match=words):
+        Magnitudes(1).restore(kept.load("capture"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"0.errors": np.zeros(3)}, "0.errors is"),
+        ({"0.effective": np.array([0.5, 0.1])}, "no path"),
+        ({"0.sparsities": np.full((2, 4), 2.0)}, "no path"),
+        ({"0.sparsities": np.full((2, 4), np.nan)}, "NaN"),
+        ({"0.effective": np.array(["a", "b"])}, "0.effective is"),
+    ],
+)
+def test_picks_that_are_none(kept: Checkpoint, changes: dict[str, np.ndarray], words: str) -> None:
+    arrays = {"0.effective": np.array([0.0, 0.1]), "0.errors": np.zeros(2), "0.sparsities": np.zeros((2, 4))}
+    kept.save("teal", arrays)
+    assert len(from_arrays(kept.load("teal"))) == 1
+    kept.save("teal", arrays | changes)
+    with pytest.raises(PolicyError, match=words):
+        from_arrays(kept.load("teal"))

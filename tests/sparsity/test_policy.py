@@ -151,7 +151,7 @@ def test_a_threshold_above_f32_is_refused():
 def test_a_binary_file_is_refused_by_name(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF\xff\xfe\x80" * 9)
-    with pytest.raises(PolicyError, match=r"model\.gguf: cannot read"):
+    with pytest.raises(PolicyError, match=r"model\.gguf: not a sparsity policy: not UTF-8"):
         SparsityPolicy.load(path)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from spqt_ti.atomic import written_whole
+from spqt_ti.bounded_json import read_object
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.runner import Llama
 from spqt_ti.sparsity.capture import capture
@@ -61,12 +62,14 @@ class Calibration:
     def load(cls, path: Path) -> Calibration:
         """Read what `save` wrote; raises PolicyError for anything else."""
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = read_object(path)
             if fields["format"] != FORMAT:
                 raise ValueError(f"format {fields['format']!r}")
             quantiles = np.array(fields["quantiles"], np.float32)
             if quantiles.ndim != 3 or quantiles.shape[2] != len(LEVELS):
                 raise ValueError(f"quantiles of shape {list(quantiles.shape)}")
+            if not (np.isfinite(quantiles).all() and (quantiles >= 0).all()):
+                raise ValueError("quantiles that are not numbers of 0 or more")
             return cls(str(fields["model"]), str(fields["text_sha256"]), int(fields["tokens"]), quantiles)
         except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise PolicyError(f"{path}: not a calibration ({error}); delete it to calibrate again") from error

@@ -18,9 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from spqt_ti.container.container import Container
+from spqt_ti.errors import PolicyError
 from spqt_ti.model.runner import Llama
+from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint, Value
+from spqt_ti.sparsity.kept_arrays import KeptArrays
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.methods.teal import check_level
 from spqt_ti.sparsity.policy import SparsityPolicy
@@ -134,12 +137,17 @@ class WisparseCalibration:
         s = self.search
         name = f"wisparse-{sparsity:g}-budgets-{s.offspring}x{s.generations}-seed{s.seed}"
         settings: dict[str, Value] = {"sparsity": sparsity, "search": repr(s)}
-        found = _to_state(self.checkpoint.load(name, **settings))
+        lowest, highest = level_range(sparsity)
+        found = _to_state(self.checkpoint.load(name, **settings), len(self.blocks.paths), fitness.parts)
+        if found and not all(lowest <= level <= highest for level in found.levels):
+            raise PolicyError(
+                f"{name}: a kept search has levels outside {lowest} .. {highest}; delete it to start again"
+            )
 
         def save(state: State) -> None:
             self.checkpoint.save(name, _of_state(state), **settings)
 
-        return evolve(fitness, starts, *level_range(sparsity), s, found, save)
+        return evolve(fitness, starts, lowest, highest, s, found, save)
 
 
 def calibrate(
@@ -156,8 +164,8 @@ def calibrate(
 def _inside_blocks(llama: Llama, container: Container, tokens: Sequence[int], checkpoint: Checkpoint) -> Blocks:
     """Alphas and picks of every block on a sample that runs densely, quantiles of the scores of all tokens."""
     arrays = checkpoint.load("wisparse-blocks")
-    alphas = [] if arrays is None else list(arrays.pop("alphas"))
     paths, weights = greedy.from_arrays(arrays), Weights()
+    alphas = [] if arrays is None else list(arrays.take("alphas", "f", (len(paths), len(SITES))))
     x = embeddings(container, spread(tokens, alpha.WINDOWS, greedy.WINDOW))
     layers = container.config.num_hidden_layers
     for layer in tqdm(range(layers), desc="WiSparse", unit="block", leave=False, disable=None):
@@ -175,7 +183,9 @@ def _inside_blocks(llama: Llama, container: Container, tokens: Sequence[int], ch
 
 def _alone(llama: Llama, tokens: Sequence[int], blocks: Blocks, checkpoint: Checkpoint) -> np.ndarray:
     """Costs of every block alone at MEASURED budgets."""
-    known = (checkpoint.load("wisparse-alone") or {}).get("costs")
+    kept = checkpoint.load("wisparse-alone")
+    shape = (len(blocks.paths), len(MEASURED))
+    known = None if kept is None else kept.take("costs", "f", shape, finite=False)  # NaN: not measured yet
     thresholds = blocks.threshold_levels((0.0, *MEASURED))
     windows = _windows(llama, tokens, ALONE_WINDOWS, WINDOW, SEARCHED)
     fitness = BudgetFitness(llama, windows, thresholds, 0, blocks.weights)
@@ -211,8 +221,12 @@ def _of_state(state: State) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def _to_state(arrays: dict[str, np.ndarray] | None) -> State | None:
+def _to_state(arrays: KeptArrays | None, blocks: int, parts: int) -> State | None:
     if arrays is None:
         return None
-    levels: Levels = tuple(arrays["levels"].tolist())
-    return State(int(arrays["generation"]), levels, arrays["costs"], tuple(arrays["history"].tolist()))
+    generation = int(arrays.take("generation", "iu", ()))
+    levels: Levels = tuple(arrays.take("levels", "iu", (blocks,)).tolist())
+    history = arrays.take("history", "f", (None,))
+    if generation < 0:
+        raise arrays.damaged(f"generation {generation}")
+    return State(generation, levels, arrays.take("costs", "f", (parts,)), tuple(history.tolist()))

@@ -7,12 +7,13 @@ number of weights at every site, from the real shapes. The error is relative, ov
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from spqt_ti.model.sites import SITES
+from spqt_ti.sparsity.kept_arrays import KeptArrays
 from spqt_ti.sparsity.search.block import Block, Trace, relative_error, unmasked
 from spqt_ti.sparsity.search.scores import SiteWeights, quantiles, score, threshold_mask, thresholds_at
 
@@ -84,7 +85,17 @@ def to_arrays(paths: Sequence[Path]) -> dict[str, np.ndarray]:
     return {f"{layer}.{field}": getattr(path, field) for layer, path in enumerate(paths) for field in _FIELDS}
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray] | None) -> list[Path]:
-    """The picks that `to_arrays` took apart; none of None."""
-    found = arrays or {}
-    return [Path(*(found[f"{layer}.{f}"] for f in _FIELDS)) for layer in range(len(found) // len(_FIELDS))]
+def from_arrays(arrays: KeptArrays | None) -> list[Path]:
+    """The picks that `to_arrays` took apart; none of None. Raises PolicyError for arrays that are no picks."""
+    if arrays is None:
+        return []
+    paths: list[Path] = []
+    while f"{len(paths)}.{_FIELDS[0]}" in arrays:
+        layer = len(paths)
+        effective = arrays.take(f"{layer}.effective", "f", (None,))
+        errors = arrays.take(f"{layer}.errors", "f", effective.shape)
+        sparsities = arrays.take(f"{layer}.sparsities", "f", (len(effective), len(SITES)))
+        if not effective.size or (np.diff(effective) < 0).any() or not ((sparsities >= 0) & (sparsities <= 1)).all():
+            raise arrays.damaged(f"the picks of block {layer} are no path from dense to sparse")
+        paths.append(Path(effective, errors, sparsities))
+    return paths
