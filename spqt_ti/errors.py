@@ -21,6 +21,10 @@ class QuantizationError(SpqtError):
     """A tensor cannot be quantised: NaN, infinity or a shape that the scheme does not take."""
 
 
+class OperandError(SpqtError, ValueError):
+    """An operand of `spqt_ti.ops` does not fit: another shape or dtype than the matrix takes, NaN, a bad threshold."""
+
+
 class PolicyError(SpqtError):
     """A sparsity policy is malformed or belongs to another model."""
 
