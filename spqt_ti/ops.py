@@ -19,12 +19,14 @@ import numpy.typing as npt
 from spqt_ti import backend
 from spqt_ti.errors import BackendError, OperandError, QuantizationError
 from spqt_ti.formats import layout as layouts
+from spqt_ti.formats import schemes
+from spqt_ti.formats.scheme import Scheme
 from spqt_ti.kernels import drivers
 from spqt_ti.kernels.pack import q4_k as pack_q4_k
 
 __all__ = ["PackedMatrix", "gemv", "pack", "sparse_gemv"]
 
-SCHEMES = ("q4_k",)
+MULTIPLIED = ("q4_k",)  # schemes that kernels multiply
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +47,11 @@ class PackedMatrix:
     layout: str = "zigzag"
 
     def __post_init__(self) -> None:
-        _check_scheme(self.scheme)
-        layouts.check_size(self.data, self.rows, self.cols, self.layout)
+        layouts.check_size(self.data, self.rows, self.cols, self.layout, _find(self.scheme))
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weights that products are made with, f32 `[rows, cols]`."""
-        return layouts.dequantize_matrix(self.data, self.rows, self.cols, self.layout)
+        return layouts.dequantize_matrix(self.data, self.rows, self.cols, self.layout, _find(self.scheme))
 
     @functools.cached_property
     def _f32(self) -> drivers.ThresholdGemv:
@@ -74,11 +75,11 @@ def pack(w: npt.NDArray[np.float32], *, scheme: str = "q4_k", layout: str = "zig
     Raises QuantizationError for another dtype or shape, an unknown scheme or layout, NaN, infinity, and values too
     large for the scheme.
     """
-    _check_scheme(scheme)
+    numpy_scheme = _find(scheme)
     layouts.check_matrix(w, layout)
     rows, cols = w.shape
     on_cpu = _start().backend == pack_q4_k.BACKEND
-    data = pack_q4_k.quantize_q4_k(w, layout, "w") if on_cpu else layouts.quantize_matrix(w, layout)
+    data = pack_q4_k.quantize_q4_k(w, layout, "w") if on_cpu else layouts.quantize_matrix(w, layout, numpy_scheme)
     return PackedMatrix(data, rows, cols, scheme, layout)
 
 
@@ -116,9 +117,11 @@ def _multiply(
     return (matrix._f32 if exact else matrix._fastest)(x, threshold)
 
 
-def _check_scheme(scheme: str) -> None:
-    if scheme not in SCHEMES:
-        raise QuantizationError(f"unknown scheme {scheme!r}; there are: {', '.join(SCHEMES)}")
+def _find(name: str) -> Scheme:
+    scheme = schemes.find(name)
+    if name not in MULTIPLIED:
+        raise QuantizationError(f"no kernel multiplies {scheme.label}; there are: {', '.join(MULTIPLIED)}")
+    return scheme
 
 
 def _start() -> backend.Runtime:

@@ -36,7 +36,7 @@ def normal(shape: tuple[int, ...], seed: int) -> np.ndarray:
 def packed(shape: tuple[int, int], layout: str) -> tuple[ops.PackedMatrix, Matrix]:
     """A matrix of normal weights, and what is known of its stored bytes."""
     matrix = ops.pack(normal(shape, 1), layout=layout)
-    blocks = layouts.superblocks(matrix.data, *shape, layout)
+    blocks = layouts.superblocks(matrix.data, *shape, layout, q4_k.SCHEME)
     return matrix, make_matrix(*shape, layout, q4_k.unpack(blocks))
 
 
@@ -51,7 +51,7 @@ def test_pack(shape: tuple[int, int], layout: str) -> None:
     """The reference quantiser's bytes, which are ggml's; a view's too."""
     w = normal((shape[1], shape[0]), 2).T
     matrix = ops.pack(w, layout=layout)
-    np.testing.assert_array_equal(matrix.data, layouts.quantize_matrix(np.ascontiguousarray(w), layout))
+    np.testing.assert_array_equal(matrix.data, layouts.quantize_matrix(np.ascontiguousarray(w), layout, q4_k.SCHEME))
     assert (matrix.rows, matrix.cols, matrix.scheme, matrix.layout) == (*shape, "q4_k", layout)
     # Half a step of 1 / 15 of a sub-block's range, which is at most 2 max |w|, and the rounding of scales.
     assert np.abs(matrix.dequantize() - w).max() <= np.abs(w).max() / 15 * 1.1
