@@ -84,7 +84,7 @@ def measured(policy: SparsityPolicy | None, score: Scores) -> dict[str, Any]:
         "method": policy.method if policy else "dense",
         **dataclasses.asdict(score.row(policy.sparsity if policy else 0.0)),
         "kl_windows": [float(np.mean(kl)) for kl in score.kl],
-        "skipped": (score.skipped / score.possible).round(4).tolist(),
+        "skipped": score.active.share_skipped.round(4).tolist() if score.active else [],
     }
 
 

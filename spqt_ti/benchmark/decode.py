@@ -11,6 +11,7 @@ import numpy as np
 from spqt_ti.api import Model, load
 from spqt_ti.benchmark.bandwidth import read_bandwidth
 from spqt_ti.generation.loop import tokens_of_launch
+from spqt_ti.model.sites import realised_sparsity
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 PROMPT = "The history of the city begins with a small settlement on the bank of the river,"
@@ -62,12 +63,11 @@ def measure_decode(
             speeds[i].append(speed)
     ceiling = read_bandwidth(model.llama.threads)
     base = float(np.median(speeds[0]))
-    full = model.llama.inputs() * model.container.config.num_hidden_layers
     rows = []
     for i, policy in enumerate(cases):
         median = float(np.median(speeds[i]))
         low, high = np.quantile(speeds[i], [0.2, 0.8])
-        read = model.llama.weight_bytes(active[i])
+        read = model.llama.traffic.bytes_per_token(active[i])
         rows.append(
             DecodeRow(
                 model=str(name),
@@ -75,7 +75,7 @@ def measure_decode(
                 threads=model.llama.threads,
                 method=policy.method if policy else "dense",
                 sparsity=policy.sparsity if policy else 0.0,
-                realised_sparsity=float(1 - active[i].sum() / full.sum()),
+                realised_sparsity=realised_sparsity(model.container.config, active[i]),
                 tokens=tokens,
                 rounds=rounds,
                 tokens_per_second=median,

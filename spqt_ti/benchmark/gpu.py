@@ -25,6 +25,7 @@ from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import floats4, make_copy_all, zeros
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.model.engine import MOST_TOKENS
+from spqt_ti.model.sites import realised_sparsity
 
 LARGE = 64e6  # bytes of a matrix from which on the targets hold
 COLD_SECONDS = 0.05  # in which a device reads its cold copies: a slow one, with its small cache, needs no more than two
@@ -176,9 +177,9 @@ def _decode_row(model: Model, name: str, sparsity: float, prompt: Sequence[int],
         active += llama.active
         done += count
     taken = time.perf_counter() - begin
-    skipped = 1 - active.sum() / (done * llama.config.num_hidden_layers * llama.inputs().sum())
+    skipped = realised_sparsity(llama.config, active / done)
     host = (1e3 * host_seconds(model, count) for count in (MOST_TOKENS, 1))
-    return GpuDecodeRow(name, sparsity, float(skipped), done / taken, *host)
+    return GpuDecodeRow(name, sparsity, skipped, done / taken, *host)
 
 
 def host_seconds(model: Model, count: int, rounds: int = 20) -> float:

@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "generate",
         help="generate text from a prompt",
-        description="Generate text. It goes to stdout as it comes; a last line on stderr gives speed, skipped inputs "
+        description="Generate text. It goes to stdout as it comes; a last line on stderr gives speed, skipped weights "
         "and bytes read. A model that is not quantised yet is quantised once, into the cache folder.",
     )
     parser.add_argument(
@@ -120,12 +120,12 @@ def _print_stream(pieces: Iterable[Piece]) -> Stats | None:
 
 
 def summary(stats: Stats) -> str:
-    """The last line: speeds, skipped inputs, bytes read."""
-    skipped = ", ".join(f"{site} {100 * share:.0f} %" for site, share in stats.sparsity.items())
+    """The last line: speeds, what was skipped, bytes read."""
+    skipped = f"{stats.realised_sparsity:.0%} of the weights skipped, " if stats.realised_sparsity else ""
     return (
-        f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s; "
-        f"decode {stats.decode_tokens} tokens, {stats.decode_tokens_per_second:.1f} tokens/s; "
-        f"skipped inputs: {skipped}; {megabytes(stats.bytes_per_token)} of weights read per token"
+        f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f}/s; "
+        f"decoded {stats.decode_tokens}, {stats.decode_tokens_per_second:.1f}/s; "
+        f"{skipped}{megabytes(stats.bytes_per_token)} read per token"
     )
 
 

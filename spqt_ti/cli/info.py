@@ -66,9 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         container = Container.open(directory, verify=arguments.verify)
         report = describe_container(container)
         if container.layout == "zigzag":
-            report["decode"] = describe_choices(
-                container.config, arguments.sparsity, arguments.backend, arguments.threads
-            )
+            report |= describe_decoding(container.config, arguments.sparsity, arguments.backend, arguments.threads)
     else:
         report = describe_source(open_checkpoint(registry.resolve(arguments.model)))
     if arguments.json:
@@ -80,19 +78,13 @@ def run(arguments: argparse.Namespace) -> None:
 def describe_container(container: Container) -> dict[str, Any]:
     """Facts about a quantised model, ready for JSON.
 
-    `bytes_per_weight` is that of the blocks' matrices; `dense_bytes_per_token` is what one decoded token reads of
-    matrices and head (zigzag, as kernels hold them) when no input is skipped.
+    `bytes_per_weight` is that of the blocks' matrices.
     """
     matrices = [
         {**matrix.to_dict(), "bytes": container.read(f"{name}.{container.scheme}").nbytes}
         for name, matrix in container.matrices.items()
     ]
     matrix_bytes = sum(matrix["bytes"] for matrix in matrices)
-    import numpy as np
-
-    from spqt_ti.model.sites import bytes_per_token, inputs_per_site
-
-    every_input = np.tile(inputs_per_site(container.config), (container.config.num_hidden_layers, 1))
     return {
         **_describe_model(container.path, container.config),
         "kind": "quantised",
@@ -103,25 +95,32 @@ def describe_container(container: Container) -> dict[str, Any]:
         "fingerprint": container.fingerprint,
         "chat_template": container.chat_template is not None,
         "bytes_per_weight": matrix_bytes / sum(matrix["rows"] * matrix["cols"] for matrix in matrices),
-        "dense_bytes_per_token": bytes_per_token(container.config, every_input),
         "matrices": matrices,
     }
 
 
-def describe_choices(
+def describe_decoding(
     config: ModelConfig, sparsity: float, backend: str | None, threads: int | None
 ) -> dict[str, Any]:  # fmt: skip
-    """How each matrix runs at this level on a backend (see `backend.requested`), on the CPU with so many threads, and
-    why, ready for JSON. Raises BackendError where the backend is not there.
+    """How a zigzag model decodes on a backend (see `backend.requested`), on the CPU with so many threads, ready for
+    JSON. `dense_bytes_per_token`: bytes of weights that a token reads when no input is skipped, padding included;
+    `decode`: how each matrix runs at this level, and why. Raises BackendError where the backend is not there.
     """
+    import numpy as np
+
     from spqt_ti.backend import look_up
+    from spqt_ti.model.cpu import weights as cpu
     from spqt_ti.model.dispatch import choose
+    from spqt_ti.model.simt import weights as simt
+    from spqt_ti.model.sites import inputs_per_site
     from spqt_ti.model.tuning import Tuning
 
     runtime = look_up(backend)
     workers = workers_of(runtime, threads)
     choices = choose(config, Tuning.load(runtime.name), workers)
-    return {
+    traffic = (simt if runtime.capabilities.groups else cpu).traffic(config)
+    every_input = np.tile(inputs_per_site(config), (config.num_hidden_layers, 1))
+    decode = {
         "sparsity": sparsity,
         "backend": runtime.backend,
         "device": runtime.device,
@@ -131,6 +130,7 @@ def describe_choices(
             for c in choices.values()
         ],
     }
+    return {"dense_bytes_per_token": traffic.bytes_per_token(every_input), "decode": decode}
 
 
 def describe_source(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -174,8 +174,9 @@ def _print_report(report: dict[str, Any]) -> None:
             ("source", report["source"]),
             ("fingerprint", report["fingerprint"]),
             ("bytes per weight", f"{report['bytes_per_weight']:.4f} (matrices of the blocks)"),
-            ("read per token", f"{megabytes(report['dense_bytes_per_token'])} of weights when dense"),
         ]
+    if "decode" in report:
+        lines.append(("read per token", f"{megabytes(report['dense_bytes_per_token'])} of weights when dense"))
     for name, value in lines:
         print(f"{name:24}{value}")
     if "matrices" in report:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from spqt_ti.errors import GenerationError
 from spqt_ti.model.runner import Llama
-from spqt_ti.model.sites import SITES, matrix_shapes
+from spqt_ti.sparsity.active_inputs import ActiveInputs
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search.divergence import divergence, log_softmax
 
@@ -46,14 +46,13 @@ class Row:
 class Scores:
     """What one policy gave on every scored token (f64 [n]), window after window; compare policies pairwise on it.
 
-    `skipped` of `possible` weights of the blocks, f64 [layers, 4], in all tokens of the windows.
+    `active`: the inputs that all tokens of the windows read (None: of a model that skips nothing).
     """
 
     nll: list[np.ndarray] = field(default_factory=list)
     kl: list[np.ndarray] = field(default_factory=list)
     same: list[np.ndarray] = field(default_factory=list)
-    skipped: np.ndarray = field(default_factory=lambda: np.zeros((1, len(SITES))))
-    possible: np.ndarray = field(default_factory=lambda: np.zeros((1, len(SITES))))
+    active: ActiveInputs | None = None
 
     def row(self, sparsity: float) -> Row:
         """Summed up."""
@@ -66,7 +65,7 @@ class Scores:
             float(kl.mean()),
             float(np.quantile(kl, 0.99)),
             float(np.concatenate(self.same).mean()),
-            float(self.skipped.sum() / max(self.possible.sum(), 1)),
+            self.active.realised_sparsity if self.active else 0.0,
             len(nll),
         )
 
@@ -92,8 +91,7 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
 
     All of a policy's thresholds count, also where decoding would run a matrix densely because that is faster.
     """
-    sites = llama.thresholds.shape
-    scores = [Scores(skipped=np.zeros(sites), possible=np.zeros(sites)) for _ in policies]
+    scores = [Scores(active=ActiveInputs(llama)) for _ in policies]
     for window in tqdm(parts, desc="evaluate", unit="window", leave=False, disable=None):
         llama.gates.clear()
         dense = log_softmax(_logits(llama, window, None))
@@ -101,28 +99,20 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
             llama.gates.clear()
             if policy is not None:
                 policy.apply(llama.gates)
-            _score(score, window, dense, log_softmax(_logits(llama, window, score)))
+            _score(score, window, dense, log_softmax(_logits(llama, window, score.active)))
     llama.gates.clear()
     llama.reset()
     return scores
 
 
-def _logits(llama: Llama, window: Sequence[int], score: Scores | None) -> np.ndarray:
+def _logits(llama: Llama, window: Sequence[int], active: ActiveInputs | None) -> np.ndarray:
     """Logits f32 [n, vocab] that predict the second half, as llama.cpp counts: the last token predicts nothing. With
-    `score` masked, and what was skipped is counted there.
+    `active` masked, and what is read is counted there.
     """
-    half, shapes = len(window) // 2, matrix_shapes(llama.config)
-
-    def count(layer: int, site: str, inputs: np.ndarray) -> None:
-        assert score is not None
-        place, rows = (layer, SITES.index(site)), shapes[site].rows
-        score.skipped[place] += rows * float(inputs.size - np.count_nonzero(inputs))
-        score.possible[place] += rows * float(inputs.size)
-
-    masked, observer = score is not None, count if score is not None else None
+    half, masked = len(window) // 2, active is not None
     llama.reset()
-    llama.prefill(window[:half], "none", masked, observer)
-    return llama.prefill(window[half:-1], "all", masked, observer)
+    llama.prefill(window[:half], "none", masked, active)
+    return llama.prefill(window[half:-1], "all", masked, active)
 
 
 def compare(parts: Sequence[Sequence[int]], reference: Scorer, others: Sequence[Scorer]) -> list[Scores]:

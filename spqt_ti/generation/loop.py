@@ -12,15 +12,17 @@ from spqt_ti.errors import GenerationError
 from spqt_ti.generation.sampling import Sampling, draw
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.runner import Llama
-from spqt_ti.model.sites import SITES
+from spqt_ti.model.sites import SITES, inputs_skipped, realised_sparsity
 
 LAUNCH_SECONDS = 0.1  # of greedy decoding at once: text comes in pieces of that length, and so much may be wasted
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What a generation cost. Times in seconds; `sparsity`: site -> share of inputs skipped while decoding.
+    """What a generation cost. Times in seconds.
 
+    While decoding: `realised_sparsity`: share of the blocks' weights that were skipped; `inputs_skipped`: site -> share
+    of its inputs; `bytes_per_token`: bytes of weights that were read.
     `decode_tokens` counts every token that was decoded: a few more than were made where a launch went on after the end.
     """
 
@@ -28,7 +30,8 @@ class Stats:
     prompt_seconds: float
     decode_tokens: int
     decode_seconds: float
-    sparsity: dict[str, float]
+    realised_sparsity: float
+    inputs_skipped: dict[str, float]
     bytes_per_token: float
 
     @property
@@ -76,13 +79,15 @@ class _Meter:
         return tokens_of_launch(self.decode_seconds / self.decode_tokens) if self.decode_tokens else 1
 
     def stats(self) -> Stats:
-        decoded = max(1, self.decode_tokens)
-        full = self._llama.inputs() * self._llama.config.num_hidden_layers * decoded
-        share = 1 - self._active.sum(axis=0) / full if self.decode_tokens else np.zeros(len(SITES))
+        config = self._llama.config
+        active = self._active / max(1, self.decode_tokens)
+        known = self.decode_tokens > 0
+        skipped = inputs_skipped(config, active) if known else np.zeros(len(SITES))
         return Stats(
             self.prompt_tokens, self.prompt_seconds, self.decode_tokens, self.decode_seconds,
-            {site: float(s) for site, s in zip(SITES, share, strict=True)},
-            self._llama.weight_bytes(self._active / decoded),
+            realised_sparsity(config, active) if known else 0.0,
+            {site: float(share) for site, share in zip(SITES, skipped, strict=True)},
+            self._llama.traffic.bytes_per_token(active),
         )  # fmt: skip
 
 

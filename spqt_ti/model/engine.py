@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from spqt_ti.model.gates import Gates
+from spqt_ti.model.sites import Traffic
 
 CHUNK = 256  # tokens per prefill launch: enough to make decoding a strip of weights cheap, small enough for the caches
 MOST_TOKENS = 16  # that one launch decodes
@@ -82,3 +83,4 @@ class Engine:
     gates: Gates
     decode: Decode
     prefill: Prefill
+    traffic: Traffic

@@ -19,7 +19,7 @@ from spqt_ti.model.cpu import engine as worker_engine
 from spqt_ti.model.dispatch import choose
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer
 from spqt_ti.model.simt import engine as simt_engine
-from spqt_ti.model.sites import bytes_per_token, inputs_per_site
+from spqt_ti.model.sites import inputs_per_site
 from spqt_ti.model.tuning import Tuning
 
 DEFAULT_CONTEXT = 2048
@@ -63,6 +63,7 @@ class Llama:
         else:
             engine = worker_engine.build(container, self.context, self.choices, self.threads, exact)
         self.gates, self._decode, self._prefill = engine.gates, engine.decode, engine.prefill
+        self.traffic = engine.traffic
         self.position = 0
 
     def reset(self) -> None:
@@ -175,10 +176,6 @@ class Llama:
     def best_token(self) -> int:
         """Token with the highest logit after the last one, found by the kernel; the lowest id among equals."""
         return self._decode.best_tokens[-1]
-
-    def weight_bytes(self, active: np.ndarray) -> float:
-        """Bytes of weights that a token reads with these numbers of active inputs [layers, 4], head included."""
-        return bytes_per_token(self.config, active)
 
     def _check_short(self, count: int) -> None:
         longest = min(CHUNK, self.context)

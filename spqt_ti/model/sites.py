@@ -1,10 +1,14 @@
-"""The four places of a block where inputs are collected, in the order in which a token meets them."""
+"""The four places of a block where inputs are collected, in the order in which a token meets them; and what is counted
+by them.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
+from spqt_ti.kernels.shared.geometry import ZigzagShape
 from spqt_ti.model.config import ModelConfig
 
 SITES = ("qkv", "o", "gate_up", "down")
@@ -36,12 +40,31 @@ def inputs_per_site(config: ModelConfig) -> np.ndarray:
     return np.array([shapes[site].cols for site in SITES], np.int32)
 
 
-def bytes_per_token(config: ModelConfig, active: np.ndarray) -> float:
-    """Bytes of weights that a token reads with these numbers of active inputs [layers, 4].
+def realised_sparsity(config: ModelConfig, active: np.ndarray) -> float:
+    """Share of the blocks' weights that a token skips with these numbers of active inputs [layers, 4].
 
-    The head is read whole.
+    An input counts as many weights as its column has. The same on every device: padding is no weight.
     """
-    shapes = matrix_shapes(config)
-    columns = active.sum(axis=0)
-    blocks = sum(float(n) * shapes[site].bytes_per_column for site, n in zip(SITES, columns, strict=True))
-    return blocks + tiles_for(config.vocab_size) * config.hidden_size * TILE_COLUMN_BYTES
+    rows = np.array([shape.rows for shape in matrix_shapes(config).values()])
+    return float(1 - (active @ rows).sum() / (len(active) * (inputs_per_site(config) @ rows)))
+
+
+def inputs_skipped(config: ModelConfig, active: np.ndarray) -> np.ndarray:
+    """Share of the inputs that a token skips at each site, f64 [4], of active inputs [layers, 4]."""
+    return 1 - active.mean(axis=0) / inputs_per_site(config)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of weights that a decoded token reads, padding included, as an engine keeps them.
+
+    `columns`: i64 [layers, 4], of one column of each site's matrix, which is what an active input costs; `head`: of
+    the vocabulary matrix, which is read whole.
+    """
+
+    columns: np.ndarray
+    head: int
+
+    def bytes_per_token(self, active: np.ndarray) -> float:
+        """Bytes with these numbers of active inputs [layers, 4]."""
+        return float((active * self.columns).sum()) + self.head

@@ -236,23 +236,23 @@ def test_tokens_are_counted(llama, count):
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_dense_skips_nothing(llama, count):
-    assert stats_of(llama, count).sparsity == dict.fromkeys(SITES, 0.0)
+    assert stats_of(llama, count).inputs_skipped == dict.fromkeys(SITES, 0.0)
 
 
 def test_dense_reads_every_weight(llama):
     full = np.tile(llama.inputs(), (llama.config.num_hidden_layers, 1))
-    assert stats_of(llama).bytes_per_token == llama.weight_bytes(full)
+    assert stats_of(llama).bytes_per_token == llama.traffic.bytes_per_token(full)
 
 
 def test_one_site_alone_is_counted_at_its_own_name(llama):
     llama.thresholds[:, SITES.index("gate_up")] = 1e30
-    assert stats_of(llama).sparsity == {"qkv": 0.0, "o": 0.0, "gate_up": 1.0, "down": 0.0}
+    assert stats_of(llama).inputs_skipped == {"qkv": 0.0, "o": 0.0, "gate_up": 1.0, "down": 0.0}
 
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.75])
 def test_a_policy_skips_about_its_share(llama, calibration, sparsity):
     llama.thresholds[:] = calibration.policy(sparsity).thresholds
-    found = stats_of(llama, 40).sparsity
+    found = stats_of(llama, 40).inputs_skipped
     assert list(found) == list(SITES)
     assert list(found.values()) == pytest.approx([sparsity] * 4, abs=0.12)
 
@@ -267,7 +267,7 @@ def test_the_share_is_that_of_the_active_inputs(llama, calibration):
         llama.decode(step.token)
         active += llama.active.sum(axis=0)
     expected = 1 - active / (llama.inputs() * llama.config.num_hidden_layers * 5)
-    assert made[-1].stats.sparsity == pytest.approx(dict(zip(SITES, expected, strict=True)))
+    assert made[-1].stats.inputs_skipped == pytest.approx(dict(zip(SITES, expected, strict=True)))
 
 
 def test_fewer_bytes_the_sparser(llama, calibration):
@@ -276,7 +276,7 @@ def test_fewer_bytes_the_sparser(llama, calibration):
         llama.thresholds[:] = calibration.policy(sparsity).thresholds
         read.append(stats_of(llama).bytes_per_token)
     assert read == sorted(read, reverse=True)
-    head = llama.weight_bytes(np.zeros((2, 4)))
+    head = llama.traffic.bytes_per_token(np.zeros((2, 4)))
     # The head is never skipped; of the rest about nine tenths are.
     assert read[-1] - head < 0.3 * (read[0] - head)
     assert read[-1] > head > 0

@@ -374,10 +374,10 @@ def test_observer_sees_every_site() -> None:
         np.testing.assert_allclose(seen[key], x, rtol=0, atol=1e-5 * np.abs(x).max())
 
 
-def test_weight_bytes_are_proportional_to_active_inputs() -> None:
+def test_bytes_are_proportional_to_active_inputs() -> None:
     model = fresh("gqa")
     full = np.tile(model.inputs(), (model.config.num_hidden_layers, 1))
-    none, half, every = (model.weight_bytes(full * share) for share in (0, 0.5, 1))
+    none, half, every = (model.traffic.bytes_per_token(full * share) for share in (0, 0.5, 1))
     assert none == 320 * model.config.hidden_size * 34 / 32  # the head
     assert half - none == pytest.approx((every - none) / 2)
 

@@ -10,7 +10,7 @@ from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.model.cpu.decode import DecodeStep
 from spqt_ti.model.cpu.gates import WorkerGates
 from spqt_ti.model.cpu.prefill import Prefill
-from spqt_ti.model.cpu.weights import Weights
+from spqt_ti.model.cpu.weights import Weights, traffic
 from spqt_ti.model.dispatch import Choice
 from spqt_ti.model.engine import Engine
 from spqt_ti.model.sites import inputs_per_site
@@ -28,4 +28,4 @@ def build(container: Container, context: int, choices: Mapping[str, Choice], wor
     host_view(cache)[:] = 0
     gates = WorkerGates(config.num_hidden_layers, inputs_per_site(config))
     decode = DecodeStep(weights, cache, shape, gates, workers, exact)
-    return Engine(gates, decode, Prefill(weights, cache, shape, gates, workers))
+    return Engine(gates, decode, Prefill(weights, cache, shape, gates, workers), traffic(config))

@@ -18,10 +18,11 @@ from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS
 from spqt_ti.kernels.cpu.gemv import preferred_panel_bands
 from spqt_ti.kernels.cpu.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.zigzag import split
-from spqt_ti.kernels.shared.geometry import ZigzagShape, tiles_for
+from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
 from spqt_ti.kernels.shared.vocabulary import tile
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
-from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
+from spqt_ti.model.sites import MODULES, SITES, Traffic, matrix_shapes
 
 # Columns of Weights.site_table; bias: first vector among a layer's constants, -1 for none.
 SITE_FIELDS = ("cols", "full_bands", "tail_bands", "panel_bands", "bands", "quants", "tail", "headers", "bias")
@@ -121,6 +122,13 @@ class Weights:
                 ]
             )
         return np.array(rows, np.int32)
+
+
+def traffic(config: ModelConfig) -> Traffic:
+    """What a token reads of these arrays: a column of a last band of more than 64 rows is a full band's."""
+    columns = [shape.bytes_per_column for shape in matrix_shapes(config).values()]
+    head = int(tiles_for(config.vocab_size) * config.hidden_size * TILE_COLUMN_BYTES)
+    return Traffic(np.tile(columns, (config.num_hidden_layers, 1)), head)
 
 
 def _allocate(dtype: Any, vectors: int, what: str) -> ti.Ndarray:

@@ -10,6 +10,7 @@ from spqt_ti.model.engine import Engine
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.decode import SimtDecode
 from spqt_ti.model.simt.prefill import SimtPrefill
+from spqt_ti.model.simt.weights import traffic
 
 
 def build(container: Container, context: int, choices: Mapping[str, Choice]) -> Engine:
@@ -19,4 +20,4 @@ def build(container: Container, context: int, choices: Mapping[str, Choice]) -> 
     """
     splits = {site: choice.split for site, choice in choices.items() if choice.split is not None}
     arrays = ModelArrays(container, context, splits)
-    return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays))
+    return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays), traffic(container.config))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from spqt_ti.container.container import Container
-from spqt_ti.kernels.shared.geometry import tiles_for
+from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, tiles_for
 from spqt_ti.kernels.simt.active_list import Segments, spread, whole
 from spqt_ti.kernels.simt.head import tile
 from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.kernels.simt.zigzag import split as split_bytes
 from spqt_ti.model.config import ModelConfig
-from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
+from spqt_ti.model.sites import MODULES, SITES, Traffic, matrix_shapes
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,14 @@ class WeightLayout:
             "vocabulary": tiles * self.config.hidden_size * 16,
             "vocabulary scales": tiles * self.config.hidden_size,
         }
+
+
+def traffic(config: ModelConfig) -> Traffic:
+    """What a token reads of these arrays: of a last band only the pairs of sub-blocks that it has."""
+    shapes = [ZigzagWords(shape.rows, shape.cols) for shape in matrix_shapes(config).values()]
+    columns = [16 * (shape.quants + shape.headers) // shape.cols for shape in shapes]
+    head = int(tiles_for(config.vocab_size) * config.hidden_size * TILE_COLUMN_BYTES)
+    return Traffic(np.tile(columns, (config.num_hidden_layers, 1)), head)
 
 
 def segments_of(config: ModelConfig, site: str) -> Segments:

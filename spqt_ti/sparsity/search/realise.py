@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from spqt_ti.model.runner import Llama
-from spqt_ti.model.sites import matrix_shapes
+from spqt_ti.sparsity.active_inputs import ActiveInputs
 from spqt_ti.sparsity.search.sample import spread
 
 WINDOWS, WINDOW = 8, 256
@@ -23,23 +23,17 @@ Weights = Mapping[tuple[int, str], np.ndarray]
 
 def realised(llama: Llama, windows: Sequence[Sequence[int]], thresholds: np.ndarray, weights: Weights) -> float:
     """Share of the blocks' weights that are skipped at thresholds f32 [layers, 4] on `windows`; dense afterwards."""
-    shapes, skipped, possible = matrix_shapes(llama.config), 0.0, 0.0
-
-    def count(layer: int, site: str, inputs: np.ndarray) -> None:
-        nonlocal skipped, possible
-        skipped += shapes[site].rows * float(inputs.size - np.count_nonzero(inputs))
-        possible += shapes[site].rows * float(inputs.size)
-
+    active = ActiveInputs(llama)
     llama.gates.clear()
     for (layer, site), weight in weights.items():
         llama.gates.weigh(layer, site, weight)
     llama.thresholds[:] = thresholds
     for window in windows:
         llama.reset()
-        llama.prefill(window, "none", masked=True, observer=count)
+        llama.prefill(window, "none", masked=True, observer=active)
     llama.gates.clear()
     llama.reset()
-    return skipped / possible
+    return active.realised_sparsity
 
 
 def realise(
