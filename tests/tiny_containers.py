@@ -27,7 +27,7 @@ _ON_CPU = (
     ("narrow_heads", "biases"),
     ("multiple_of_256",),
     ("llama3_rope",),
-    ("linear_rope",),
+    ("linear_rope", "qwen2"),
     ("mistral",),
 )
 _ON_GPUS = (
@@ -35,6 +35,7 @@ _ON_GPUS = (
     ("mha", "tied", "wide_heads", "linear_rope"),
     ("mqa", "narrow_heads", "biases", "llama3_rope"),
     ("multiple_of_256", "mistral"),
+    ("qwen2",),
 )
 MODELS = {
     "+".join(names): {key: value for name in names for key, value in tiny_models.CASES[name].items()}

@@ -18,7 +18,8 @@ import gguf
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from spqt_ti.model.config import ModelConfig, RopeScaling
+from spqt_ti.model.config import ModelConfig
+from spqt_ti.model.rope import RopeScaling
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -47,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "multiple_of_256": {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64},
     "mistral": {"model_type": "mistral"},
+    "qwen2": {"model_type": "qwen2"},
 }
 
 
@@ -145,11 +147,12 @@ def write_gguf(
 ) -> Path:
     """A GGUF file as llama.cpp's converter writes it; matrices of type `kind` (what gguf.quants can quantise).
 
-    `metadata` adds or replaces keys (int, float, str, bool), `leave_out` drops tensors by their GGUF name.
+    `metadata` adds or replaces keys (int, float, str, bool, list), `leave_out` drops tensors by their GGUF name.
     """
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, config.architecture.gguf_name)
     for key, value in (_gguf_metadata(config) | (metadata or {})).items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+               list: writer.add_array}  # fmt: skip
         add[type(value)](key, value)
     _add_gguf_tokenizer(writer)
     for name, values in weights.items():
@@ -176,6 +179,8 @@ def gguf_name(name: str) -> str:
         "input_layernorm": "attn_norm",
         "post_attention_layernorm": "ffn_norm",
         "self_attn.o_proj": "attn_output",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
         **{f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"},
         **{f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")},
     }
@@ -183,7 +188,11 @@ def gguf_name(name: str) -> str:
 
 
 def ggml_row_order(name: str, values: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Rows of q and k in ggml's RoPE order: row 2i of a head is Hugging Face's row i, 2i + 1 its row i + head_dim/2."""
+    """Rows of q and k in ggml's RoPE order, for Llama: row 2i of a head is Hugging Face's row i, 2i + 1 its row
+    i + head_dim/2.
+    """
+    if not config.architecture.gguf_permuted or "_norm" in name:
+        return values
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for part, count in heads.items():
         if part in name:
@@ -234,25 +243,28 @@ def tiny_tokenizer_json() -> str:
 
 def _gguf_metadata(config: ModelConfig) -> dict[str, Any]:
     metadata: dict[str, Any] = {
-        "llama.block_count": config.num_hidden_layers,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "llama.rope.freq_base": config.rope_theta,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.vocab_size": config.vocab_size,
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.freq_base": config.rope_theta,
+        "rope.dimension_count": config.head_dim,
+        "vocab_size": config.vocab_size,
+    }
+    if config.rope_scaling and config.rope_scaling.rope_type == "linear":
+        metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scaling.factor}
+    if config.sliding_window is not None:
+        metadata["attention.sliding_window"] = config.sliding_window
+    return {f"{config.architecture.gguf_name}.{key}": value for key, value in metadata.items()} | {
         "tokenizer.ggml.bos_token_id": config.bos_token_id,
         "tokenizer.ggml.eos_token_id": config.eos_token_ids[0],
         "tokenizer.chat_template": CHAT_TEMPLATE,
     }
-    if config.rope_scaling and config.rope_scaling.rope_type == "linear":
-        metadata |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": config.rope_scaling.factor}
-    return metadata
 
 
 def _add_gguf_tokenizer(writer: gguf.GGUFWriter) -> None:

@@ -119,7 +119,6 @@ def stacked_matrices(config: ModelConfig) -> dict[str, MatrixInfo]:
 
 def expected_tensors(config: ModelConfig, layout: str, scheme: str) -> dict[str, TensorInfo]:
     """Name -> type and shape of every tensor that a container of this model holds, and of no other."""
-    shapes = config.tensor_shapes()
     dense = TensorInfo(_U8, (config.vocab_size, config.hidden_size // q8_0.VALUES, q8_0.BYTES))
     tensors = {f"{_EMBEDDING}.q8_0": dense, _NORM: TensorInfo(_F32, (config.hidden_size,))}
     if not config.tie_word_embeddings:
@@ -127,11 +126,11 @@ def expected_tensors(config: ModelConfig, layout: str, scheme: str) -> dict[str,
     for matrix in stacked_matrices(config).values():
         size = layouts.nbytes(matrix.rows, matrix.cols, layout, q4_k.SCHEME)
         tensors[f"{matrix.name}.{scheme}"] = TensorInfo(_U8, (size,))
-        if f"{next(iter(matrix.projections()))}.bias" in shapes:
+        if config.has_bias(matrix.name):
             tensors[f"{matrix.name}.bias"] = TensorInfo(_F32, (matrix.rows,))
-    for name, shape in shapes.items():
-        if name.endswith("layernorm.weight"):
-            tensors[name] = TensorInfo(_F32, shape)
+    for layer in range(config.num_hidden_layers):
+        for norm in config.norms():
+            tensors[f"model.layers.{layer}.{norm.tensor}"] = TensorInfo(_F32, (norm.size,))
     return tensors
 
 

@@ -12,12 +12,10 @@ from spqt_ti.kernels.shared.rope import rope_table
 from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
 from spqt_ti.model.sites import MODULES
 
-_NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
-
 
 @dataclass(frozen=True)
 class Constants:
-    """Per layer both norms and the biases that exist ("qkv_bias", ...), then the final norm and the RoPE table.
+    """Per layer its norms and the biases that exist ("qkv_bias", ...), then the final norm and the RoPE table.
 
     `values` f32 [n]; `layer`: name -> first value among those of a layer, which take `stride` values.
     """
@@ -50,9 +48,10 @@ class Constants:
 
 
 def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    yield from _NORMS.items()
+    for norm in config.norms():
+        yield norm.role, norm.tensor
     for site, module in MODULES.items():
-        if config.attention_bias if site in ("qkv", "o") else config.mlp_bias:
+        if config.has_bias(module):
             yield f"{site}_bias", f"{module}.bias"
 
 

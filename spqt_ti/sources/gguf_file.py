@@ -1,4 +1,4 @@
-"""A `.gguf` file of architecture `llama`: metadata, and tensors brought back to Hugging Face's names and row order.
+"""A `.gguf` file: metadata, and tensors brought back to Hugging Face's names and row order.
 
 Types, block sizes and dequantisation come from the `gguf` package. The header is parsed here: the package's own reader
 takes 2.3 s for SmolLM2's vocabulary (one NumPy array per string) where this takes 0.1 s, and answers a truncated file
@@ -22,7 +22,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.config import ModelConfig, RopeScaling, llama3_frequency_factors, token_ids
+from spqt_ti.model.architectures import ARCHITECTURES, WindowRule, by_gguf_name
+from spqt_ti.model.config import ModelConfig
+from spqt_ti.model.config_json import token_ids
+from spqt_ti.model.rope import RopeScaling, llama3_frequency_factors
 from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor
 from spqt_ti.sources.gguf_tokenizer import end_of_turn_ids, tokenizer_json
 
@@ -66,6 +69,8 @@ _BLOCK_NAMES = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
@@ -250,7 +255,7 @@ class _Header:
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """Open a GGUF file of architecture llama; CheckpointError names file, tensor or metadata key."""
+    """Open a GGUF file; CheckpointError names file, tensor or metadata key."""
     file = GgufFile.open(path)
     try:
         config = read_config(file)
@@ -266,8 +271,9 @@ def open_gguf(path: Path) -> Checkpoint:
 
 def read_config(file: GgufFile) -> ModelConfig:
     """ModelConfig from the metadata, and from the tensors what the metadata do not say (ties, biases, RoPE table)."""
-    meta = _LlamaMetadata(file.metadata)
+    meta = _ModelMetadata(file.metadata)
     meta.refuse_unsupported()
+    row = meta.architecture
     heads, hidden = meta.whole("attention.head_count"), meta.whole("embedding_length")
     head_dim = _head_dim(meta, hidden, heads)
     theta = meta.real("rope.freq_base", 10000.0)
@@ -287,73 +293,94 @@ def read_config(file: GgufFile) -> ModelConfig:
         rope_theta=theta,
         rope_scaling=_rope_scaling(file, meta, theta, head_dim),
         tie_word_embeddings="output.weight" not in file.tensors,
-        attention_bias=any(re.fullmatch(r"blk\.\d+\.attn_(q|k|v|output)\.bias", name) for name in file.tensors),
-        mlp_bias=any(re.fullmatch(r"blk\.\d+\.ffn_(gate|up|down)\.bias", name) for name in file.tensors),
+        attention_bias=row.qkv_bias is None and _any(file, r"blk\.\d+\.attn_(q|k|v|output)\.bias"),
+        mlp_bias=row.mlp_bias is None and _any(file, r"blk\.\d+\.ffn_(gate|up|down)\.bias"),
         bos_token_id=next(iter(token_ids(file.metadata.get("tokenizer.ggml.bos_token_id"))), None),
         eos_token_ids=end_of_turn_ids(file.metadata),
+        model_type=row.model_type,
+        sliding_window=meta.window(),
     )
 
 
-class _LlamaMetadata:
-    """The `llama.*` keys with types checked."""
+def _any(file: GgufFile, pattern: str) -> bool:
+    return any(re.fullmatch(pattern, name) for name in file.tensors)
+
+
+class _ModelMetadata:
+    """The keys that begin with the architecture's name, types checked. CheckpointError for an unknown architecture."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
+        name = metadata.get("general.architecture")
+        self.prefix = str(name)
+        row = by_gguf_name(self.prefix, window=bool(metadata.get(f"{name}.attention.sliding_window", 0)))
+        if row is None:
+            known = ", ".join(dict.fromkeys(row.gguf_name for row in ARCHITECTURES.values()))
+            raise CheckpointError(f"architecture {name!r} is not supported (only {known})")
+        self.architecture = row
+
+    def key(self, key: str) -> str:
+        """The whole name of a key, for messages too."""
+        return f"{self.prefix}.{key}"
 
     def whole(self, key: str, default: int | None = None) -> int:
-        value = self.metadata.get(f"llama.{key}", default)
+        value = self.metadata.get(self.key(key), default)
         if value is None:
-            raise CheckpointError(f"metadata key llama.{key} is missing")
+            raise CheckpointError(f"metadata key {self.key(key)} is missing")
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()  # one number per layer, the same in all of them
         if isinstance(value, bool) or not isinstance(value, int):
             # Per-layer arrays: a model whose blocks differ in shape.
-            raise CheckpointError(f"metadata key llama.{key} is {value!r}, expected one whole number")
+            raise CheckpointError(f"metadata key {self.key(key)} is {value!r}, expected one whole number")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
-        value = self.metadata.get(f"llama.{key}", default)
+        value = self.metadata.get(self.key(key), default)
         if value is None:
-            raise CheckpointError(f"metadata key llama.{key} is missing")
+            raise CheckpointError(f"metadata key {self.key(key)} is missing")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise CheckpointError(f"metadata key llama.{key} is {value!r}, expected a number")
+            raise CheckpointError(f"metadata key {self.key(key)} is {value!r}, expected a number")
         return float(value)
+
+    def window(self) -> int | None:
+        """Positions of a sliding window in every layer; None without one. llama.cpp ignores the key for most of the
+        architectures here; a model that was trained with a window is another one without it.
+        """
+        window, positions = self.whole("attention.sliding_window", 0), self.whole("context_length")
+        if window < 0 or (0 < window < positions and self.architecture.window is not WindowRule.EVERY_LAYER):
+            raise CheckpointError(f"sliding_window ({window} of {positions} positions) is not supported for "
+                                  f"architecture {self.prefix!r}")  # fmt: skip
+        return window if 0 < window < positions else None
 
     def epsilon(self) -> float:
         """The f32 epsilon as the decimal that was meant: 1e-05 rather than 9.999999747378752e-06."""
         return float(np.format_float_scientific(np.float32(self.real("attention.layer_norm_rms_epsilon")), unique=True))
 
     def refuse_unsupported(self) -> None:
-        architecture = self.metadata.get("general.architecture")
-        if architecture != "llama":
-            raise CheckpointError(f"architecture {architecture!r} is not supported (only llama)")
         if self.whole("expert_count", 0):
             raise CheckpointError(
-                f"mixtures of experts are not supported (llama.expert_count is {self.whole('expert_count')})"
-            )
-        window = self.whole("attention.sliding_window", 0)
-        if 0 < window < self.whole("context_length"):
-            raise CheckpointError(
-                f"sliding_window ({window} of {self.whole('context_length')} positions) is not supported"
+                f"mixtures of experts are not supported ({self.key('expert_count')} is {self.whole('expert_count')})"
             )
         parts = self.metadata.get("split.count", 0)
         if parts > 1:
             raise CheckpointError(f"this is one of {parts} parts; join them first (llama-gguf-split --merge)")
 
 
-def _head_dim(meta: _LlamaMetadata, hidden: int, heads: int) -> int:
+def _head_dim(meta: _ModelMetadata, hidden: int, heads: int) -> int:
     if heads <= 0:
-        raise CheckpointError(f"llama.attention.head_count is {heads}, expected a positive whole number")
+        raise CheckpointError(f"{meta.key('attention.head_count')} is {heads}, expected a positive whole number")
     head_dim = meta.whole("attention.key_length", hidden // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if meta.whole(key, head_dim) != head_dim:
-            raise CheckpointError(f"llama.{key} is {meta.whole(key)}, expected the head size {head_dim}")
+            raise CheckpointError(f"{meta.key(key)} is {meta.whole(key)}, expected the head size {head_dim}")
     return head_dim
 
 
-def _rope_scaling(file: GgufFile, meta: _LlamaMetadata, theta: float, head_dim: int) -> RopeScaling | None:
+def _rope_scaling(file: GgufFile, meta: _ModelMetadata, theta: float, head_dim: int) -> RopeScaling | None:
     """From the metadata (linear) or from the table of frequency factors that Llama 3.1 and later carry as a tensor."""
-    kind = file.metadata.get("llama.rope.scaling.type", "none")
+    kind = file.metadata.get(meta.key("rope.scaling.type"), "none")
     factor = meta.real("rope.scaling.factor", meta.real("rope.scale_linear", 1.0))
-    linear = kind == "linear" or (kind == "none" and "llama.rope.scale_linear" in file.metadata)
+    linear = kind == "linear" or (kind == "none" and meta.key("rope.scale_linear") in file.metadata)
     if kind not in ("none", "linear"):
         raise CheckpointError(f"RoPE scaling {kind!r} is not supported (only linear, and Llama 3's table)")
     if _ROPE_TABLE not in file.tensors:
@@ -409,6 +436,8 @@ def _zeros(shape: tuple[int, ...]) -> FloatArray:
 
 
 def _loader(file: GgufFile, name: str, mapped: str, config: ModelConfig) -> Callable[[], FloatArray]:
+    if not config.architecture.gguf_permuted:
+        return lambda: file.load(name)
     if ".q_proj." in mapped:
         return lambda: unpermute(file.load(name), config.num_attention_heads)
     if ".k_proj." in mapped:
@@ -417,7 +446,7 @@ def _loader(file: GgufFile, name: str, mapped: str, config: ModelConfig) -> Call
 
 
 def huggingface_name(name: str) -> str | None:
-    """`blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; None for a name that Llama does not have."""
+    """`blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; None for an unknown name."""
     stem, _, suffix = name.rpartition(".")
     if stem in _GLOBAL_NAMES:
         return f"{_GLOBAL_NAMES[stem]}.{suffix}"

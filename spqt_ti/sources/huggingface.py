@@ -12,7 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.config import ModelConfig, token_ids
+from spqt_ti.model.config import ModelConfig
+from spqt_ti.model.config_json import token_ids
 from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor
 
 # safetensors' name of a type -> the NumPy type of the stored bytes (little-endian; NumPy has no bf16).
@@ -28,7 +29,8 @@ def open_directory(directory: Path) -> Checkpoint:
         for name, stored in _read_header(file).items():
             if wanted is None or name in wanted:
                 tensors[name] = stored
-    _drop_harmless(tensors, config)
+    _refuse_quantised(directory, tensors)
+    config = _drop_harmless(tensors, config)
     tokenizer_json = _read_text(
         directory / "tokenizer.json", "transformers' AutoTokenizer can save one: save_pretrained"
     )
@@ -114,11 +116,38 @@ def bf16_to_f32(raw: np.ndarray) -> FloatArray:
     return (raw.astype(np.uint32) << 16).view(np.float32)
 
 
-def _drop_harmless(tensors: dict[str, StoredTensor], config: ModelConfig) -> None:
-    """Drop what transformers leaves out as well: RoPE tables of old files and the second copy of a tied embedding."""
+def _refuse_quantised(directory: Path, tensors: dict[str, StoredTensor]) -> None:
+    """Folders whose config does not say that their weights are quantised: early GPTQ and AWQ, bitsandbytes."""
+    for name in tensors:
+        for ending, kind in (
+            (".qweight", "GPTQ or AWQ"),
+            (".absmax", "bitsandbytes"),
+            (".weight_packed", "compressed"),
+        ):
+            if name.endswith(ending):
+                raise CheckpointError(
+                    f"{directory}: the weights are already quantised ({kind}: tensor {name}); start from f32, f16 or "
+                    "bf16 weights"
+                )
+
+
+def _drop_harmless(tensors: dict[str, StoredTensor], config: ModelConfig) -> ModelConfig:
+    """Drop what transformers leaves out as well: RoPE tables of old files and the second copy of a tied embedding.
+
+    A head that differs from the embedding is the model's, whatever tie_word_embeddings says: the config returned tells.
+    """
     for name in list(tensors):
-        if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings):
+        if name.endswith("rotary_emb.inv_freq"):
             del tensors[name]
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if head is None or embedding is None or not config.tie_word_embeddings:
+        return config
+    readable = head.shape == embedding.shape and not head.problem and not embedding.problem
+    # Tied models are small: two embeddings in memory are what quantising them takes as well.
+    if readable and np.array_equal(head.load(), embedding.load()):
+        del tensors["lm_head.weight"]
+        return config
+    return replace(config, tie_word_embeddings=False)
 
 
 def _chat_template(directory: Path) -> str | None:

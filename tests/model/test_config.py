@@ -10,7 +10,8 @@ import pytest
 from tiny_models import CASES, LLAMA3_ROPE, llama3_table, tiny_config
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.config import ModelConfig, RopeScaling, rope_inverse_frequencies
+from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
+from spqt_ti.model.rope import RopeScaling
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -19,6 +20,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "attention_bias": ..., "mlp_bias": ...}
+QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 TABLE = RopeScaling("longrope", frequency_factors=(1.0,) * 8 + (2.5,) * 8)
 
 
@@ -73,19 +76,28 @@ def test_eos(value, expected):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "'Qwen2ForCausalLM'"),
+        ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}, "'Gemma2ForCausalLM'"),
+        (
+            {"architectures": ["MistralForCausalLM"]},
+            "model_type is 'llama', but architectures says 'MistralForCausalLM'",
+        ),
         ({"model_type": "gpt2", "architectures": ...}, "model type 'gpt2'"),
         ({"model_type": ..., "architectures": ...}, "model type None"),
         ({"model_type": ["llama"]}, "model type"),
         ({"architectures": "LlamaForCausalLM"}, "architectures"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 128}, "sliding_window"),
-        (
-            {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "max_position_embeddings": 32768},
-            "sliding_window (4096 of 32768",
-        ),
+        ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
+        ({"hidden_act": ["silu"]}, "hidden_act ['silu']"),
         ({"sliding_window": "wide"}, "sliding_window"),
+        ({"sliding_window": 128}, "sliding_window (128 of 256 positions) is not part of the llama architecture"),
+        ({**MISTRAL, "sliding_window": 0}, "sliding_window is 0"),
+        ({**MISTRAL, "attention_bias": True}, "biases are not part of the mistral architecture"),
+        ({**MISTRAL, "sliding_window": 8, "layer_types": ["full_attention"] * 2}, "layer_types"),
+        ({**MISTRAL, "sliding_window": 8, "max_window_layers": 1}, "max_window_layers is 1"),
+        ({**MISTRAL, "sliding_window": 8, "use_sliding_window": False}, "use_sliding_window is False"),
+        ({**QWEN2, "layer_types": ["full_attention", "sliding_attention"]}, "there is no sliding_window"),
+        ({**QWEN2, "layer_types": ["full_attention"]}, "layer_types has 1 entries, expected num_hidden_layers = 2"),
+        ({**QWEN2, "layer_types": ["linear_attention"] * 2}, "layer_types is ['linear_attention', 'linear_attention']"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "longrope"),
@@ -99,7 +111,12 @@ def test_eos(value, expected):
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "already quantised (gptq)"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "already quantised (mlx"),
+        ({"compression_config": {"format": "pack-quantized"}}, "already quantised (compression_config)"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "mscale": 0.7}}, "rope_scaling.mscale"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters.full_attention"),
+        ({"rope_scaling": LLAMA3, "rope_parameters": {**LLAMA3, "factor": 4.0}}, "disagree on factor: 8.0, 4.0"),
         ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads (3)"),
         ({"head_dim": 15}, "head_dim is 15"),
         ({"head_dim": ..., "hidden_size": 98}, "hidden_size (98)"),
@@ -123,10 +140,118 @@ def test_refused(changes, words):
     assert "\n" not in str(caught.value)
 
 
-def test_window_as_long_as_the_context_is_no_window():
-    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-    assert ModelConfig.from_dict(fields(**mistral, sliding_window=256)).model_type == "mistral"
-    assert ModelConfig.from_dict(fields(**mistral, sliding_window=None)).model_type == "mistral"
+# Keys of other models of the family's kin, each with a value that changes what is computed.
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("is_causal", False),
+        ("use_bidirectional_attention", True),
+        ("attn_logit_softcapping", 50.0),
+        ("final_logit_softcapping", 30.0),
+        ("query_pre_attn_scalar", 256),
+        ("attention_multiplier", 0.0078125),
+        ("embedding_multiplier", 12.0),
+        ("residual_multiplier", 0.22),
+        ("logits_scaling", 8.0),
+        ("logit_scale", 0.0625),
+        ("scale_emb", 12),
+        ("scale_depth", 1.4),
+        ("dim_model_base", 256),
+        ("clip_qkv", 8.0),
+        ("use_qk_norm", True),
+        ("rope_interleaved", True),
+        ("no_rope_layers", [1, 1, 1, 0]),
+        ("num_local_experts", 8),
+        ("use_parallel_residual", True),
+        ("alibi", True),
+        ("attention_chunk_size", 8192),
+        ("position_embedding_type", "alibi"),
+        ("per_layer_config", {"0": {"num_key_value_heads": 1}}),
+        ("pruned_heads", {"0": [1]}),
+    ],
+)
+def test_what_changes_the_computation_is_refused_by_name(key, value):
+    with pytest.raises(CheckpointError, match=f"^{key} is "):
+        ModelConfig.from_dict(fields(**{key: value}))
+    ModelConfig.from_dict(fields(**{key: None}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("is_causal", True), ("logits_scaling", 1.0), ("pruned_heads", {})])
+def test_the_same_keys_with_values_that_change_nothing(key, value):
+    assert ModelConfig.from_dict(fields(**{key: value})) == tiny_config()
+
+
+def test_unknown_keys_are_named(caplog):
+    changes = {"torch_dtype": "bfloat16", "use_cache": True, "unheard_of": None, "never": False}
+    assert ModelConfig.from_dict(fields(**changes)) == tiny_config()
+    assert not caplog.records
+    assert ModelConfig.from_dict(fields(depth_of_thought=3, auto_map={})) == tiny_config()
+    assert "'auto_map', 'depth_of_thought'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "window", "layer_types"),
+    [
+        ({**MISTRAL, "sliding_window": 255}, 255, ()),
+        ({**MISTRAL, "sliding_window": 256}, None, ()),  # as long as the context: it never hides anything
+        ({**MISTRAL, "sliding_window": None}, None, ()),
+        ({**MISTRAL, "sliding_window": ..., "max_position_embeddings": 32768}, 4096, ()),
+        ({"sliding_window": 300}, None, ()),
+        ({**QWEN2, "sliding_window": 100}, None, ()),  # use_sliding_window is absent
+        ({**QWEN2, "sliding_window": 100, "use_sliding_window": True}, None, ()),  # from layer 28 on
+        ({**QWEN2, "sliding_window": 100, "use_sliding_window": True, "max_window_layers": 0}, 100, ()),
+        (
+            {**QWEN2, "sliding_window": 100, "use_sliding_window": True, "max_window_layers": 1},
+            100,
+            ("full_attention", "sliding_attention"),
+        ),
+        (
+            {
+                **QWEN2,
+                "sliding_window": 100,
+                "use_sliding_window": True,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            100,
+            ("sliding_attention", "full_attention"),
+        ),
+        ({**QWEN2, "layer_types": ["full_attention"] * 2}, None, ()),
+    ],
+)
+def test_windows_as_transformers_reads_them(changes, window, layer_types):
+    config = ModelConfig.from_dict(fields(**changes))
+    assert (config.sliding_window, config.layer_types) == (window, layer_types)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    transformers = pytest.importorskip("transformers", reason="extra oracle")
+    theirs = transformers.AutoConfig.for_model(**fields(**changes))
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 2
+    sliding = [theirs.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+    if config.model_type != "llama":  # whose class ignores the key
+        most = config.max_position_embeddings
+        assert tuple(min(window or most, most) for window in sliding) == config.windows()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+def test_absent_fields_have_the_reference_defaults(model_type):
+    """Absent, that is; null is another thing, except where transformers has nothing better."""
+    transformers = pytest.importorskip("transformers", reason="extra oracle")
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    theirs = transformers.AutoConfig.for_model(model_type)
+    sizes = {name: getattr(theirs, name) for name in names}
+    config = ModelConfig.from_dict({"model_type": model_type} | sizes)
+    assert config == ModelConfig.from_dict({"architectures": config.to_dict()["architectures"]} | theirs.to_dict()
+                                           | {"architectures": None})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("swish", "silu"), ("relu", "relu"), ("gelu", "gelu"), ("gelu_new", "gelu_pytorch_tanh"),
+     ("gelu_fast", "gelu_pytorch_tanh")],
+)  # fmt: skip
+def test_activations(name, expected):
+    config = ModelConfig.from_dict(fields(hidden_act=name))
+    assert config.hidden_act == expected
+    assert ModelConfig.from_dict(config.to_dict()) == config
 
 
 def test_tensor_shapes():

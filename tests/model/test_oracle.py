@@ -19,8 +19,7 @@ TOLERANCE = 1e-5  # of the largest logit
 def oracle_logits(case: str, dtype: str) -> np.ndarray:
     """transformers' logits f64 [T, vocab] on the container's dequantised weights."""
     container = tiny_containers.container(case, dtype=dtype)
-    kind = transformers.MistralConfig if container.config.model_type == "mistral" else transformers.LlamaConfig
-    config = kind(**container.config.to_dict(), attn_implementation="eager")
+    config = transformers.AutoConfig.for_model(**container.config.to_dict(), attn_implementation="eager")
     model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float64).eval()
     state = {name: torch.from_numpy(values.astype(np.float64)) for name, values in container.weights()}
     if container.config.tie_word_embeddings:

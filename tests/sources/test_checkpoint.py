@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from tiny_models import CASES, LLAMA3_ROPE, random_weights, rounded, tiny_config, write_gguf, write_huggingface
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.config import RopeScaling, rope_inverse_frequencies
+from spqt_ti.model.config import rope_inverse_frequencies
+from spqt_ti.model.rope import RopeScaling
 from spqt_ti.sources import gguf_file
 from spqt_ti.sources.gguf_file import GgufFile, unpermute
 from spqt_ti.sources.open import open_checkpoint
 
-# transformers' Mistral and Llama are one architecture in GGUF.
+# transformers' Mistral and Llama are one architecture in GGUF; Mistral is the one with a window.
 GGUF_CASES = {name: changes for name, changes in CASES.items() if name != "mistral"}
+GGUF_CASES["window"] = {"model_type": "mistral", "sliding_window": 5}
 K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 
 
@@ -112,6 +114,29 @@ def test_tables_and_second_copies_are_left_out(tmp_path):
         "lm_head.weight": weights["model.embed_tokens.weight"],
     }
     assert_same(open_checkpoint(write_huggingface(tmp_path, config, weights | extra)), weights)
+
+
+def test_a_head_of_its_own_is_used_whatever_the_flag_says(tmp_path):
+    """As transformers 5 loads it: somebody has trained the head alone."""
+    config = tiny_config(tie_word_embeddings=True)
+    weights = random_weights(config)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+    weights["lm_head.weight"][-1, -1] += 1e-3
+    directory = write_huggingface(tmp_path, config, weights)
+    checkpoint = open_checkpoint(directory)
+    assert not checkpoint.config.tie_word_embeddings
+    assert_same(checkpoint, weights)
+    torch = pytest.importorskip("torch", reason="extra oracle")
+    transformers = pytest.importorskip("transformers", minversion="5.0", reason="extra oracle")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).lm_head.weight
+    np.testing.assert_array_equal(theirs.detach().numpy(), weights["lm_head.weight"])
+
+
+@pytest.mark.parametrize("ending", ["qweight", "weight.absmax", "weight_packed"])
+def test_quantised_weights_of_a_silent_config(ending, tmp_path):
+    name = f"model.layers.0.self_attn.q_proj.{ending}"
+    write_huggingface(tmp_path, tiny_config(), random_weights(tiny_config()) | {name: np.ones((4, 4), np.float32)})
+    assert f"already quantised ({'GPTQ or AWQ' if ending == 'qweight' else ''}" in opened_with_error(tmp_path)
 
 
 def _write(tmp_path: Path, **options) -> Path:
@@ -355,7 +380,6 @@ def test_absent_biases_are_zero(tmp_path):
     ("metadata", "words"),
     [
         ({"llama.expert_count": 8}, "mixtures of experts"),
-        ({"llama.attention.sliding_window": 64}, "sliding_window (64 of 256"),
         ({"llama.rope.dimension_count": 24}, "llama.rope.dimension_count is 24, expected the head size 48"),
         ({"llama.attention.value_length": 64}, "llama.attention.value_length is 64"),
         ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn'"),
@@ -380,6 +404,25 @@ def test_gguf_refused(metadata, words, tmp_path):
     config = tiny_config()
     path = write_gguf(tmp_path / "m.gguf", config, random_weights(config), metadata=metadata)
     assert words in opened_with_error(path)
+
+
+def test_gguf_window_of_an_architecture_that_has_it_in_some_layers(tmp_path):
+    config = tiny_config(model_type="qwen2")
+    window = {"qwen2.attention.sliding_window": 64}
+    path = write_gguf(tmp_path / "m.gguf", config, random_weights(config), metadata=window)
+    assert "sliding_window (64 of 256 positions) is not supported for architecture 'qwen2'" in opened_with_error(path)
+
+
+@pytest.mark.parametrize("numbers", [[2, 2], [2, 1]])
+def test_gguf_lists_of_equal_numbers_are_a_number(numbers, tmp_path):
+    """llama.cpp allows one number per layer."""
+    config = tiny_config(num_key_value_heads=2)
+    metadata = {"llama.attention.head_count_kv": numbers, "llama.attention.head_count": [4, 4]}
+    path = write_gguf(tmp_path / "m.gguf", config, random_weights(config), metadata=metadata)
+    if numbers == [2, 2]:
+        assert open_checkpoint(path).config == config
+    else:
+        assert "llama.attention.head_count_kv is" in opened_with_error(path)
 
 
 @pytest.mark.parametrize(
