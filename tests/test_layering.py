@@ -38,7 +38,6 @@ LONG_SIGNATURES = {
     "kernels.cpu.matmul:make_matmul.matmul": 19,
     "kernels.cpu.matmul:make_strip_product.strip_product": 11,
     "kernels.cpu.matmul:make_vocabulary_matmul.matmul": 13,
-    "kernels.cpu.row_gemv:make_row_gemv.row_gemv": 12,
     "kernels.cpu.skipping_gemv:make_skipping_gemv.gemv": 22,
     "kernels.cpu.skipping_gemv:make_skipping_kernel.skipping_gemv": 14,
     "kernels.cpu.tail_band:_make_tail_band_f32.tail_band": 12,

@@ -17,7 +17,7 @@ from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS, WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
 from spqt_ti.kernels.cpu.skipping_gemv import make_skipping_gemv
-from spqt_ti.kernels.cpu.vectors import array_of, f32x8, f32x16, u32x4, u32x8, u32x16, vectors_for
+from spqt_ti.kernels.cpu.vectors import array_of, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import make_wait_for_all
 
 # All copies of a matrix together: 35 % of them are still five times the last-level cache of the README's machine. With
@@ -98,10 +98,8 @@ class Rows:
         self.weights = upload(quants, u32x16, self.copies), upload(headers, u32x4, self.copies)
         self.vectors = (
             upload(normal_x(cols, self.blocks * row_gemv.X_VECTORS), f32x16),
-            ndarray(f32x16, (threads * self.blocks * row_gemv.X_VECTORS,)),
-            ndarray(f32x8, (threads * self.blocks,)),
-            ndarray(ti.i32, (threads * self.blocks,)),
-            ndarray(ti.f32, (rows,)),
+            ndarray(f32x16, (threads * self.blocks * row_gemv.ROW_VECTORS,)),
+            ndarray(f32x16, (vectors_for(rows),)),
         )
         self.arrivals = ndarray(ti.i32, (1,))
 
@@ -115,7 +113,8 @@ class Rows:
         launch = make_row_launch(self.threads, kernel == "b1")
         threshold = threshold_for(self.cols, density) if kernel == "b1" else 0.0
         launch(
-            *self.weights, self.rows, self.blocks, threshold, *self.vectors, self.copies, self.turns, self.arrivals
+            *self.weights, *map(address, self.weights), self.rows, self.blocks, threshold, *self.vectors,
+            self.copies, self.turns, self.arrivals,
         )  # fmt: skip
         ti.sync()
 
@@ -163,20 +162,24 @@ class Zigzag:
 @functools.cache
 def make_row_launch(workers: int, skips: bool):
     """The row-layout product over `turns` matrices, `copies` different ones."""
-    gemv = row_gemv.make_row_gemv(workers, skips)
+    gemv = row_gemv.make_row_gemv(workers, skips, skips)
     wait_for_all = make_wait_for_all()
 
     @ti.kernel
     def launch(
-        quants: array_of(u32x16), headers: array_of(u32x4), rows: ti.i32, blocks: ti.i32, threshold: ti.f32,
-        x: array_of(f32x16), ordered: array_of(f32x16), sums: array_of(f32x8), flags: array_of(ti.i32),
-        y: array_of(ti.f32), copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
+        quants: array_of(u32x16), headers: array_of(u32x4), quants_address: ti.i64, headers_address: ti.i64,
+        rows: ti.i32, blocks: ti.i32, threshold: ti.f32, x: array_of(f32x16), scratch: array_of(f32x16),
+        y: array_of(f32x16), copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             for turn in range(turns):
                 first = turn % copies * rows * blocks
-                gemv(quants, headers, first, rows, blocks, x, threshold, ordered, sums, flags, y, worker)
+                matrix = ti.static(
+                    row_gemv.RowMatrix(quants, headers, quants_address, headers_address, first, rows, blocks)
+                )
+                inputs = ti.static(row_gemv.RowInputs(x, 0, threshold))
+                gemv(matrix, inputs, scratch, worker * blocks * row_gemv.ROW_VECTORS, y, 0, worker)
                 wait_for_all(arrivals, 0, (turn + 1) * workers)
 
     return launch

@@ -11,7 +11,7 @@ import pytest
 from spqt_ti.backend import host_view
 from spqt_ti.benchmark import gemv, gemv_drivers
 from spqt_ti.cli.main import main
-from spqt_ti.formats import layout
+from spqt_ti.formats import layout, q4_k
 from spqt_ti.kernels.cpu.gemv import ZigzagGemv
 
 SHAPE = (2400, 40)
@@ -50,7 +50,7 @@ def test_launches_compute_the_product(kernel: str, density: float) -> None:
     x = host_view(driver.x).reshape(-1)[: SHAPE[1]]
     active = np.flatnonzero(np.abs(x) > gemv_drivers.threshold_for(SHAPE[1], density)) if density < 1 else None
     data = gemv_drivers.stored_bytes(*SHAPE, "zigzag", warm=False)[0]
-    assert data.size == layout.nbytes(*SHAPE, "zigzag")
+    assert data.size == layout.nbytes(*SHAPE, "zigzag", q4_k.SCHEME)
     expected = ZigzagGemv(data, driver.shape, 1)(x, None if active is None else active.astype(np.int32))
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
 

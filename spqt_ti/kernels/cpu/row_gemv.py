@@ -1,30 +1,66 @@
-"""GEMV on the row layout (ggml's Q4_K rows), the baseline of the zigzag kernels: y = W x, for one token.
+"""GEMV on the row layout (ggml's Q4_K rows): y = W x, for one token.
 
 A superblock holds 256 inputs of one output. Word i of its quants (32 words) holds columns 64 (i / 8) + 4 (i % 8) + b
-in the low nibble of byte b, and the column 32 further in the high one. A nibble is masked where it lies and never
-shifted: the power of two of its place is in x, which every worker brings into the order of the lanes once per call and
-then uses for all its rows. With q the nibbles,
+in the low nibble of byte b, and the column 32 further in the high one. With q the nibbles,
 
     y_row = sum_j d scale_j (q . x)_j - dmin min_j (sum x)_j        over the sub-blocks j of 32 columns.
 
-Rows are split over the workers and each is summed by one of them, so y does not depend on their number. One row at a
-time: up to 4096 columns, 2 to 8 side by side, which share the loads of x, were 15 to 40 % slower. Only beyond, where x
-leaves the first-level cache, is that faster (14336 columns: 20 %); walking in tiles of columns never is.
+Every worker brings x into the order of the lanes once per call and then uses it for all its rows. There are two inner
+loops, as in block_sums.py. The exact one multiplies in f32: a nibble is masked where it lies, and the power of two of
+its place is in x. Where the CPU has AVX-512 VNNI, x is rounded to 16 bits instead (a step is 1/32639 of the largest |x|
+of a sub-block) and split into two signed bytes; one instruction multiplies 64 nibbles by their high bytes, another by
+the low ones. The minima are multiplied by the sums of the rounded x, so nothing but x is rounded.
+
+Rows are split over the workers and each is summed by one of them, so y does not depend on their number. Four rows side
+by side share the loads of x. The hardware's prefetcher follows one row and not four, so their weights are prefetched.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from spqt_ti.backend import host_view, ndarray, ti
+from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.formats import layout, q4_k
+from spqt_ti.kernels.cpu import native
+from spqt_ti.kernels.cpu.block_sums import make_scales_and_minima, per_row, uses_integers
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
-from spqt_ti.kernels.cpu.vectors import array_of, f32x8, f32x16, lane_max, lane_sum, u32x4, u32x16
+from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x16, lane_max, lane_sum, u32x4, u32x16
 from spqt_ti.kernels.cpu.workers import share_start
-from spqt_ti.kernels.cpu.zigzag import minima_of, scales_of
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 
-X_VECTORS = 16  # of x per superblock, two of quants
+X_VECTORS = 16  # of x per superblock
+# Scratch of a worker per superblock of a row. In f32: 16 vectors of x in lane order, their sums. In 16 bits: 4 vectors
+# of high bytes, 4 of low ones, the sums, the steps. Then, in both, the flags of the vectors that are not all zero.
+ROW_VECTORS = 18
+AHEAD = 12  # superblocks of each row
+ROWS = 4  # side by side: they share the loads of x
+_SUMS_F32, _LOWS, _SUMS_I16, _STEPS, _FLAGS = 16, 4, 8, 9, 17
+_ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the mantissa
+_ROUND_BITS = 0x4B400000
+_LARGEST = 32639.0  # 127 * 256 + 127: both bytes of a rounded x are signed
+
+
+class RowMatrix(NamedTuple):
+    """A row-layout matrix as kernels see it: its arrays and their addresses, its first superblock in them, rows,
+    superblocks per row.
+    """
+
+    quants: Any
+    headers: Any
+    quants_address: Any
+    headers_address: Any
+    first: Any
+    rows: Any
+    blocks: Any
+
+
+class RowInputs(NamedTuple):
+    """x: f32x16 array and first vector, zero-padded to whole superblocks; inputs |x| <= threshold count as zero."""
+
+    array: Any
+    base: Any
+    threshold: Any
 
 
 def split(data: np.ndarray, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,106 +88,263 @@ def zero_up_to(v, threshold):
 
 
 @ti.func
-def sum8(v, first: ti.template()):
+def half_sum(v, first: ti.template()):
     """Sum of lanes first .. first + 7, as a tree."""
     s = [v[first + i] + v[first + i + 4] for i in ti.static(range(4))]
     return (s[0] + s[2]) + (s[1] + s[3])
 
 
-def make_row_gemv(workers: int, skips: bool):
+def make_row_gemv(workers: int, masks: bool, skips: bool = False, exact: bool = False):
     """Build the ti.func that computes one worker's rows of y = W x. Shapes are run-time arguments.
 
-    With `skips`, inputs |x| <= threshold count as zero, and the weights of 16 inputs are left out where all of them
-    are zero: naive sparsity on the row layout (B1 of the paper). Those 16 share a vector of quants; the quants are read
-    in any case.
+    `masks`: inputs |x| <= threshold count as zero. `skips`, with it: the weights of a vector of inputs are left out
+    where all of them are zero: naive sparsity on the row layout (B1 of the SpQt paper); the quants are read in any
+    case. `exact`: in f32 on every CPU.
 
-    Arguments: quants, headers and the first superblock of the matrix in them; rows and superblocks per row; x (f32x16,
-    16 per superblock, zero-padded); the threshold; scratch of the workers, `blocks` entries for each: ordered x (16
-    vectors per block), its sums per sub-block (f32x8), flags (bit 8 v + 4 high + byte); y (f32 [rows]).
+    Arguments: the matrix; the inputs; scratch (f32x16) with the worker's first vector of blocks * ROW_VECTORS; y, an
+    f32x16 array with its first vector; the worker. Rows of two workers may share a vector of y: lanes are written one
+    by one.
     """
-    multiply_add16, multiply_add8 = make_multiply_add()
-
-    @ti.func
-    def order_x(
-        x: ti.template(), blocks, threshold, ordered: ti.template(), sums: ti.template(), flags: ti.template(), first,
-    ):  # fmt: skip
-        """Bring x into the lanes' order: vector 8 v + 4 high + byte goes with those nibbles of quants vector v."""
-        for block in range(blocks):
-            flag = 0
-            halves = [0.0 for _ in ti.static(range(8))]
-            for v in ti.static(range(2)):
-                for high in ti.static(range(2)):
-                    total = f32x16(0.0)
-                    for byte in ti.static(range(4)):
-                        lanes = columns_of(x, block * X_VECTORS, v, high, byte)
-                        if ti.static(skips):
-                            lanes = zero_up_to(lanes, threshold)
-                            if lane_max(ti.max(lanes, 0.0 - lanes)) > 0.0:
-                                flag |= 1 << (8 * v + 4 * high + byte)
-                        total += lanes
-                        place = (first + block) * X_VECTORS + 8 * v + 4 * high + byte
-                        ordered[place] = lanes * NIBBLE_UNIT[2 * byte + high]
-                    halves[4 * v + high] = sum8(total, 0)
-                    halves[4 * v + high + 2] = sum8(total, 8)
-            sums[first + block] = f32x8(*halves)
-            flags[first + block] = flag
-
-    @ti.func
-    def row_sum(
-        quants: ti.template(), headers: ti.template(), start, blocks,
-        ordered: ti.template(), sums: ti.template(), flags: ti.template(), first,
-    ):  # fmt: skip
-        """The product of the row whose superblocks begin at `start` with the ordered x that begins at block `first`."""
-        total = f32x16(0.0)
-        offsets = f32x8(0.0)
-        for block in range(blocks):
-            header = headers[start + block]
-            scales = scales_of(header)
-            multiply_add8(offsets, minima_of(header), sums[first + block])
-            for v in ti.static(range(2)):
-                words = quants[2 * (start + block) + v]
-                for high in ti.static(range(2)):
-                    dot = f32x16(0.0)
-                    for byte in ti.static(range(4)):
-                        number = 8 * v + 4 * high + byte
-                        if ti.static(skips):
-                            if flags[first + block] & (1 << number):
-                                lanes = ordered[(first + block) * X_VECTORS + number]
-                                multiply_add16(dot, nibbles_in_place(words, byte, high), lanes)
-                        else:
-                            lanes = ordered[(first + block) * X_VECTORS + number]
-                            multiply_add16(dot, nibbles_in_place(words, byte, high), lanes)
-                    scale = f32x16(*[scales[4 * v + high + 2 * (i // 8)] for i in ti.static(range(16))])
-                    multiply_add16(total, dot, scale)
-        return lane_sum(total) - sum8(offsets, 0)
+    make = _make_row_sums_i16 if uses_integers(exact) else _make_row_sums_f32
+    order_x, row_sums = make(masks, skips)
 
     @ti.func
     def row_gemv(
-        quants: ti.template(), headers: ti.template(), superblock, rows, blocks, x: ti.template(), threshold,
-        ordered: ti.template(), sums: ti.template(), flags: ti.template(), y: ti.template(), worker,
+        m: ti.template(), x: ti.template(), scratch: ti.template(), scratch_base, y: ti.template(), y_base, worker
     ):  # fmt: skip
-        first = worker * blocks
-        order_x(x, blocks, threshold, ordered, sums, flags, first)
-        for row in range(share_start(rows, worker, workers), share_start(rows, worker + 1, workers)):
-            y[row] = row_sum(quants, headers, superblock + row * blocks, blocks, ordered, sums, flags, first)
+        order_x(x, m.blocks, scratch, scratch_base)
+        first = share_start(m.rows, worker, workers)
+        last = share_start(m.rows, worker + 1, workers)
+        together = (last - first) // ROWS
+        for group in range(together):
+            row = first + group * ROWS
+            totals = row_sums(m, m.first + row * m.blocks, ROWS, scratch, scratch_base)
+            for r in ti.static(range(ROWS)):
+                y[y_base + ((row + r) >> 4)][(row + r) & 15] = totals[r]
+        for row in range(first + together * ROWS, last):
+            total = row_sums(m, m.first + row * m.blocks, 1, scratch, scratch_base)
+            y[y_base + (row >> 4)][row & 15] = total[0]
 
     return row_gemv
 
 
+def _make_fetch():
+    """Build the ti.func that asks for a superblock AHEAD places ahead of `block`, in one of `count` rows side by side.
+
+    The hardware's prefetcher follows one row in order, and loses several of them. Without the native helpers it does
+    nothing.
+    """
+    helpers = native.load()
+    prefetches = helpers is not None
+
+    @ti.func
+    def fetch_ahead(m: ti.template(), superblock, block, count: ti.template()):
+        if ti.static(prefetches):
+            # Behind the end of a row comes the row `count` further down.
+            ahead = superblock + AHEAD
+            if block + AHEAD >= m.blocks:
+                ahead += (count - 1) * m.blocks
+            quants = m.quants_address + (ti.cast(ahead, ti.i64) << 7)
+            helpers.prefetch128(quants)
+            if (ahead & 3) == 0:
+                header = m.headers_address + (ti.cast(ahead, ti.i64) << 4)
+                helpers.prefetch64(header)
+
+    return fetch_ahead
+
+
+def _make_row_sums_f32(masks: bool, skips: bool):
+    """Build `order_x` and `row_sums` in f32. Vector 8 v + 4 high + byte of ordered x goes with those nibbles of quants
+    vector v; its bit in the flags says that it is not all zero.
+    """
+    multiply_add, _ = make_multiply_add()
+    scales_and_minima = make_scales_and_minima()
+    fetch_ahead = _make_fetch()
+
+    @ti.func
+    def order_x(x: ti.template(), blocks, a: ti.template(), base):
+        for block in range(blocks):
+            at = base + block * ROW_VECTORS
+            flag = 0
+            sums = [0.0 for _ in ti.static(range(16))]  # lanes 8 to 15, which `scales_and_minima` has the minima in
+            for v in ti.static(range(2)):
+                for high in ti.static(range(2)):
+                    total = f32x16(0.0)
+                    for byte in ti.static(range(4)):
+                        lanes = columns_of(x.array, x.base + block * X_VECTORS, v, high, byte)
+                        if ti.static(masks):
+                            lanes = zero_up_to(lanes, x.threshold)
+                        if ti.static(skips) and lane_max(ti.max(lanes, 0.0 - lanes)) > 0.0:
+                            flag |= 1 << (8 * v + 4 * high + byte)
+                        total += lanes
+                        a[at + 8 * v + 4 * high + byte] = lanes * NIBBLE_UNIT[2 * byte + high]
+                    sums[8 + 4 * v + high] = half_sum(total, 0)
+                    sums[8 + 4 * v + high + 2] = half_sum(total, 8)
+            a[at + _SUMS_F32] = f32x16(*sums)
+            a[at + _FLAGS][0] = ti.cast(flag, ti.f32)
+
+    @ti.func
+    def row_sums(m: ti.template(), start, count: ti.template(), a: ti.template(), base):
+        """The products of `count` rows, whose superblocks begin at `start`, with the ordered x at a[base]."""
+        totals = [f32x16(0.0) for _ in ti.static(range(count))]
+        offsets = [f32x16(0.0) for _ in ti.static(range(count))]
+        for block in range(m.blocks):
+            at = base + block * ROW_VECTORS
+            flags = 0
+            if ti.static(skips):
+                flags = ti.cast(a[at + _FLAGS][0], ti.i32)
+            for r in ti.static(range(count)):
+                superblock = start + r * m.blocks + block
+                fetch_ahead(m, superblock, block, count)
+                both = scales_and_minima(m.headers[superblock], 1.0)
+                multiply_add(offsets[r], both, a[at + _SUMS_F32])
+                for v in ti.static(range(2)):
+                    words = m.quants[2 * superblock + v]
+                    for high in ti.static(range(2)):
+                        dot = f32x16(0.0)
+                        for byte in ti.static(range(4)):
+                            number = 8 * v + 4 * high + byte
+                            if ti.static(skips):
+                                if flags & (1 << number):
+                                    multiply_add(dot, nibbles_in_place(words, byte, high), a[at + number])
+                            else:
+                                multiply_add(dot, nibbles_in_place(words, byte, high), a[at + number])
+                        multiply_add(totals[r], dot, per_row(both, v, high))
+        return ti.Vector([lane_sum(totals[r]) - half_sum(offsets[r], 8) for r in ti.static(range(count))])
+
+    return order_x, row_sums
+
+
+def _make_row_sums_i16(masks: bool, skips: bool):
+    """Build `order_x` and `row_sums` in 16 bits. Vector 2 v + high of the bytes goes with those nibbles of quants
+    vector v; its bit in the flags says that it is not all zero.
+    """
+    multiply_add, _ = make_multiply_add()
+    scales_and_minima = make_scales_and_minima()
+    fetch_ahead = _make_fetch()
+    native16 = native.load_vnni()
+
+    @ti.func
+    def kept(x: ti.template(), v):
+        result = v
+        if ti.static(masks):
+            result = zero_up_to(v, x.threshold)
+        return result
+
+    @ti.func
+    def step_of(x: ti.template(), first):
+        """Step of the sub-block in x.array[first : first + 2]; NaN where one of its inputs is NaN or infinite, so that
+        the products are, too.
+        """
+        largest = f32x16(0.0)
+        spoilt = f32x16(0.0)
+        for k in ti.static(range(2)):
+            v = kept(x, x.array[first + k])
+            largest = ti.max(largest, ti.max(v, 0.0 - v))
+            spoilt += v - v
+        return ti.max(lane_max(largest), 1e-30) / _LARGEST + lane_sum(spoilt)
+
+    @ti.func
+    def order_x(x: ti.template(), blocks, a: ti.template(), base):
+        for block in range(blocks):
+            at = base + block * ROW_VECTORS
+            steps = [0.0 for _ in ti.static(range(8))]
+            for j in ti.static(range(8)):
+                steps[j] = step_of(x, x.base + block * X_VECTORS + 2 * j)
+            a[at + _STEPS] = f32x16(*steps, *steps)
+            flag = 0
+            sums = [0.0 for _ in ti.static(range(16))]  # lanes 8 to 15, which `scales_and_minima` has the minima in
+            for v in ti.static(range(2)):
+                for high in ti.static(range(2)):
+                    inverse = 1.0 / per_row(a[at + _STEPS], v, high)
+                    high_bytes, low_bytes, total = [i32x16(0) for _ in ti.static(range(3))]
+                    for byte in ti.static(range(4)):
+                        rounded = kept(x, columns_of(x.array, x.base + block * X_VECTORS, v, high, byte)) * inverse
+                        rounded += _ROUND
+                        number = i32x16(0)
+                        native16.bits_of(rounded, number)
+                        number -= _ROUND_BITS
+                        total += number
+                        high_bytes |= (((number + 128) >> 8) & 255) << (8 * byte)
+                        low_bytes |= (number & 255) << (8 * byte)
+                    vectors = [f32x16(0.0) for _ in ti.static(range(2))]
+                    native16.float_of(high_bytes, vectors[0])
+                    native16.float_of(low_bytes, vectors[1])
+                    a[at + 2 * v + high] = vectors[0]
+                    a[at + _LOWS + 2 * v + high] = vectors[1]
+                    totals = total * 1.0
+                    sums[8 + 4 * v + high] = half_sum(totals, 0)
+                    sums[8 + 4 * v + high + 2] = half_sum(totals, 8)
+                    any_byte = (high_bytes | low_bytes) * 1.0
+                    if ti.static(skips) and lane_max(ti.max(any_byte, 0.0 - any_byte)) > 0.0:
+                        flag |= 1 << (2 * v + high)
+            a[at + _SUMS_I16] = f32x16(*sums)
+            a[at + _FLAGS][0] = ti.cast(flag, ti.f32)
+
+    @ti.func
+    def add_nibbles(total: ti.template(), nibbles, high_bytes, low_bytes, scale):
+        """Add 64 nibbles times their x, times the scale of the lanes."""
+        dot = i32x16(0)
+        native16.dot4(dot, nibbles, high_bytes)
+        dot = dot << 8
+        native16.dot4(dot, nibbles, low_bytes)
+        multiply_add(total, dot * 1.0, scale)
+
+    @ti.func
+    def row_sums(m: ti.template(), start, count: ti.template(), a: ti.template(), base):
+        """The products of `count` rows, whose superblocks begin at `start`, with the ordered x at a[base]."""
+        totals = [f32x16(0.0) for _ in ti.static(range(count))]
+        offsets = [f32x16(0.0) for _ in ti.static(range(count))]
+        for block in range(m.blocks):
+            at = base + block * ROW_VECTORS
+            flags = 0
+            if ti.static(skips):
+                flags = ti.cast(a[at + _FLAGS][0], ti.i32)
+            scales = [f32x16(0.0) for _ in ti.static(range(count))]
+            for r in ti.static(range(count)):
+                superblock = start + r * m.blocks + block
+                fetch_ahead(m, superblock, block, count)
+                scales[r] = scales_and_minima(m.headers[superblock], 1.0) * a[at + _STEPS]
+                multiply_add(offsets[r], scales[r], a[at + _SUMS_I16])
+            for v in ti.static(range(2)):
+                words = [u32x16(0) for _ in ti.static(range(count))]
+                for r in ti.static(range(count)):
+                    words[r] = m.quants[2 * (start + r * m.blocks + block) + v]
+                for high in ti.static(range(2)):
+                    native16.not_unrolled()
+                    high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]
+                    high_floats = a[at + 2 * v + high]
+                    low_floats = a[at + _LOWS + 2 * v + high]
+                    native16.bits_of(high_floats, high_bytes)
+                    native16.bits_of(low_floats, low_bytes)
+                    for r in ti.static(range(count)):
+                        nibbles = (words[r] >> (4 * high)) & 0x0F0F0F0F
+                        if ti.static(skips):
+                            if flags & (1 << (2 * v + high)):
+                                add_nibbles(totals[r], nibbles, high_bytes, low_bytes, per_row(scales[r], v, high))
+                        else:
+                            add_nibbles(totals[r], nibbles, high_bytes, low_bytes, per_row(scales[r], v, high))
+        return ti.Vector([lane_sum(totals[r]) - half_sum(offsets[r], 8) for r in ti.static(range(count))])
+
+    return order_x, row_sums
+
+
 @functools.cache
-def make_row_gemv_kernel(workers: int, skips: bool):
+def make_row_gemv_kernel(workers: int, masks: bool, exact: bool = False):
     """The GEMV as a kernel of its own, one iteration per worker; compiled once for all shapes."""
-    row_gemv = make_row_gemv(workers, skips)
+    row_gemv = make_row_gemv(workers, masks, masks, exact)
 
     @ti.kernel
     def kernel(
-        quants: array_of(u32x16), headers: array_of(u32x4), rows: ti.i32, blocks: ti.i32,
-        x: array_of(f32x16), threshold: ti.f32,
-        ordered: array_of(f32x16), sums: array_of(f32x8), flags: array_of(ti.i32), y: array_of(ti.f32),
+        quants: array_of(u32x16), headers: array_of(u32x4), quants_address: ti.i64, headers_address: ti.i64,
+        rows: ti.i32, blocks: ti.i32, x: array_of(f32x16), threshold: ti.f32, scratch: array_of(f32x16),
+        y: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            row_gemv(quants, headers, 0, rows, blocks, x, threshold, ordered, sums, flags, y, worker)
+            matrix = ti.static(RowMatrix(quants, headers, quants_address, headers_address, 0, rows, blocks))
+            inputs = ti.static(RowInputs(x, 0, threshold))
+            row_gemv(matrix, inputs, scratch, worker * blocks * ROW_VECTORS, y, 0, worker)
 
     return kernel
 
@@ -159,20 +352,19 @@ def make_row_gemv_kernel(workers: int, skips: bool):
 class RowGemv:
     """One matrix [rows, cols] on the device, with its GEMV; for tests and benchmarks.
 
-    `data`: the stored row-layout bytes (u8 [nbytes]). Raises QuantizationError where their number is not the shape's.
+    `data`: the stored row-layout bytes (u8 [nbytes]); `exact`: see `make_row_gemv`. Raises QuantizationError where
+    their number is not the shape's.
     """
 
-    def __init__(self, data: np.ndarray, rows: int, cols: int, workers: int = 2) -> None:
-        self.rows, self.cols, self.workers = rows, cols, workers
+    def __init__(self, data: np.ndarray, rows: int, cols: int, workers: int = 2, exact: bool = False) -> None:
+        self.rows, self.cols, self.workers, self.exact = rows, cols, workers, exact
         self.blocks = -(-cols // q4_k.VALUES)
         quants, headers = split(data, rows, cols)
         self._quants = _upload(quants, u32x16)
         self._headers = _upload(headers, u32x4)
         self._x = _upload(np.zeros((self.blocks * X_VECTORS, 16), np.float32), f32x16)
-        self._ordered = ndarray(f32x16, (workers * self.blocks * X_VECTORS,))
-        self._sums = ndarray(f32x8, (workers * self.blocks,))
-        self._flags = ndarray(ti.i32, (workers * self.blocks,))
-        self._y = ndarray(ti.f32, (rows,))
+        self._scratch = ndarray(f32x16, (workers * self.blocks * ROW_VECTORS,))
+        self._y = ndarray(f32x16, (-(-rows // 16),))
 
     def __call__(self, x: np.ndarray, threshold: float | None = None) -> np.ndarray:
         """y (f32 [rows]) for x (f32 [cols]); with a threshold, of the inputs |x_i| > threshold alone (never of NaN).
@@ -183,14 +375,14 @@ class RowGemv:
             raise ValueError(f"a [{self.rows}, {self.cols}] matrix takes [{self.cols}] inputs, not {list(x.shape)}")
         host_view(self._x).reshape(-1)[: self.cols] = x
         self.run(threshold)
-        return host_view(self._y)[: self.rows].copy()
+        return host_view(self._y).reshape(-1)[: self.rows].copy()
 
     def run(self, threshold: float | None = None) -> None:
         """Launch on the x that is already on the device and wait for the end."""
-        kernel = make_row_gemv_kernel(self.workers, threshold is not None)
+        kernel = make_row_gemv_kernel(self.workers, threshold is not None, self.exact)
         kernel(
-            self._quants, self._headers, self.rows, self.blocks, self._x, threshold or 0.0,
-            self._ordered, self._sums, self._flags, self._y,
+            self._quants, self._headers, address(self._quants), address(self._headers), self.rows, self.blocks,
+            self._x, threshold or 0.0, self._scratch, self._y,
         )  # fmt: skip
         ti.sync()
 
