@@ -22,6 +22,7 @@ from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q8_0
 from spqt_ti.kernels.pack.q4_k import quantize_q4_k
 from spqt_ti.model.config import ModelConfig
+from spqt_ti.progress import progress as show_progress
 from spqt_ti.sources import registry
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.sources.open import open_checkpoint
@@ -70,8 +71,7 @@ def quantize(
         overwrite=overwrite,
     )
     total = sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.names())
-    # tqdm takes None for "only on a terminal".
-    bar = tqdm(total=total, unit="w", unit_scale=True, desc="quantise", leave=False, disable=None if progress else True)
+    bar = show_progress(quiet=not progress, total=total, unit=" weights", unit_scale=True, desc="quantise")
     with bar, writer:
         _write(_Source(checkpoint, bar), writer, layout, scheme)
     return Container.open(writer.destination, verify=False)

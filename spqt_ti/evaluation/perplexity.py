@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from spqt_ti.errors import GenerationError
 from spqt_ti.model.runner import Llama
+from spqt_ti.progress import progress
 from spqt_ti.sparsity.active_inputs import ActiveInputs
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search.divergence import divergence, log_softmax
@@ -92,7 +92,7 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
     All of a policy's thresholds count, also where decoding would run a matrix densely because that is faster.
     """
     scores = [Scores(active=ActiveInputs(llama)) for _ in policies]
-    for window in tqdm(parts, desc="evaluate", unit="window", leave=False, disable=None):
+    for window in progress(parts, desc="evaluate", unit="windows"):
         llama.gates.clear()
         dense = log_softmax(_logits(llama, window, None))
         for policy, score in zip(policies, scores, strict=True):
@@ -118,7 +118,7 @@ def _logits(llama: Llama, window: Sequence[int], active: ActiveInputs | None) ->
 def compare(parts: Sequence[Sequence[int]], reference: Scorer, others: Sequence[Scorer]) -> list[Scores]:
     """Scores of `others` on the windows `parts`; their KL divergence and top 1 are from and with `reference`."""
     scores = [Scores() for _ in others]
-    for window in tqdm(parts, desc="evaluate", unit="window", leave=False, disable=None):
+    for window in progress(parts, desc="evaluate", unit="windows"):
         dense = log_softmax(reference(window))
         for other, score in zip(others, scores, strict=True):
             _score(score, window, dense, log_softmax(other(window)))

@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES
+from spqt_ti.progress import progress
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.kept_arrays import KeptArrays
 from spqt_ti.sparsity.search.histogram import BINS, histogram, quantiles
@@ -89,8 +89,7 @@ def capture(
     done = magnitudes.restore(kept)
     if kept is not None and done > len(tokens):
         raise kept.damaged(f"{done} tokens are done of {len(tokens)}")
-    # tqdm takes None for "only on a terminal".
-    bar = tqdm(total=len(tokens), initial=done, desc="calibrate", unit="token", leave=False, disable=None)
+    bar = progress(total=len(tokens), initial=done, desc="calibrate", unit="tokens")
     saved = time.monotonic()
     with bar:
         while done < len(tokens):

@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from spqt_ti.container.container import Container
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.runner import Llama
+from spqt_ti.progress import progress
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
-from spqt_ti.sparsity.search.block import Block, unmasked
+from spqt_ti.sparsity.search.block import Block, calibration_threads, unmasked
 from spqt_ti.sparsity.search.greedy import MOST, WINDOW, WINDOWS, Path, allocate, from_arrays, to_arrays
 from spqt_ti.sparsity.search.realise import realise
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import thresholds_at
+from spqt_ti.threads import blas_threads
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,12 @@ def calibrate(
     paths = from_arrays(checkpoint.load("teal"))
     x = embeddings(container, spread(tokens, WINDOWS, WINDOW))
     layers = container.config.num_hidden_layers
-    for layer in tqdm(range(layers), desc="TEAL", unit="block", leave=False, disable=None):
-        block = Block.load(container, layer)
-        if layer >= len(paths):
-            paths.append(allocate(block, x))
-            checkpoint.save("teal", to_arrays(paths))
-        if layer + 1 < layers:
-            x = block.run(x, unmasked).output
+    with blas_threads(calibration_threads(container.config, llama.threads)):
+        for layer in progress(range(layers), desc="TEAL", unit="blocks"):
+            block = Block.load(container, layer)
+            if layer >= len(paths):
+                paths.append(allocate(block, x))
+                checkpoint.save("teal", to_arrays(paths))
+            if layer + 1 < layers:
+                x = block.run(x, unmasked).output
     return TealCalibration(llama, tokens, quantiles, paths)

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from spqt_ti.container.container import Container
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES
+from spqt_ti.progress import progress
 from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint, Value
 from spqt_ti.sparsity.kept_arrays import KeptArrays
@@ -28,12 +28,13 @@ from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.methods.teal import check_level
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search import alpha, greedy, sensitivity
-from spqt_ti.sparsity.search.block import Block, unmasked
+from spqt_ti.sparsity.search.block import Block, calibration_threads, unmasked
 from spqt_ti.sparsity.search.divergence import BudgetFitness
 from spqt_ti.sparsity.search.evolution import Levels, Search, State, evolve, is_better
 from spqt_ti.sparsity.search.realise import realise
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import thresholds_at
+from spqt_ti.threads import blas_threads
 
 STEP = 0.025  # of a block's weights: one level of a budget
 FARTHEST = 0.2  # that a block's budget may be from the mean
@@ -168,15 +169,16 @@ def _inside_blocks(llama: Llama, container: Container, tokens: Sequence[int], ch
     alphas = [] if arrays is None else list(arrays.take("alphas", "f", (len(paths), len(SITES))))
     x = embeddings(container, spread(tokens, alpha.WINDOWS, greedy.WINDOW))
     layers = container.config.num_hidden_layers
-    for layer in tqdm(range(layers), desc="WiSparse", unit="block", leave=False, disable=None):
-        block = Block.load(container, layer)
-        if layer >= len(paths):
-            alphas.append(alpha.search(block, x).best)
-            picked = x[:: max(1, len(x) // greedy.WINDOWS)]  # TEAL's windows, where the text has room for all
-            paths.append(greedy.allocate(block, picked, alpha.site_weights(block, alphas[layer])))
-            checkpoint.save("wisparse-blocks", {"alphas": np.array(alphas), **greedy.to_arrays(paths)})
-        weights |= {(layer, site): c for site, c in alpha.site_weights(block, alphas[layer]).items()}
-        x = block.run(x, unmasked).output
+    with blas_threads(calibration_threads(container.config, llama.threads)):
+        for layer in progress(range(layers), desc="WiSparse", unit="blocks"):
+            block = Block.load(container, layer)
+            if layer >= len(paths):
+                alphas.append(alpha.search(block, x).best)
+                picked = x[:: max(1, len(x) // greedy.WINDOWS)]  # TEAL's windows, where the text has room for all
+                paths.append(greedy.allocate(block, picked, alpha.site_weights(block, alphas[layer])))
+                checkpoint.save("wisparse-blocks", {"alphas": np.array(alphas), **greedy.to_arrays(paths)})
+            weights |= {(layer, site): c for site, c in alpha.site_weights(block, alphas[layer]).items()}
+            x = block.run(x, unmasked).output
     counted = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wisparse-scores")
     return Blocks(np.array(alphas), weights, paths, counted.quantiles(uniform.LEVELS))
 

@@ -13,7 +13,9 @@ import numpy as np
 
 from spqt_ti.container.container import Container
 from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
-from spqt_ti.model.sites import MODULES, SITES
+from spqt_ti.model.sites import MODULES, SITES, matrix_shapes
+
+LARGE = 16 << 20  # weights of a matrix from which on several BLAS threads work on it
 
 # Called with (site, inputs f32 [windows, tokens, cols]); returns the inputs that the site's matrix sees.
 Mask = Callable[[str, np.ndarray], np.ndarray]
@@ -104,6 +106,14 @@ class Block:
         low, high = np.split(x, 2, axis=-1)
         cos, sin = np.cos(angles), np.sin(angles)
         return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def calibration_threads(config: ModelConfig, threads: int) -> int:
+    """BLAS threads for a block's products with the few hundred tokens of a sample: one for matrices of less than LARGE
+    weights. Theirs take a millisecond, and threads that wait for a core of a busy machine take longer.
+    """
+    largest = max(shape.rows * shape.cols for shape in matrix_shapes(config).values())
+    return 1 if largest < LARGE else threads
 
 
 def relative_error(output: np.ndarray, dense: np.ndarray) -> float:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
+
+from spqt_ti.progress import progress
 
 Levels = tuple[int, ...]
 
@@ -80,15 +81,7 @@ def evolve(
         )
         state = State(0, best, costs, (float(costs.mean()),))
     fitness.settle(state.levels)
-    bar = tqdm(
-        total=search.generations,
-        initial=state.generation,
-        desc="evolution",
-        unit="generation",
-        leave=False,
-        disable=None,
-    )
-    with bar:
+    with progress(total=search.generations, initial=state.generation, desc="evolution", unit="generations") as bar:
         while state.generation < search.generations:
             state = _generation(fitness, state, lowest, highest, search)
             save(state)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
+from spqt_ti.progress import progress
 from spqt_ti.sparsity.search.evolution import Fitness, Levels
 
 
@@ -29,7 +29,7 @@ def measure(
     costs = np.full((places, levels), np.nan) if known is None else known.copy()
     fitness.settle((0,) * places)
     missing = np.flatnonzero(np.isnan(costs).any(axis=1)).tolist()
-    for place in tqdm(missing, desc="sensitivity", unit="block", leave=False, disable=None):
+    for place in progress(missing, desc="sensitivity", unit="blocks"):
         for level in range(1, levels + 1):
             alone = tuple(level if other == place else 0 for other in range(places))
             costs[place, level - 1] = fitness.costs(alone, range(fitness.parts)).mean()

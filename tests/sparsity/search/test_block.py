@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_containers
 
 from spqt_ti.model.sites import SITES
-from spqt_ti.sparsity.search.block import Block, relative_error, unmasked
+from spqt_ti.sparsity.search.block import Block, calibration_threads, relative_error, unmasked
 from spqt_ti.sparsity.search.scores import threshold_mask
 
 TOKENS = np.random.default_rng(7).integers(0, 300, 400).tolist()
@@ -52,3 +54,9 @@ def test_error_is_relative_to_each_token() -> None:
     assert relative_error(output, dense) == pytest.approx(0.25 / 6, rel=1e-5)
     sizes = np.array([[1, 10, 1000], [3, 0.1, 7]], np.float32)[..., None]
     assert relative_error(output * sizes, dense * sizes) == pytest.approx(0.25 / 6, rel=1e-5)
+
+
+def test_blas_threads_of_small_and_large_models() -> None:
+    small = tiny_containers.container("gqa").config
+    large = dataclasses.replace(small, hidden_size=4096, intermediate_size=14336)
+    assert (calibration_threads(small, 8), calibration_threads(large, 8)) == (1, 8)
