@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_float64
+import needs
 import numpy as np
 import pytest
 import tiny_containers
@@ -109,6 +110,7 @@ def test_logits(model: spqt_ti.Model) -> None:
         np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
 
 
+@needs.sixteen_bits
 def test_logits_in_16_bits(model: spqt_ti.Model, directory: Path) -> None:
     """Decoding as it runs by default, where the CPU can, within 4e-2 of f32 (on natural text 9e-3, at most 3.4e-2)."""
     apply(model, "0.0")

@@ -11,6 +11,7 @@ import tracemalloc
 from typing import Any
 
 import llama_float64
+import needs
 import numpy as np
 import pytest
 import tiny_containers
@@ -67,6 +68,7 @@ def test_decode(case: str) -> None:
     assert_close(decode_all(fresh(case)), reference(case))
 
 
+@needs.sixteen_bits
 def test_decode_in_16_bits() -> None:
     """As it runs by default, where the CPU can: an error of 5e-5 per product (measured here: 1e-4)."""
     model = tiny_containers.llama("gqa", exact=False)

@@ -7,15 +7,26 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from spqt_ti.backend import start
+from spqt_ti.kernels.cpu import collect as module
+from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.collect import collect_active
 
 INF, NAN = np.float32(np.inf), np.float32(np.nan)
 MAX = np.finfo(np.float32).max
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _runtime():
+@pytest.fixture(scope="module", autouse=True, params=["vnni", "plain"])
+def _collector(request: pytest.FixtureRequest):
+    """Each way of collecting, on CPUs that have both: the plain one is what other machines run."""
     start("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setattr(native, "load_vnni", lambda: None)
+            kernel = module.make_collect_kernel.__wrapped__()
+            patch.setattr(module, "make_collect_kernel", lambda: kernel)
+        elif not native.available("x86_64_vnni"):
+            pytest.skip("this CPU has no AVX-512 VNNI, or SPQT_NATIVE leaves it out")
+        yield
 
 
 def check(x: np.ndarray, threshold: float) -> np.ndarray:

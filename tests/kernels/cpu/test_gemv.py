@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import needs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from q4_k_matrices import Matrix, integer_matrix, make_matrix, random_fields, ra
 
 from spqt_ti.backend import available_threads, start
 from spqt_ti.formats import q4_k
-from spqt_ti.formats.layout import quantize_matrix
+from spqt_ti.formats.layout import dequantize_matrix, quantize_matrix
 from spqt_ti.kernels.cpu import gemv as module
 from spqt_ti.kernels.cpu.block_sums import uses_integers
 from spqt_ti.kernels.cpu.gemv import ZigzagGemv
@@ -204,6 +205,28 @@ def test_wrong_sizes() -> None:
 def test_any_shape_and_density(rows, cols, density, seed, exact) -> None:
     active = choose(cols, round(density * cols), seed)
     check(random_matrix(rows, cols, "zigzag", seed), exact, normal(cols, seed), active)
+
+
+# The tail's loop, bands and a tail, bands alone.
+@needs.sixteen_bits
+@pytest.mark.parametrize("shape", [(48, 576), (960, 576), (512, 1536)], ids=str)
+@pytest.mark.parametrize(("outlier", "least", "most"), [(1, 2.5e-5, 4.5e-5), (25_000, 5.5e-5, 9.5e-5)])
+def test_error_of_16_bits(shape, outlier, least, most) -> None:
+    """|y - W x| / |W x|, rms over inputs. Half the resolution doubles it; less than `least` is not 16 bits.
+
+    Heavy tails: SmolLM2's down has an input of 25,000 times the median, and a step is a share of the largest.
+    """
+    rows, cols = shape
+    data = quantize_matrix(normal(rows * cols).reshape(shape), "zigzag", q4_k.SCHEME)
+    weights = dequantize_matrix(data, rows, cols, "zigzag", q4_k.SCHEME).astype(np.float64)
+    gemv = ZigzagGemv(data, ZigzagShape(rows, cols), min(2, available_threads()))
+    errors = []
+    for seed in range(12):
+        x = normal(cols, seed)
+        x[seed] = outlier * np.median(np.abs(x))
+        expected = weights @ x
+        errors.append(np.linalg.norm(gemv(x) - expected) / np.linalg.norm(expected))
+    assert least < np.sqrt(np.mean(np.square(errors))) < most
 
 
 def _print_products() -> None:

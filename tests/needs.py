@@ -1,0 +1,10 @@
+"""Reasons to skip that several test files share."""
+
+import pytest
+
+from spqt_ti.kernels.cpu import native
+
+sixteen_bits = pytest.mark.skipif(
+    not native.available("x86_64_vnni"),
+    reason="no 16-bit products here: this CPU has no AVX-512 VNNI, or SPQT_NATIVE leaves it out",
+)
