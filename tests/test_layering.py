@@ -25,31 +25,10 @@ LONG_MODULES = {
 }
 LONG_SIGNATURES = {
     "benchmark.gemv_drivers:make_row_launch.launch": 13,
-    "benchmark.gemv_drivers:make_skipping_launch.launch": 19,
-    "benchmark.gemv_drivers:make_zigzag_launch.launch": 19,
-    "kernels.cpu.attention:make_attend.attend": 11,
-    "kernels.cpu.block_sums:_make_add_block_f32.add_band": 15,
-    "kernels.cpu.block_sums:_make_add_block_f32.add_block": 18,
-    "kernels.cpu.block_sums:_make_add_block_i16.add_block": 18,
-    "kernels.cpu.gemv:make_gemv.full_bands_of": 21,
-    "kernels.cpu.gemv:make_gemv.gemv": 23,
-    "kernels.cpu.gemv:make_gemv_kernel.zigzag_gemv": 15,
-    "kernels.cpu.matmul:make_matmul.decode_full": 11,
-    "kernels.cpu.matmul:make_matmul.matmul": 19,
-    "kernels.cpu.matmul:make_strip_product.strip_product": 11,
-    "kernels.cpu.matmul:make_vocabulary_matmul.matmul": 13,
-    "kernels.cpu.skipping_gemv:make_skipping_gemv.gemv": 22,
-    "kernels.cpu.skipping_gemv:make_skipping_kernel.skipping_gemv": 14,
-    "kernels.cpu.tail_band:_make_tail_band_f32.tail_band": 12,
-    "kernels.cpu.tail_band:_make_tail_band_i16.tail_band": 12,
     "kernels.simt.collect:make_collect_segment.collect_segment": 12,
     "kernels.simt.gemv:make_gemv.gemv": 13,
     "kernels.simt.head:make_head.score_tile": 11,
     "kernels.simt.matmul:make_matmul.matmul": 12,
-    "model.cpu.decode_kernel:make_decode_kernel.decode_one": 21,
-    "model.cpu.decode_kernel:make_decode_kernel.decode_tokens": 18,
-    "model.cpu.decode_kernel:make_decode_kernel.multiply": 17,
-    "model.cpu.prefill_kernels:make_prefill_kernels.run_block": 12,
 }
 
 

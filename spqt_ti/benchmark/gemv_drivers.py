@@ -13,11 +13,12 @@ from spqt_ti.backend import address, host_view, ndarray, start, ti
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
 from spqt_ti.kernels.cpu import row_gemv, zigzag
+from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
 from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS, WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
 from spqt_ti.kernels.cpu.skipping_gemv import make_skipping_gemv
-from spqt_ti.kernels.cpu.vectors import array_of, f32x16, u32x4, u32x8, u32x16, vectors_for
+from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import make_wait_for_all
 
 # All copies of a matrix together: 35 % of them are still five times the last-level cache of the README's machine. With
@@ -25,6 +26,7 @@ from spqt_ti.kernels.cpu.workers import make_wait_for_all
 COLD_BYTES = 512 << 20
 WARM_BYTES = 1 << 30  # that a launch reads of a matrix that stays in the cache: launching takes 0.1 to 0.2 ms
 COLLECTIONS = 1000  # in a launch
+COPIES, TURNS, STRIDE, ARRIVALS = range(4)  # of Zigzag.plan: STRIDE between lists, ARRIVALS: where the barrier counts
 
 Key = TypeVar("Key", bound=Hashable)
 Run = TypeVar("Run")
@@ -134,11 +136,12 @@ class Zigzag:
         )  # fmt: skip
         self.x = upload(normal_x(cols, vectors_for(cols)), f32x16)
         stride = vectors_for(cols) * 16 + 16
-        self.lists = ndarray(ti.i32, ((threads + 1) * stride + threads * WORKSPACE_INTEGERS,))
+        # Lists of everything and of each worker, their workspaces, and the barrier's counter.
+        arrivals = (threads + 1) * stride + threads * WORKSPACE_INTEGERS
+        self.lists = ndarray(ti.i32, (arrivals + 1,))
         host_view(self.lists)[:cols] = np.arange(cols)  # the active list of dense products
-        self.stride = stride
+        self.plan = [self.copies, self.turns, stride, arrivals]
         self.scratch = ndarray(f32x16, (threads * (self.shape.padded_rows // 16 + SCRATCH_VECTORS),))
-        self.arrivals = ndarray(ti.i32, (1,))
 
     def read_bytes(self, kernel: str, density: float) -> float:
         """Bytes of weights of one product."""
@@ -146,16 +149,13 @@ class Zigzag:
 
     def run(self, kernel: str, density: float) -> None:
         """One launch; the full kernel collects its index in every product."""
-        host_view(self.arrivals)[0] = 0
+        host_view(self.lists)[self.plan[ARRIVALS]] = 0
         threshold = -1.0 if kernel == "zigzag" else threshold_for(self.shape.cols, density)
-        quants, tail, headers = self.weights
         launch = make_skipping_launch(self.threads) if kernel == "b2" else make_zigzag_launch(self.threads)
-        launch(
-            *self.weights, address(quants), address(tail), address(headers), self.shape.cols, self.shape.full_bands,
-            self.shape.tail_bands, self.shape.panel_bands, self.x, threshold, self.lists,
-            address(self.lists), self.stride, self.scratch,
-            self.copies, self.turns, self.arrivals,
-        )  # fmt: skip
+        shape = self.shape
+        geometry = [shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands]
+        addresses = [*map(address, self.weights), address(self.lists)]
+        launch(*self.weights, self.x, self.lists, self.scratch, addresses, geometry, threshold, self.plan)
         ti.sync()
 
 
@@ -185,12 +185,6 @@ def make_row_launch(workers: int, skips: bool):
     return launch
 
 
-@ti.func
-def workspace_of(lists_address, workers: ti.template(), stride, worker):
-    """Address of a worker's workspace: behind the lists of everything and of each worker."""
-    return lists_address + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64)
-
-
 @functools.cache
 def make_zigzag_launch(workers: int):
     """The zigzag product over `turns` matrices: dense for a negative threshold, else with the index collected in each,
@@ -202,30 +196,38 @@ def make_zigzag_launch(workers: int):
 
     @ti.kernel
     def launch(
-        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
-        tail_address: ti.i64, headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32,
-        panel_bands: ti.i32, x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32),
-        lists_address: ti.i64, stride: ti.i32, a: array_of(f32x16),
-        copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), x: array_of(f32x16),
+        lists: array_of(ti.i32), a: array_of(f32x16), addresses: i64x4, geometry: i32x4, threshold: ti.f32,
+        plan: i32x4,
     ):  # fmt: skip
-        bands = full_bands + tail_bands
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            for turn in range(turns):
-                copy = turn % copies
+            quants_address, tail_address, headers_address = addresses[0], addresses[1], addresses[2]
+            cols, full_bands, tail_bands, panel_bands = geometry[0], geometry[1], geometry[2], geometry[3]
+            stride = plan[STRIDE]
+            lowest = threshold
+            bands = full_bands + tail_bands
+            workspace = addresses[3] + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64)
+            scratch = workers * bands * 16 + worker * SCRATCH_VECTORS
+            sums = ti.static(Sums(a, 0, scratch))
+            for turn in range(plan[TURNS]):
+                copy = turn % plan[COPIES]
+                first_quants = copy * full_bands * cols * 2
+                first_tail = copy * tail_bands * cols
+                first_headers = copy * bands * cols
+                matrix = ti.static(
+                    Matrix(
+                        quants, first_quants, tail, first_tail, headers, first_headers, quants_address, tail_address,
+                        headers_address, cols, full_bands, tail_bands, panel_bands,
+                    )
+                )  # fmt: skip
                 active = 0
                 count = cols
-                if threshold >= 0.0:
+                if lowest >= 0.0:
                     active = (worker + 1) * stride
-                    count = collect(x, 0, (cols + 15) // 16, threshold, lists, lists_address, active)
-                gemv(
-                    quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
-                    quants_address, tail_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0,
-                    lists, active, count,
-                    workspace_of(lists_address, workers, stride, worker),
-                    a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
-                )  # fmt: skip
-                wait_for_all(arrivals, 0, (turn + 1) * workers)
+                    count = collect(x, 0, (cols + 15) // 16, lowest, lists, addresses[3], active)
+                gemv(matrix, ti.static(Inputs(x, 0, lists, active, count)), sums, workspace, worker)
+                wait_for_all(lists, plan[ARRIVALS], (turn + 1) * workers)
 
     return launch
 
@@ -238,25 +240,34 @@ def make_skipping_launch(workers: int):
 
     @ti.kernel
     def launch(
-        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
-        tail_address: ti.i64, headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32,
-        panel_bands: ti.i32, x: array_of(f32x16), threshold: ti.f32, lists: array_of(ti.i32),
-        lists_address: ti.i64, stride: ti.i32, a: array_of(f32x16),
-        copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), x: array_of(f32x16),
+        lists: array_of(ti.i32), a: array_of(f32x16), addresses: i64x4, geometry: i32x4, threshold: ti.f32,
+        plan: i32x4,
     ):  # fmt: skip
-        bands = full_bands + tail_bands
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            for turn in range(turns):
-                copy = turn % copies
-                gemv(
-                    quants, copy * full_bands * cols * 2, tail, copy * tail_bands * cols, headers, copy * bands * cols,
-                    quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x, 0, threshold,
-                    lists, (worker + 1) * stride,
-                    workspace_of(lists_address, workers, stride, worker),
-                    a, 0, workers * bands * 16 + worker * SCRATCH_VECTORS, worker,
+            quants_address, tail_address, headers_address = addresses[0], addresses[1], addresses[2]
+            cols, full_bands, tail_bands, panel_bands = geometry[0], geometry[1], geometry[2], geometry[3]
+            stride = plan[STRIDE]
+            lowest = threshold
+            bands = full_bands + tail_bands
+            workspace = addresses[3] + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64)
+            scratch = workers * bands * 16 + worker * SCRATCH_VECTORS
+            sums = ti.static(Sums(a, 0, scratch))
+            for turn in range(plan[TURNS]):
+                copy = turn % plan[COPIES]
+                first_quants = copy * full_bands * cols * 2
+                first_tail = copy * tail_bands * cols
+                first_headers = copy * bands * cols
+                matrix = ti.static(
+                    Matrix(
+                        quants, first_quants, tail, first_tail, headers, first_headers, quants_address, tail_address,
+                        headers_address, cols, full_bands, tail_bands, panel_bands,
+                    )
                 )  # fmt: skip
-                wait_for_all(arrivals, 0, (turn + 1) * workers)
+                chosen = (worker + 1) * stride
+                gemv(matrix, ti.static(Inputs(x, 0, lists, chosen, 0)), lowest, sums, workspace, worker)
+                wait_for_all(lists, plan[ARRIVALS], (turn + 1) * workers)
 
     return launch
 

@@ -164,7 +164,7 @@ class Llama:
         return self._decode.best_tokens
 
     def profile(self, token: int, count: int = 1) -> dict[str, float]:
-        """As `decode_greedy`; returns the seconds that each phase took (see decode_kernel.PHASES).
+        """As `decode_greedy`; returns the seconds that each phase took (see decode_kernel.Phase).
 
         Raises BackendError where the kernel cannot read a clock.
         """

@@ -11,6 +11,7 @@ The query heads of a KV head go through it together: what is read and converted 
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
@@ -76,13 +77,22 @@ def make_writers(shape: CacheShape):
     return write_key, write_value
 
 
+class Places(NamedTuple):
+    """First vectors of what an attention writes: scores (scratch), weighted values, and their maxima and sums."""
+
+    scores: Any
+    out: Any
+    softmax: Any
+
+
 def make_attend(shape: CacheShape, group: int):
     """Build the ti.func of the attention of `group` query heads that share a KV head, over some blocks of positions.
 
-    Arguments: the cache with the first vectors of the head's keys and values; `a` with the first vector of the queries
-    (one after the other); the blocks first_block..last_block-1 of the positions up to `position`; scratch of `group`
-    times context / 16 vectors from a[scores]. It writes, for head h, sum_p exp(s_p - m) v_p to the head_dim / 16
-    vectors from a[out + h head_dim / 16], and m and sum_p exp(s_p - m) to lanes 0 and 1 of a[softmax + h].
+    Arguments: the cache with the first vector of the head's keys, behind which its values lie; `a` with the first
+    vector of the queries (one after the other); the blocks first_block..last_block-1 of the positions up to `position`;
+    Places in `a`, with scratch of `group` times context / 16 vectors at `scores`. It writes, for head h, the sum over p
+    of exp(s_p - m) v_p to the head_dim / 16 vectors from a[out + h head_dim / 16], and m and the sum of exp(s_p - m) to
+    lanes 0 and 1 of a[softmax + h].
     """
     head_dim, head_vectors, blocks = shape.head_dim, shape.head_dim // 16, shape.context // 16
     together = max(1, SUMS // head_vectors)
@@ -158,15 +168,14 @@ def make_attend(shape: CacheShape, group: int):
 
     @ti.func
     def attend(
-        cache: ti.template(), keys, values, a: ti.template(), query, first_block, last_block, position, scores, out,
-        softmax,
+        cache: ti.template(), keys, a: ti.template(), query, first_block, last_block, position, places: ti.template()
     ):  # fmt: skip
+        values = keys + shape.half_stride
         for party in ti.static(range(len(parties))):
             first = ti.static(parties[party][0])
-            place = scores + first * blocks
-            score_funcs[party](cache, keys, a, query + first * head_vectors, first_block, last_block, position, place)
-            sum_funcs[party](
-                cache, values, first_block, last_block, position, a, place, out + first * head_vectors, softmax + first
-            )
+            scores = places.scores + first * blocks
+            out = places.out + first * head_vectors
+            score_funcs[party](cache, keys, a, query + first * head_vectors, first_block, last_block, position, scores)
+            sum_funcs[party](cache, values, first_block, last_block, position, a, scores, out, places.softmax + first)
 
     return attend

@@ -62,19 +62,19 @@ def per_row(eight, v: ti.template(), high: ti.template()):
 
 
 @ti.func
-def input_of(x: ti.template(), x_base, active: ti.template(), j, high):
+def input_of(inputs: ti.template(), j, high):
     """Input of place j of the active list; zero from place `high` on, where a block of columns ends."""
-    return ti.select(j < high, value(x, x_base * 16 + active[ti.min(j, high - 1)]), 0.0)
+    column = inputs.active[ti.min(j, high - 1)]
+    return ti.select(j < high, value(inputs.x, inputs.x_base * 16 + column), 0.0)
 
 
 def make_add_block(fetch, exact: bool):
     """Build the ti.func that adds the active columns low..high-1 (at most BLOCK_COLUMNS) to the sums of a group.
 
-    Arguments: quants and headers with the panel's first vector in each, and the addresses of these arrays; the panel's
-    height, the group's first band in it and its number of bands; x with its first vector; the active list; low, high;
-    scratch with the first vector of the group's sums and of SPARE_VECTORS more; the address of the worker's workspace
-    of WORKSPACE_INTEGERS i32, on a cache line. It begins with the addresses of what is needed later: for every
-    superblock, `fetch` is called with the place of the next of them.
+    Arguments: a Panel, the group's first band in it and its number of bands; Inputs; low, high; the group's Sums, with
+    SPARE_VECTORS of scratch; the address of the worker's workspace of WORKSPACE_INTEGERS i32, on a cache line. It
+    begins with the addresses of what is needed later: for every superblock, `fetch` is called with the place of the
+    next of them.
 
     Returns it and the ti.func `write_rows(a, sums_at, band, out)` that turns a band's sums into the rows
     a[out..out+15].
@@ -107,8 +107,7 @@ def _make_add_block_f32(fetch):
 
     @ti.func
     def add_band(
-        quants: ti.template(), quants_from, headers: ti.template(), headers_from, height, band,
-        x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), sums_at, offsets_at, fetches_at,
+        panel: ti.template(), band, inputs: ti.template(), low, high, a: ti.template(), sums_at, offsets_at, fetches_at
     ):  # fmt: skip
         sums = [a[sums_at + i] for i in ti.static(range(16))]
         offsets = a[offsets_at]
@@ -116,12 +115,13 @@ def _make_add_block_f32(fetch):
         for j in range(low, high):
             fetch(fetch_at)
             fetch_at += 8
-            column = active[j]
-            place = column * height + band
-            both = scales_and_minima(headers[headers_from + place], value(x, x_base * 16 + column))
+            column = inputs.active[j]
+            place = column * panel.height + band
+            xj = value(inputs.x, inputs.x_base * 16 + column)
+            both = scales_and_minima(panel.headers[panel.headers_from + place], xj)
             offsets += both
             for v in ti.static(range(2)):
-                words = quants[quants_from + 2 * place + v]
+                words = panel.quants[panel.quants_from + 2 * place + v]
                 for half in ti.static(range(2)):
                     scale = per_row(both, v, half)
                     for byte in ti.static(range(4)):
@@ -134,15 +134,12 @@ def _make_add_block_f32(fetch):
 
     @ti.func
     def add_block(
-        quants: ti.template(), quants_from, headers: ti.template(), headers_from, quants_address, headers_address,
-        height, first, bands, x: ti.template(), x_base, active: ti.template(), low, high,
-        a: ti.template(), sums_at, spare, workspace,
+        panel: ti.template(), first, bands, inputs: ti.template(), low, high, group: ti.template(), workspace
     ):  # fmt: skip
         for band in range(bands):
             add_band(
-                quants, quants_from, headers, headers_from, height, first + band, x, x_base, active, low, high,
-                a, sums_at + 16 * band, sums_at + 16 * GROUP_BANDS + band,
-                workspace + (ti.cast(band * (high - low), ti.i64) << 3),
+                panel, first + band, inputs, low, high, group.a, group.sums + 16 * band,
+                group.sums + 16 * GROUP_BANDS + band, workspace + (ti.cast(band * (high - low), ti.i64) << 3),
             )  # fmt: skip
 
     @ti.func
@@ -183,9 +180,7 @@ def _make_add_block_i16(fetch):
         place += 8
 
     @ti.func
-    def scale_inputs(
-        headers_at, x: ti.template(), x_base, active: ti.template(), low, high, a: ti.template(), spare, workspace,
-    ):  # fmt: skip
+    def scale_inputs(headers_at, inputs: ti.template(), low, high, a: ti.template(), spare, workspace):
         """x d and x dmin of every pair of columns to a[spare...]; their steps to the vector after them.
 
         Lane 8 c + 2 b + m: column c of the pair, band b of the group, d (m = 0) or dmin (1).
@@ -195,8 +190,8 @@ def _make_add_block_i16(fetch):
         for pair in range((high - low + 3) // 4 * 2):
             one, two = [u32x16(0) for _ in ti.static(range(2))]
             next_headers(headers_at, place, one, two)
-            x_one = input_of(x, x_base, active, low + 2 * pair, high)
-            x_two = input_of(x, x_base, active, low + 2 * pair + 1, high)
+            x_one = input_of(inputs, low + 2 * pair, high)
+            x_two = input_of(inputs, low + 2 * pair + 1, high)
             v = f32x16(0.0)
             native16.first_halves(one, two, v)
             v *= f32x16(*([x_one] * 8), *([x_two] * 8))
@@ -300,22 +295,21 @@ def _make_add_block_i16(fetch):
 
     @ti.func
     def add_block(
-        quants: ti.template(), quants_from, headers: ti.template(), headers_from, quants_address, headers_address,
-        height, first, bands, x: ti.template(), x_base, active: ti.template(), low, high,
-        a: ti.template(), sums_at, spare, workspace,
+        panel: ti.template(), first, bands, inputs: ti.template(), low, high, group: ti.template(), workspace
     ):  # fmt: skip
         count = high - low
-        headers_at = headers_address + (ti.cast(headers_from + first, ti.i64) << 4)
-        quants_at = quants_address + (ti.cast(quants_from + 2 * first, ti.i64) << 6)
+        headers_at = panel.headers_address + (ti.cast(panel.headers_from + first, ti.i64) << 4)
+        quants_at = panel.quants_address + (ti.cast(panel.quants_from + 2 * first, ti.i64) << 6)
         fetch_at = workspace
         fetch_last = workspace + (ti.cast(count * bands - 1, ti.i64) << 3)
-        list_columns(active, low, high, height, workspace)
-        scale_inputs(headers_at, x, x_base, active, low, high, a, spare, workspace)
-        round_scales(headers_at, count, a, sums_at + 16 * GROUP_BANDS, spare, workspace, fetch_at, fetch_last)
+        list_columns(inputs.active, low, high, panel.height, workspace)
+        scale_inputs(headers_at, inputs, low, high, group.a, group.scratch, workspace)
+        offsets_at = group.sums + 16 * GROUP_BANDS
+        round_scales(headers_at, count, group.a, offsets_at, group.scratch, workspace, fetch_at, fetch_last)
         for band in range(bands):
             add_band(
-                quants_at + (ti.cast(band, ti.i64) << 7), count, a, sums_at + 16 * band,
-                a[spare + _PAIRS][2 * band], band, workspace, fetch_at, fetch_last,
+                quants_at + (ti.cast(band, ti.i64) << 7), count, group.a, group.sums + 16 * band,
+                group.a[group.scratch + _PAIRS][2 * band], band, workspace, fetch_at, fetch_last,
             )  # fmt: skip
 
     @ti.func

@@ -13,6 +13,7 @@ import numpy as np
 
 from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels.cpu import native
+from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Panel, Sums
 from spqt_ti.kernels.cpu.block_sums import (
     BLOCK_COLUMNS,
     GROUP_BANDS,
@@ -22,7 +23,7 @@ from spqt_ti.kernels.cpu.block_sums import (
     make_add_block,
 )
 from spqt_ti.kernels.cpu.tail_band import make_tail_band
-from spqt_ti.kernels.cpu.vectors import array_of, f32x16, u32x4, u32x8, u32x16, vectors_for
+from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.cpu.zigzag import panel_height, split
 from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS, ZigzagShape
@@ -117,79 +118,72 @@ def make_gemv(workers: int, exact: bool = False):
     """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
     every matrix. `exact`: in f32 on every CPU (see block_sums).
 
-    Arguments: the weight arrays quants, tail and headers with the first vector of the matrix in each, the addresses
-    of these arrays, and the matrix's geometry (see ZigzagShape); x with its first vector; the active
-    list with its first entry and its length; the address of the worker's workspace (see block_sums); scratch `a`, with
-    the first vector of the partial sums and of the worker's SCRATCH_VECTORS in it; the worker. Worker w writes the
-    whole bands of partial sums (16 vectors each) that start at vector `partial_base + w * bands * 16`.
+    Arguments: a Matrix; its Inputs, of which the worker takes a share; Sums, the first vectors of the partial sums and
+    of the worker's SCRATCH_VECTORS; the address of the worker's workspace (see block_sums); the worker. Worker w writes
+    the whole bands of partial sums (16 vectors each) that start at vector `sums + w * bands * 16`.
     """
     plan, fetch, fetch_tail = make_stream()
     add_block, write_rows = make_add_block(fetch, exact)
     tail_band = make_tail_band(exact)
 
     @ti.func
-    def full_bands_of(
-        quants: ti.template(), quants_base, headers: ti.template(), headers_base, quants_address, headers_address,
-        tail_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base, active: ti.template(),
-        first, last, dense, workspace, a: ti.template(), out, scratch,
-    ):  # fmt: skip
+    def full_bands_of(m: ti.template(), inputs: ti.template(), first, last, sums: ti.template(), out, workspace):
+        """Rows of the full bands, at a[out], for the places first..last-1 of the active list."""
         ahead = [
-            0, 0, first, 0, panel_height(panel_bands, full_bands), quants_address + (ti.cast(quants_base, ti.i64) << 6),
-            headers_address + (ti.cast(headers_base, ti.i64) << 4), first, last, cols, full_bands, panel_bands,
-            workspace,
+            0, 0, first, 0, panel_height(m.panel_bands, m.full_bands),
+            m.quants_address + (ti.cast(m.quants_base, ti.i64) << 6),
+            m.headers_address + (ti.cast(m.headers_base, ti.i64) << 4), first, last, m.cols, m.full_bands,
+            m.panel_bands, workspace,
         ]  # fmt: skip
-        spare = scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
-        columns = block_columns(last - first, dense)
+        spare = sums.scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
+        columns = block_columns(last - first, inputs.count == m.cols)
         for _ in range((ahead[HEIGHT] + GROUP_BANDS - 1) // GROUP_BANDS):
             count = ti.min(columns, last - first) * ti.min(GROUP_BANDS, ahead[HEIGHT])
-            plan(active, ahead, count)
+            plan(inputs.active, ahead, count)
             for i in range(count):
                 fetch(workspace + (ti.cast(i, ti.i64) << 3))
         start = 0
-        while start < full_bands:
-            height = panel_height(panel_bands, full_bands - start)
+        while start < m.full_bands:
+            height = panel_height(m.panel_bands, m.full_bands - start)
+            quants_from = m.quants_base + start * m.cols * 2
+            headers_from = m.headers_base + start * m.cols
             groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
             for i in range(groups * GROUP_VECTORS):
-                a[scratch + i] = f32x16(0.0)
+                sums.a[sums.scratch + i] = f32x16(0.0)
             for block in range((last - first + columns - 1) // columns):
                 low = first + block * columns
                 high = ti.min(low + columns, last)
-                if tail_bands > 0 and start + height == full_bands:
-                    tail_headers = headers_address + (ti.cast(headers_base + full_bands * cols, ti.i64) << 4)
-                    fetch_tail(active, low, high, tail_address, tail_headers)
+                if m.tail_bands > 0 and start + height == m.full_bands:
+                    tail_headers = m.headers_address + (ti.cast(m.headers_base + m.full_bands * m.cols, ti.i64) << 4)
+                    tail_words = m.tail_address + (ti.cast(m.tail_base, ti.i64) << 5)
+                    fetch_tail(inputs.active, low, high, tail_words, tail_headers)
                 for group in range(groups):
                     bands = ti.min(GROUP_BANDS, height - group * GROUP_BANDS)
-                    plan(active, ahead, (high - low) * bands)
+                    plan(inputs.active, ahead, (high - low) * bands)
+                    group_sums = sums.scratch + group * GROUP_VECTORS
                     add_block(
-                        quants, quants_base + start * cols * 2, headers, headers_base + start * cols,
-                        quants_address, headers_address, height, group * GROUP_BANDS, bands, x, x_base,
-                        active, low, high, a, scratch + group * GROUP_VECTORS, spare, workspace,
+                        ti.static(
+                            Panel(
+                                m.quants, quants_from, m.headers, headers_from, m.quants_address, m.headers_address,
+                                height,
+                            )
+                        ),
+                        group * GROUP_BANDS, bands, inputs, low, high, ti.static(Sums(sums.a, group_sums, spare)),
+                        workspace,
                     )  # fmt: skip
             for band in range(height):
-                sums = scratch + band // GROUP_BANDS * GROUP_VECTORS
-                write_rows(a, sums, band % GROUP_BANDS, out + (start + band) * 16)
+                band_sums = sums.scratch + band // GROUP_BANDS * GROUP_VECTORS
+                write_rows(sums.a, band_sums, band % GROUP_BANDS, out + (start + band) * 16)
             start += height
 
     @ti.func
-    def gemv(
-        quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        quants_address, tail_address, headers_address, cols, full_bands, tail_bands, panel_bands,
-        x: ti.template(), x_base, active: ti.template(), active_base, count, workspace,
-        a: ti.template(), partial_base, scratch, worker,
-    ):  # fmt: skip
-        first = active_base + share_start(count, worker, workers)
-        last = active_base + share_start(count, worker + 1, workers)
-        out = partial_base + worker * (full_bands + tail_bands) * 16
-        full_bands_of(
-            quants, quants_base, headers, headers_base, quants_address, headers_address,
-            tail_address + (ti.cast(tail_base, ti.i64) << 5), cols, full_bands, tail_bands, panel_bands,
-            x, x_base, active, first, last, count == cols, workspace, a, out, scratch,
-        )  # fmt: skip
-        if tail_bands > 0:
-            tail_band(
-                tail, tail_base, headers, headers_base + full_bands * cols,
-                x, x_base, active, first, last, a, out + full_bands * 16, scratch,
-            )  # fmt: skip
+    def gemv(m: ti.template(), inputs: ti.template(), sums: ti.template(), workspace, worker):
+        first = inputs.first + share_start(inputs.count, worker, workers)
+        last = inputs.first + share_start(inputs.count, worker + 1, workers)
+        out = sums.sums + worker * (m.full_bands + m.tail_bands) * 16
+        full_bands_of(m, inputs, first, last, sums, out, workspace)
+        if m.tail_bands > 0:
+            tail_band(m, inputs, first, last, sums.a, out + m.full_bands * 16, sums.scratch)
 
     return gemv
 
@@ -209,6 +203,17 @@ class ZigzagMatrix:
         self._x = ndarray(f32x16, (vectors_for(shape.cols),))
         self._partial_vectors = workers * shape.padded_rows // 16
         self._scratch = ndarray(f32x16, (self._partial_vectors + workers * SCRATCH_VECTORS,))
+
+    @property
+    def arrays(self) -> tuple[ti.Ndarray, ...]:
+        """Quants, tail and headers."""
+        return self._quants, self._tail, self._headers
+
+    def numbers(self, lists: int) -> tuple[list[int], list[int]]:
+        """ADDRESSES (`lists`: of the active list) and GEOMETRY, as a kernel of its own takes them."""
+        shape = self.shape
+        geometry = [shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands]
+        return [*map(address, self.arrays), lists], geometry
 
     def load_x(self, x: np.ndarray) -> None:
         """Put x (f32 [cols]) on the device. Raises ValueError for another size."""
@@ -250,13 +255,8 @@ class ZigzagGemv(ZigzagMatrix):
 
     def run(self, count: int) -> None:
         """Launch on the x and active list that are already on the device and wait for the end."""
-        shape = self.shape
-        self._kernel(
-            self._quants, self._tail, self._headers, address(self._quants), address(self._tail),
-            address(self._headers),
-            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands,
-            self._x, self._active, address(self._active), count, self._scratch,
-        )  # fmt: skip
+        lists = address(self._active)
+        self._kernel(*self.arrays, self._x, self._active, self._scratch, *self.numbers(lists), count)
         ti.sync()
 
 
@@ -273,18 +273,22 @@ def make_gemv_kernel(workers: int, exact: bool = False):
 
     @ti.kernel
     def zigzag_gemv(
-        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4),
-        quants_address: ti.i64, tail_address: ti.i64, headers_address: ti.i64,
-        cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32, x: array_of(f32x16),
-        active: array_of(ti.i32), active_address: ti.i64, count: ti.i32, a: array_of(f32x16),
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), x: array_of(f32x16),
+        active: array_of(ti.i32), a: array_of(f32x16), addresses: i64x4, geometry: i32x4, count: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            gemv(
-                quants, 0, tail, 0, headers, 0, quants_address, tail_address, headers_address,
-                cols, full_bands, tail_bands, panel_bands, x, 0, active, 0, count,
-                active_address + ti.cast(((cols + 15) // 16 * 16 + worker * WORKSPACE_INTEGERS) * 4, ti.i64),
-                a, 0, workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS, worker,
+            quants_address, tail_address, headers_address = addresses[0], addresses[1], addresses[2]
+            cols, full_bands, tail_bands, panel_bands = geometry[0], geometry[1], geometry[2], geometry[3]
+            columns = count
+            workspace = addresses[3] + ti.cast(((cols + 15) // 16 * 16 + worker * WORKSPACE_INTEGERS) * 4, ti.i64)
+            scratch = workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS
+            matrix = ti.static(
+                Matrix(
+                    quants, 0, tail, 0, headers, 0, quants_address, tail_address, headers_address, cols, full_bands,
+                    tail_bands, panel_bands,
+                )
             )  # fmt: skip
+            gemv(matrix, ti.static(Inputs(x, 0, active, 0, columns)), ti.static(Sums(a, 0, scratch)), workspace, worker)
 
     return zigzag_gemv

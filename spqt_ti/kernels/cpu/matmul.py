@@ -6,6 +6,8 @@ token, four tokens and four vectors (64 rows) in registers. A strip belongs to o
 depend on their number.
 """
 
+from typing import Any, NamedTuple
+
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
 from spqt_ti.kernels.cpu.vectors import f32x16, value
@@ -16,6 +18,16 @@ from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 TILE_COLUMNS = 256
 TILE_VECTORS = 4 * TILE_COLUMNS  # of a worker's tile of decoded weights
 TOKENS = 4  # tokens side by side: token counts of X and Y are rounded up to it
+
+
+class Tokens(NamedTuple):
+    """`count` tokens: where X and Y begin, and how many vectors lie between one token and the next."""
+
+    x: Any
+    x_stride: Any
+    y: Any
+    y_stride: Any
+    count: Any
 
 
 @ti.func
@@ -32,85 +44,78 @@ def make_strip_product():
     multiply_add, _ = make_multiply_add()
 
     @ti.func
-    def strip_product(
-        a: ti.template(), tile, start, columns, x, x_stride, y: ti.template(), y_base, y_stride, tokens, step,
-    ):  # fmt: skip
-        """Add the columns start..
-
-        of this tile; vector k of the sums goes to y[y_base + token * y_stride + place_of(k, step)].
+    def strip_product(a: ti.template(), tile, start, columns, tokens: ti.template(), out, step):
+        """Add the columns start.. of this tile; vector k of a token's sums goes to a[out + token * y_stride +
+        place_of(k, step)].
         """
-        for group in range((tokens + TOKENS - 1) // TOKENS):
+        for group in range((tokens.count + TOKENS - 1) // TOKENS):
             sums = [f32x16(0.0) for _ in ti.static(range(4 * TOKENS))]
-            out = y_base + group * TOKENS * y_stride
+            at = out + group * TOKENS * tokens.y_stride
             if start > 0:
                 for t in ti.static(range(TOKENS)):
                     for k in ti.static(range(4)):
-                        sums[4 * t + k] = y[out + t * y_stride + place_of(k, step)]
-            source = (x + group * TOKENS * x_stride) * 16 + start
+                        sums[4 * t + k] = a[at + t * tokens.y_stride + place_of(k, step)]
+            source = (tokens.x + group * TOKENS * tokens.x_stride) * 16 + start
             for j in range(columns):
                 weights = [a[tile + 4 * j + k] for k in ti.static(range(4))]
                 for t in ti.static(range(TOKENS)):
-                    xj = f32x16(value(a, source + t * x_stride * 16 + j))
+                    xj = f32x16(value(a, source + t * tokens.x_stride * 16 + j))
                     for k in ti.static(range(4)):
                         multiply_add(sums[4 * t + k], weights[k], xj)
             for t in ti.static(range(TOKENS)):
                 for k in ti.static(range(4)):
-                    y[out + t * y_stride + place_of(k, step)] = sums[4 * t + k]
+                    a[at + t * tokens.y_stride + place_of(k, step)] = sums[4 * t + k]
 
     return strip_product
 
 
 @ti.func
-def put_in_order(y: ti.template(), y_base, y_stride, tokens, step):
+def put_in_order(a: ti.template(), out, tokens: ti.template(), step):
     """Turn a finished strip from lane order (lane i of vector b is row 4i + b) into row order, for every token."""
-    for token in range(tokens):
-        at = y_base + token * y_stride
-        sums = [y[at + place_of(b, step)] for b in ti.static(range(4))]
+    for token in range(tokens.count):
+        at = out + token * tokens.y_stride
+        sums = [a[at + place_of(b, step)] for b in ti.static(range(4))]
         for m in ti.static(range(4)):
-            y[at + place_of(m, step)] = f32x16(*[sums[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+            a[at + place_of(m, step)] = f32x16(*[sums[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
 
 def make_matmul(workers: int):
     """Build the ti.func of one worker's strips of Y = X W^T for a zigzag matrix, whose geometry is a run-time argument.
 
-    X: vectors a[x + token * x_stride ...]; Y likewise, whole bands (16 vectors each) per token; `tile`: TILE_VECTORS
-    vectors of scratch of the worker's own.
+    Arguments: a Matrix (no addresses needed); the array of X, Y and scratch; `tile`: the first of TILE_VECTORS vectors
+    of the worker's own; Tokens, whose Y has whole bands (16 vectors each); the worker.
     """
     strip_product = make_strip_product()
 
     @ti.func
-    def decode_full(
-        quants: ti.template(), quants_base, headers: ti.template(), headers_base, height, a: ti.template(), tile,
-        start, columns, half, high,
-    ):  # fmt: skip
-        """64 rows of a full band in a panel of `height` bands: nibbles `high` of quants vector `half`; lane i of vector
-        b: row 64 (i / 8) + 4 (i % 8) + b.
+    def decode_full(m: ti.template(), superblock, height, a: ti.template(), tile, start, columns, half, high):
+        """64 rows of a full band in a panel of `height` bands, from `superblock` on: nibbles `high` of quants vector
+        `half`; lane i of vector b: row 64 (i / 8) + 4 (i % 8) + b.
         """
         low = 4 * half + high
         for j in range(columns):
-            place = (start + j) * height
-            header = headers[headers_base + place]
+            place = superblock + (start + j) * height
+            header = m.headers[m.headers_base + place]
             scales = scales_of(header)
             minima = minima_of(header)
             s0, s1, m0, m1 = scales[low], scales[low + 2], minima[low], minima[low + 2]
             scale = f32x16(*[(s0, s1)[i // 8] for i in ti.static(range(16))])
             minimum = f32x16(*[(m0, m1)[i // 8] for i in ti.static(range(16))])
-            words = quants[quants_base + 2 * place + half] >> (4 * high)
+            words = m.quants[m.quants_base + 2 * place + half] >> (4 * high)
             for b in ti.static(range(4)):
                 a[tile + 4 * j + b] = (scale * NIBBLE_UNIT[2 * b]) * nibbles_in_place(words, b, 0) - minimum
 
     @ti.func
-    def decode_tail(
-        tail: ti.template(), tail_base, headers: ti.template(), headers_base, a: ti.template(), tile, start, columns,
-    ):  # fmt: skip
+    def decode_tail(m: ti.template(), a: ti.template(), tile, start, columns):
         """The 64 rows of the tail band; lane i of vector b: row 32 (i / 8) + 4 (i % 8) + b."""
+        headers_base = m.headers_base + m.full_bands * m.cols
         for j in range(columns):
-            header = headers[headers_base + start + j]
+            header = m.headers[headers_base + start + j]
             scales = scales_of(header)
             minima = minima_of(header)
             scale = f32x16(*[scales[i // 8] for i in ti.static(range(16))])
             minimum = f32x16(*[minima[i // 8] for i in ti.static(range(16))])
-            words = tail[tail_base + start + j]
+            words = m.tail[m.tail_base + start + j]
             for b in ti.static(range(4)):
                 low = nibbles_in_place(words, b, 0) * NIBBLE_UNIT[2 * b]
                 high = nibbles_in_place(words, b, 1) * NIBBLE_UNIT[2 * b + 1]
@@ -118,41 +123,37 @@ def make_matmul(workers: int):
                 a[tile + 4 * j + b] = scale * nibbles - minimum
 
     @ti.func
-    def matmul(
-        quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        cols, full_bands, tail_bands, panel_bands, a: ti.template(), tile, x, x_stride, y: ti.template(), y_base,
-        y_stride, tokens, worker,
-    ):  # fmt: skip
-        strips = full_bands * 4 + tail_bands
+    def matmul(m: ti.template(), a: ti.template(), tile, tokens: ti.template(), worker):
+        strips = m.full_bands * 4 + m.tail_bands
         for strip in range(share_start(strips, worker, workers), share_start(strips, worker + 1, workers)):
             band = strip >> 2
-            panel = panel_start(panel_bands, full_bands, band)
-            height = panel_height(panel_bands, full_bands - panel)
-            first = panel * cols + band - panel  # superblock of column 0
+            panel = panel_start(m.panel_bands, m.full_bands, band)
+            height = panel_height(m.panel_bands, m.full_bands - panel)
+            first = panel * m.cols + band - panel  # superblock of column 0
             half = (strip >> 1) & 1
-            out = y_base + full_bands * 16
+            out = tokens.y + m.full_bands * 16
             step = 2
-            if band < full_bands:
-                out = y_base + band * 16 + 8 * half + 2 * (strip & 1)
+            if band < m.full_bands:
+                out = tokens.y + band * 16 + 8 * half + 2 * (strip & 1)
                 step = 4
-            for i in range((cols + TILE_COLUMNS - 1) // TILE_COLUMNS):
+            for i in range((m.cols + TILE_COLUMNS - 1) // TILE_COLUMNS):
                 start = i * TILE_COLUMNS
-                columns = ti.min(TILE_COLUMNS, cols - start)
-                if band < full_bands:
-                    decode_full(
-                        quants, quants_base + first * 2, headers, headers_base + first, height, a, tile, start,
-                        columns, half, strip & 1,
-                    )  # fmt: skip
+                columns = ti.min(TILE_COLUMNS, m.cols - start)
+                if band < m.full_bands:
+                    decode_full(m, first, height, a, tile, start, columns, half, strip & 1)
                 else:
-                    decode_tail(tail, tail_base, headers, headers_base + full_bands * cols, a, tile, start, columns)
-                strip_product(a, tile, start, columns, x, x_stride, y, out, y_stride, tokens, step)
-            put_in_order(y, out, y_stride, tokens, step)
+                    decode_tail(m, a, tile, start, columns)
+                strip_product(a, tile, start, columns, tokens, out, step)
+            put_in_order(a, out, tokens, step)
 
     return matmul
 
 
 def make_vocabulary_matmul(cols: int, workers: int):
-    """Build the ti.func of one worker's tiles of Y = X W^T for the vocabulary matrix (see `head.tile`)."""
+    """Build the ti.func of one worker's tiles of Y = X W^T for the vocabulary matrix (see shared/vocabulary.py).
+
+    Arguments: words and scales; the first tile and their number; then as for `make_matmul`.
+    """
     strip_product = make_strip_product()
     chunks, groups = -(-cols // TILE_COLUMNS), cols // 32
 
@@ -166,14 +167,14 @@ def make_vocabulary_matmul(cols: int, workers: int):
 
     @ti.func
     def matmul(
-        words: ti.template(), scales: ti.template(), first, strips, a: ti.template(), tile, x, x_stride,
-        y: ti.template(), y_base, y_stride, tokens, worker,
+        words: ti.template(), scales: ti.template(), first, strips, a: ti.template(), tile, tokens: ti.template(),
+        worker,
     ):  # fmt: skip
         for strip in range(share_start(strips, worker, workers), share_start(strips, worker + 1, workers)):
             for i in range(chunks):
                 start = i * TILE_COLUMNS
                 columns = ti.min(TILE_COLUMNS, cols - start)
                 decode(words, scales, first + strip, a, tile, start, columns)
-                strip_product(a, tile, start, columns, x, x_stride, y, y_base + strip * 4, y_stride, tokens, 2)
+                strip_product(a, tile, start, columns, tokens, tokens.y + strip * 4, 2)
 
     return matmul

@@ -11,18 +11,19 @@ import numpy as np
 
 from spqt_ti.backend import address, ndarray, ti
 from spqt_ti.kernels.cpu import native
+from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Panel, Sums
 from spqt_ti.kernels.cpu.block_sums import BLOCK_COLUMNS, GROUP_BANDS, GROUP_VECTORS, WORKSPACE_INTEGERS, make_add_block
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, ZigzagMatrix
 from spqt_ti.kernels.cpu.tail_band import make_tail_band
-from spqt_ti.kernels.cpu.vectors import array_of, f32x16, u32x4, u32x8, u32x16, value, vectors_for
+from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, value, vectors_for
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.cpu.zigzag import panel_height
 from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS, ZigzagShape
 
 
 def make_skipping_gemv(workers: int, exact: bool = False):
-    """Build the ti.func of one worker's part. Arguments as for `make_gemv`, with the threshold instead of the active
-    list, and integer scratch `chosen` of cols + 1 entries per worker from `chosen_base`, before the workspace.
+    """Build the ti.func of one worker's part. Arguments as for `make_gemv`, with the threshold before the Sums; the
+    active list of the Inputs is scratch of cols + 1 entries per worker, before the workspace.
     """
     helpers = native.load()
     prefetches = helpers is not None
@@ -35,57 +36,58 @@ def make_skipping_gemv(workers: int, exact: bool = False):
     tail_band = make_tail_band(exact)
 
     @ti.func
-    def choose(x: ti.template(), x_base, threshold, low, high, chosen: ti.template(), at):
-        """Write the active columns of low..high-1 to chosen[at...]; returns their number."""
+    def choose(inputs: ti.template(), threshold, low, high):
+        """Write the active columns of low..high-1 to the list; returns their number."""
         count = 0
         for column in range(low, high):
-            xj = value(x, x_base * 16 + column)
-            chosen[at + count] = column
+            xj = value(inputs.x, inputs.x_base * 16 + column)
+            inputs.active[inputs.first + count] = column
             count += ti.select(ti.max(xj, 0.0 - xj) > threshold, 1, 0)
         return count
 
     @ti.func
-    def gemv(
-        quants: ti.template(), quants_base, tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        quants_address, headers_address, cols, full_bands, tail_bands, panel_bands, x: ti.template(), x_base, threshold,
-        chosen: ti.template(), chosen_base, workspace, a: ti.template(), partial_base, scratch, worker,
-    ):  # fmt: skip
-        first = share_start(cols, worker, workers)
-        last = share_start(cols, worker + 1, workers)
-        out = partial_base + worker * (full_bands + tail_bands) * 16
-        spare = scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
+    def gemv(m: ti.template(), inputs: ti.template(), threshold, sums: ti.template(), workspace, worker):
+        first = share_start(m.cols, worker, workers)
+        last = share_start(m.cols, worker + 1, workers)
+        out = sums.sums + worker * (m.full_bands + m.tail_bands) * 16
+        spare = sums.scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
         start = 0
-        while start < full_bands:
-            height = panel_height(panel_bands, full_bands - start)
+        while start < m.full_bands:
+            height = panel_height(m.panel_bands, m.full_bands - start)
+            quants_from = m.quants_base + start * m.cols * 2
+            headers_from = m.headers_base + start * m.cols
             groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
             for i in range(groups * GROUP_VECTORS):
-                a[scratch + i] = f32x16(0.0)
+                sums.a[sums.scratch + i] = f32x16(0.0)
             for block in range((last - first + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
                 low = first + block * BLOCK_COLUMNS
-                count = choose(x, x_base, threshold, low, ti.min(low + BLOCK_COLUMNS, last), chosen, chosen_base)
+                count = choose(inputs, threshold, low, ti.min(low + BLOCK_COLUMNS, last))
                 if ti.static(prefetches):
                     for i in range(count * height):
-                        superblock = start * cols + chosen[chosen_base + i // height] * height + i % height
-                        at = quants_address + (ti.cast(quants_base // 2 + superblock, ti.i64) << 7)
+                        superblock = start * m.cols + inputs.active[inputs.first + i // height] * height + i % height
+                        at = m.quants_address + (ti.cast(m.quants_base // 2 + superblock, ti.i64) << 7)
                         helpers.prefetch128(at)
                 if count > 0:
                     for group in range(groups):
+                        group_sums = sums.scratch + group * GROUP_VECTORS
                         add_block(
-                            quants, quants_base + start * cols * 2, headers, headers_base + start * cols,
-                            quants_address, headers_address, height, group * GROUP_BANDS,
-                            ti.min(GROUP_BANDS, height - group * GROUP_BANDS),
-                            x, x_base, chosen, chosen_base, chosen_base + count,
-                            a, scratch + group * GROUP_VECTORS, spare, workspace,
+                            ti.static(
+                                Panel(
+                                    m.quants, quants_from, m.headers, headers_from, m.quants_address,
+                                    m.headers_address, height,
+                                )
+                            ),
+                            group * GROUP_BANDS, ti.min(GROUP_BANDS, height - group * GROUP_BANDS), inputs,
+                            inputs.first, inputs.first + count, ti.static(Sums(sums.a, group_sums, spare)), workspace,
                         )  # fmt: skip
             for band in range(height):
-                sums = scratch + band // GROUP_BANDS * GROUP_VECTORS
-                write_rows(a, sums, band % GROUP_BANDS, out + (start + band) * 16)
+                band_sums = sums.scratch + band // GROUP_BANDS * GROUP_VECTORS
+                write_rows(sums.a, band_sums, band % GROUP_BANDS, out + (start + band) * 16)
             start += height
-        if tail_bands > 0:
-            count = choose(x, x_base, threshold, first, last, chosen, chosen_base)
+        if m.tail_bands > 0:
+            count = choose(inputs, threshold, first, last)
             tail_band(
-                tail, tail_base, headers, headers_base + full_bands * cols,
-                x, x_base, chosen, chosen_base, chosen_base + count, a, out + full_bands * 16, scratch,
+                m, inputs, inputs.first, inputs.first + count, sums.a, out + m.full_bands * 16, sums.scratch
             )  # fmt: skip
 
     return gemv
@@ -107,12 +109,8 @@ class SkippingGemv(ZigzagMatrix):
 
     def run(self, threshold: float) -> None:
         """Launch on the x that is on the device and wait for the end."""
-        shape = self.shape
-        self._kernel(
-            self._quants, self._tail, self._headers, address(self._quants), address(self._headers),
-            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands,
-            self._x, threshold, self._chosen, address(self._chosen), self._scratch,
-        )  # fmt: skip
+        numbers = self.numbers(address(self._chosen))
+        self._kernel(*self.arrays, self._x, self._chosen, self._scratch, *numbers, threshold)
         ti.sync()
 
 
@@ -123,19 +121,25 @@ def make_skipping_kernel(workers: int, exact: bool = False):
 
     @ti.kernel
     def skipping_gemv(
-        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), quants_address: ti.i64,
-        headers_address: ti.i64, cols: ti.i32, full_bands: ti.i32, tail_bands: ti.i32, panel_bands: ti.i32,
-        x: array_of(f32x16), threshold: ti.f32, chosen: array_of(ti.i32), chosen_address: ti.i64, a: array_of(f32x16),
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), x: array_of(f32x16),
+        chosen: array_of(ti.i32), a: array_of(f32x16), addresses: i64x4, geometry: i32x4, threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            workspace = (cols + 16) // 16 * 16  # after the list
-            chosen_base = worker * (workspace + WORKSPACE_INTEGERS)
+            quants_address, tail_address, headers_address = addresses[0], addresses[1], addresses[2]
+            cols, full_bands, tail_bands, panel_bands = geometry[0], geometry[1], geometry[2], geometry[3]
+            length = (cols + 16) // 16 * 16  # of a list; the workspace is behind it
+            list_start = worker * (length + WORKSPACE_INTEGERS)
+            scratch = workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS
+            matrix = ti.static(
+                Matrix(
+                    quants, 0, tail, 0, headers, 0, quants_address, tail_address, headers_address, cols, full_bands,
+                    tail_bands, panel_bands,
+                )
+            )  # fmt: skip
             gemv(
-                quants, 0, tail, 0, headers, 0, quants_address, headers_address, cols, full_bands, tail_bands,
-                panel_bands, x, 0, threshold, chosen, chosen_base,
-                chosen_address + (ti.cast(chosen_base + workspace, ti.i64) << 2),
-                a, 0, workers * (full_bands + tail_bands) * 16 + worker * SCRATCH_VECTORS, worker,
+                matrix, ti.static(Inputs(x, 0, chosen, list_start, 0)), threshold, ti.static(Sums(a, 0, scratch)),
+                addresses[3] + (ti.cast(list_start + length, ti.i64) << 2), worker,
             )  # fmt: skip
 
     return skipping_gemv

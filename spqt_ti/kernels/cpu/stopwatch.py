@@ -2,16 +2,26 @@
 
 import functools
 import time
+from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
 from spqt_ti.errors import BackendError
 from spqt_ti.kernels.cpu import native
 
 
+class Clock(NamedTuple):
+    """Ticks of phase p at ticks[first + p], the reading that phases are counted from, and the worker."""
+
+    ticks: Any
+    first: Any
+    last: Any
+    worker: Any
+
+
 def make_stopwatch(enabled: bool):
     """Build the ti.funcs `read_clock` and `mark`; without `enabled` both compile to nothing.
 
-    `mark(ticks, last, phase, worker)` adds the ticks since `last` to ticks[phase] and sets `last` to now.
+    `mark(clock, phase)`, for a Clock, adds the ticks since its `last` to those of `phase` and sets `last` to now.
 
     Raises BackendError where `enabled` and there is no clock to read.
     """
@@ -27,11 +37,16 @@ def make_stopwatch(enabled: bool):
         return now
 
     @ti.func
-    def mark(ticks: ti.template(), last: ti.template(), phase, worker):
-        if ti.static(enabled) and worker == 0:
-            now = read_clock()
-            ticks[phase] = ticks[phase] + (now - last)
-            last = now
+    def add_ticks(clock: ti.template(), last: ti.template(), phase):
+        now = read_clock()
+        place = clock.first + phase
+        clock.ticks[place] = clock.ticks[place] + (now - last)
+        last = now
+
+    @ti.func
+    def mark(clock: ti.template(), phase):
+        if ti.static(enabled) and clock.worker == 0:
+            add_ticks(clock, clock.last, phase)
 
     return read_clock, mark
 

@@ -15,8 +15,9 @@ _EIGHTS = BLOCK_COLUMNS // 8
 
 
 def make_tail_band(exact: bool):
-    """Build the ti.func that computes the tail band for the active columns first..last-1 and writes its four vectors of
-    rows at a[out]; it uses some vectors of the worker's from a[scratch].
+    """Build the ti.func (Matrix, Inputs, first, last, a, out, scratch) that computes the tail band for the active
+    columns first..last-1 and writes its four vectors of rows at a[out]; it uses some vectors of the worker's from
+    a[scratch].
     """
     return _make_tail_band_i16() if uses_integers(exact) else _make_tail_band_f32()
 
@@ -35,17 +36,16 @@ def _make_tail_band_f32():
     scales_and_minima = make_scales_and_minima()
 
     @ti.func
-    def tail_band(
-        tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        x: ti.template(), x_base, active: ti.template(), first, last, a: ti.template(), out, scratch,
-    ):  # fmt: skip
+    def tail_band(m: ti.template(), inputs: ti.template(), first, last, a: ti.template(), out, scratch):
+        headers_base = m.headers_base + m.full_bands * m.cols
         sums = [f32x8(0.0) for _ in ti.static(range(8))]
         offsets = f32x16(0.0)
         for j in range(first, last):
-            column = active[j]
-            both = scales_and_minima(headers[headers_base + column], value(x, x_base * 16 + column))
+            column = inputs.active[j]
+            xj = value(inputs.x, inputs.x_base * 16 + column)
+            both = scales_and_minima(m.headers[headers_base + column], xj)
             offsets += both
-            words = tail[tail_base + column]
+            words = m.tail[m.tail_base + column]
             for high in ti.static(range(2)):
                 scale = f32x8(both[high])
                 for byte in ti.static(range(4)):
@@ -69,8 +69,7 @@ def _make_tail_band_i16():
 
     @ti.func
     def scale_inputs(
-        headers: ti.template(), headers_base, x: ti.template(), x_base, active: ti.template(), low, high,
-        a: ti.template(), spare,
+        headers: ti.template(), headers_base, inputs: ti.template(), low, high, a: ti.template(), spare
     ):  # fmt: skip
         """x d and x dmin of every eight columns to a[spare...], lane 8 c + 2 b + m: column 2 b + c, d (m = 0) or dmin.
 
@@ -79,9 +78,9 @@ def _make_tail_band_i16():
         largest = f32x16(1e-30)
         for eight in range((high - low + 7) // 8):
             j = low + 8 * eight
-            one = four_headers(headers, headers_base, active, j, high)
-            two = four_headers(headers, headers_base, active, j + 1, high)
-            xs = [input_of(x, x_base, active, j + c, high) for c in ti.static(range(8))]
+            one = four_headers(headers, headers_base, inputs.active, j, high)
+            two = four_headers(headers, headers_base, inputs.active, j + 1, high)
+            xs = [input_of(inputs, j + c, high) for c in ti.static(range(8))]
             v = f32x16(0.0)
             native16.first_halves(one, two, v)
             v *= f32x16(*[xs[i % 8 // 2 * 2 + i // 8] for i in ti.static(range(16))])
@@ -167,18 +166,16 @@ def _make_tail_band_i16():
             sums[k] += f32x8(*[both[i] + both[i + 8] for i in ti.static(range(8))])
 
     @ti.func
-    def tail_band(
-        tail: ti.template(), tail_base, headers: ti.template(), headers_base,
-        x: ti.template(), x_base, active: ti.template(), first, last, a: ti.template(), out, scratch,
-    ):  # fmt: skip
+    def tail_band(m: ti.template(), inputs: ti.template(), first, last, a: ti.template(), out, scratch):
+        headers_base = m.headers_base + m.full_bands * m.cols
         sums = [f32x8(0.0) for _ in ti.static(range(8))]
         minima = [0.0, 0.0]
         for block in range((last - first + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
             low = first + block * BLOCK_COLUMNS
             high = ti.min(low + BLOCK_COLUMNS, last)
-            step, step_dmin = scale_inputs(headers, headers_base, x, x_base, active, low, high, a, scratch)
-            round_scales(headers, headers_base, active, low, high, step, step_dmin, minima, a, scratch)
-            add_block(tail, tail_base, active, low, high, step, sums, a, scratch)
+            step, step_dmin = scale_inputs(m.headers, headers_base, inputs, low, high, a, scratch)
+            round_scales(m.headers, headers_base, inputs.active, low, high, step, step_dmin, minima, a, scratch)
+            add_block(m.tail, m.tail_base, inputs.active, low, high, step, sums, a, scratch)
         write_tail(sums, minima, a, out)
 
     return tail_band

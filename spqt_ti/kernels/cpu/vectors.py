@@ -15,7 +15,8 @@ u32x16 = ti.types.vector(16, ti.u32)
 u32x8 = ti.types.vector(8, ti.u32)
 u32x4 = ti.types.vector(4, ti.u32)
 i32x16 = ti.types.vector(16, ti.i32)
-i32x8 = ti.types.vector(8, ti.i32)
+i32x4 = ti.types.vector(4, ti.i32)
+i64x4 = ti.types.vector(4, ti.i64)
 
 
 def array_of(dtype):

@@ -14,9 +14,8 @@ from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.kernels.cpu.stopwatch import seconds_per_tick
 from spqt_ti.kernels.cpu.vectors import f32x16
-from spqt_ti.model.cpu.decode_kernel import PHASES, make_decode_kernel
-from spqt_ti.model.cpu.gates import WorkerGates
-from spqt_ti.model.cpu.plans import SITE_TABLE, IntegerPlan, Scratch
+from spqt_ti.model.cpu.decode_kernel import Phase, make_decode_kernel
+from spqt_ti.model.cpu.plans import POSITION, SITE_TABLE, STEPS, TOKEN, IntegerPlan, Long, Scratch
 from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.sites import SITES
@@ -25,15 +24,14 @@ from spqt_ti.model.sites import SITES
 class DecodeStep:
     """Runs tokens one after the other through `weights`, on a KV cache that prefill shares.
 
-    `gates` says per layer and site which inputs are skipped. `exact`: multiply in f32 throughout.
+    The gates in `weights` say per layer and site which inputs are skipped. `exact`: multiply in f32 throughout.
     """
 
     def __init__(
-        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: WorkerGates, workers: int,
-        exact: bool = False,
+        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int, exact: bool = False
     ) -> None:  # fmt: skip
         config = weights.config
-        self._weights, self._cache, self._gates, self._workers = weights, cache, gates, workers
+        self._weights, self._cache = weights, cache
         self._scratch_plan = scratch = Scratch.plan(weights, workers)
         self._scratch = ndarray(f32x16, (scratch.vectors,))
         self._view = host_view(self._scratch)
@@ -51,9 +49,12 @@ class DecodeStep:
         self._tokens = self._ints_view[self._integers.tokens :][:MOST_TOKENS]
         self.best_tokens: list[int] = []
         self._warm = False
-        self._ticks = ndarray(ti.i64, (len(PHASES),))
+        self._longs = ndarray(ti.i64, (Long.TICKS + len(Phase),))
+        arrays = {Long.QUANTS: weights.quants, Long.TAIL: weights.tail, Long.HEADERS: weights.headers}
+        for place, array in (arrays | {Long.INTEGERS: self._ints}).items():
+            host_view(self._longs)[place] = address(array)
         self._make_kernel = functools.partial(
-            make_decode_kernel, weights, cache_shape, scratch, self._integers, gates.plan, workers, exact
+            make_decode_kernel, weights, cache_shape, scratch, self._integers, workers, exact
         )
         self._kernel = self._make_kernel()
 
@@ -73,14 +74,15 @@ class DecodeStep:
         self._launch(self._kernel, token, position, steps)
 
     def profile(self, token: int, position: int, steps: int = 1) -> dict[str, float]:
-        """As `run`, with the seconds that each of PHASES took worker 0.
+        """As `run`, with the seconds that each phase took worker 0.
 
         Raises BackendError where the kernel cannot read a clock.
         """
-        host_view(self._ticks)[:] = 0
+        ticks = host_view(self._longs)[Long.TICKS :]
+        ticks[:] = 0
         self._launch(self._profiling_kernel, token, position, steps)
-        seconds = host_view(self._ticks) * seconds_per_tick()
-        return dict(zip(PHASES, seconds.tolist(), strict=True))
+        seconds = ticks * seconds_per_tick()
+        return {phase.label: float(seconds[phase]) for phase in Phase}
 
     @functools.cached_property
     def _profiling_kernel(self) -> Any:
@@ -89,11 +91,11 @@ class DecodeStep:
     def _launch(self, kernel: Any, token: int, position: int, steps: int) -> None:
         w = self._weights
         self._ints_view[0] = 0
+        self._ints_view[[TOKEN, POSITION, STEPS]] = token, position, steps
         self.active[:] = 0
         kernel(
             w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
-            self._gates.array, address(w.quants), address(w.tail), address(w.headers), address(self._ints),
-            token, position, steps, self._ticks,
+            self._longs,
         )  # fmt: skip
         ti.sync()
         self.best_tokens = self._tokens[:steps].tolist()

@@ -4,40 +4,78 @@ Where a phase needs what other workers wrote, all wait at a spin barrier; what i
 worker computes for itself instead of waiting for another.
 """
 
+from enum import IntEnum
+from typing import Any, NamedTuple
+
 from spqt_ti.backend import ti
-from spqt_ti.kernels.cpu.attention import LOWEST, CacheShape, make_attend, make_writers
+from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
+from spqt_ti.kernels.cpu.attention import LOWEST, CacheShape, Places, make_attend, make_writers
 from spqt_ti.kernels.cpu.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.cpu.head import make_head
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
 from spqt_ti.kernels.cpu.rope import rotate
-from spqt_ti.kernels.cpu.stopwatch import make_stopwatch
+from spqt_ti.kernels.cpu.stopwatch import Clock, make_stopwatch
 from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
-from spqt_ti.model.cpu.plans import SITE_TABLE, IntegerPlan, Scratch
-from spqt_ti.model.cpu.weights import SITE_FIELDS, Weights
-from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.cpu.plans import POSITION, STEPS, TOKEN, IntegerPlan, Long, Scratch, site_row
+from spqt_ti.model.cpu.weights import SiteField, Weights
 
-# What the profile tells apart; the GEMVs in the order of SITES.
-PHASES = (
-    "embedding", "norm", "collect", "gemv qkv", "gemv o", "gemv gate_up", "gemv down", "rope and cache", "attention",
-    "residual", "swiglu", "wait for workers", "head",
-)  # fmt: skip
-EMBEDDING, NORM, COLLECT, GEMV, _, _, _, ROPE, ATTENTION, RESIDUAL, SWIGLU, WAIT, HEAD = range(len(PHASES))
 
-COLS, FULL_BANDS, TAIL_BANDS, PANEL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
-SITE_STRIDE = len(SITE_FIELDS)
+class Phase(IntEnum):
+    """What the profile tells apart; the GEMVs in the order of SITES."""
+
+    EMBEDDING = 0
+    NORM = 1
+    COLLECT = 2
+    GEMV_QKV = 3
+    GEMV_O = 4
+    GEMV_GATE_UP = 5
+    GEMV_DOWN = 6
+    ROPE_AND_CACHE = 7
+    ATTENTION = 8
+    RESIDUAL = 9
+    SWIGLU = 10
+    WAIT_FOR_WORKERS = 11
+    HEAD = 12
+
+    @property
+    def label(self) -> str:
+        """In a table: "gemv gate_up", "rope and cache"."""
+        name = self.name.lower()
+        return name.replace("_", " ", 1) if name.startswith("gemv") else name.replace("_", " ")
+
+
+class Launch(NamedTuple):
+    """What a worker's part of a launch works on: the arrays of `decode_tokens`, their addresses, what is its own."""
+
+    quants: Any
+    tail: Any
+    headers: Any
+    words: Any
+    scales: Any
+    constants: Any
+    cache: Any
+    a: Any
+    integers: Any
+    quants_address: Any
+    tail_address: Any
+    headers_address: Any
+    integers_address: Any
+    workspace: Any
+    clock: Clock
+    worker: Any
 
 
 def make_decode_kernel(
-    weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, gate_plan: GatePlan, workers: int,
-    exact: bool, profile: bool = False,
+    weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool,
+    profile: bool = False,
 ):  # fmt: skip
     """The decode step of a model of these shapes, for a fixed number of workers; `exact`: in f32 throughout; `profile`:
-    worker 0 adds the clock ticks of each of PHASES to its last argument.
+    worker 0 adds the clock ticks of each Phase to `longs`.
 
-    A launch decodes `token` and then, `steps` - 1 times, the best token after the one before.
+    A launch decodes a token and then, STEPS - 1 times, the best token after the one before.
     """
     config = weights.config
     layers, hidden, width = config.num_hidden_layers, config.hidden_size // 16, config.intermediate_size // 16
@@ -47,7 +85,7 @@ def make_decode_kernel(
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constants["attention_norm"], weights.layer_constants["ffn_norm"]
     constants_stride, final_norm, rope = weights.constants_stride, weights.final_norm, weights.rope
-    quants_stride, tail_stride, headers_stride = weights.quants_stride, weights.tail_stride, weights.headers_stride
+    gates, gate_plan = weights.gates, weights.gate_plan
     tiles, head_tile, vocabulary = weights.vocabulary_tiles, weights.head_tile, config.vocab_size
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
@@ -57,107 +95,108 @@ def make_decode_kernel(
     read_clock, mark = make_stopwatch(profile)
 
     @ti.func
-    def summed(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, vector):
+    def summed(d: ti.template(), layer, site, vector):
         """Vector `vector` of a site's output: the workers' partial sums in worker order, plus the bias."""
-        stride = integers[SITE_TABLE + site * SITE_STRIDE + BANDS] * 16
-        bias = integers[SITE_TABLE + site * SITE_STRIDE + BIAS]
-        total = a[scratch.partial + vector]
+        at = site_row(layer, site)
+        stride = d.integers[at + SiteField.BANDS] * 16
+        bias = d.integers[at + SiteField.BIAS]
+        total = d.a[scratch.partial + vector]
         for w in range(1, workers):
-            total += a[scratch.partial + w * stride + vector]
+            total += d.a[scratch.partial + w * stride + vector]
         if bias >= 0:
-            total += constants[layer * constants_stride + bias + vector]
+            total += d.constants[layer * constants_stride + bias + vector]
         return total
 
     @ti.func
-    def multiply(
-        quants: ti.template(), tail: ti.template(), headers: ti.template(),
-        quants_address, tail_address, headers_address, a: ti.template(),
-        integers: ti.template(), integers_address, gates: ti.template(), layer, site, x, workspace, worker,
-        ticks: ti.template(), last_mark: ti.template(),
-    ):  # fmt: skip
+    def multiply(d: ti.template(), layer, site, x):
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
-        at = SITE_TABLE + site * SITE_STRIDE
-        cols = integers[at + COLS]
-        threshold = value(gates, layer * 4 + site)
+        at = site_row(layer, site)
+        place = layer * 4 + site
+        cols = d.integers[at + SiteField.COLS]
+        threshold = value(d.constants, gates * 16 + place)
         active = ints.everything
         count = cols
         if threshold > 0.0:
-            active = ints.lists + worker * ints.list_stride
-            if value(gates, gate_plan.weighted + layer * 4 + site) > 0.0:
-                first = gate_plan.weights + (layer * 4 + site) * gate_plan.stride
-                count = collect_weighted(a, x, gates, first, cols >> 4, threshold, integers, integers_address, active)
+            active = ints.lists + d.worker * ints.list_stride
+            if value(d.constants, (gates * 16 + gate_plan.weighted) + place) > 0.0:
+                first = gates + gate_plan.weights + place * gate_plan.stride
+                count = collect_weighted(
+                    d.a, x, d.constants, first, cols >> 4, threshold, d.integers, d.integers_address, active
+                )
             else:
-                count = collect(a, x, cols >> 4, threshold, integers, integers_address, active)
-        if worker == 0:
-            integers[ints.counts + layer * 4 + site] += count
-        mark(ticks, last_mark, COLLECT, worker)
-        gemv(
-            quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
-            headers, layer * headers_stride + integers[at + HEADERS], quants_address, tail_address, headers_address,
-            cols, integers[at + FULL_BANDS], integers[at + TAIL_BANDS], integers[at + PANEL_BANDS], a, x,
-            integers, active, count, workspace, a, scratch.partial, scratch.gemv + worker * SCRATCH_VECTORS, worker,
+                count = collect(d.a, x, cols >> 4, threshold, d.integers, d.integers_address, active)
+        if d.worker == 0:
+            d.integers[ints.counts + place] += count
+        mark(d.clock, Phase.COLLECT)
+        quants = d.integers[at + SiteField.QUANTS]
+        tail = d.integers[at + SiteField.TAIL]
+        headers = d.integers[at + SiteField.HEADERS]
+        full_bands = d.integers[at + SiteField.FULL_BANDS]
+        tail_bands = d.integers[at + SiteField.TAIL_BANDS]
+        panel_bands = d.integers[at + SiteField.PANEL_BANDS]
+        gemv_scratch = scratch.gemv + d.worker * SCRATCH_VECTORS
+        matrix = ti.static(
+            Matrix(
+                d.quants, quants, d.tail, tail, d.headers, headers, d.quants_address, d.tail_address,
+                d.headers_address, cols, full_bands, tail_bands, panel_bands,
+            )
         )  # fmt: skip
-        mark(ticks, last_mark, GEMV + site, worker)
+        inputs = ti.static(Inputs(d.a, x, d.integers, active, count))
+        gemv(matrix, inputs, ti.static(Sums(d.a, scratch.partial, gemv_scratch)), d.workspace, d.worker)
+        mark(d.clock, Phase.GEMV_QKV + site)
 
     @ti.func
-    def normalised(a: ti.template(), constants: ti.template(), weight, x):
+    def normalised(d: ti.template(), weight, x):
         """The worker's own copy, at a[x], of RMSNorm(hidden)."""
         squares = 0.0
         # A loop at run time, not an unrolled one: Taichi would reuse what an earlier phase loaded from a constant
         # address, although another worker has written there since.
         for w in range(workers):
-            squares += a[scratch.squares + w][0]
+            squares += d.a[scratch.squares + w][0]
         factor = 1.0 / ti.sqrt(squares / (hidden * 16) + eps)
-        scaled_copy(a, scratch.hidden, constants, weight, factor, x, hidden)
+        scaled_copy(d.a, scratch.hidden, d.constants, weight, factor, x, hidden)
 
     @ti.func
-    def add_residual(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, worker):
+    def add_residual(d: ti.template(), layer, site):
         """hidden += output of the site, on the worker's share of hidden; leaves its sum of squares."""
-        first = share_start(hidden, worker, workers)
-        last = share_start(hidden, worker + 1, workers)
+        first = share_start(hidden, d.worker, workers)
+        last = share_start(hidden, d.worker + 1, workers)
         for i in range(first, last):
-            a[scratch.hidden + i] = a[scratch.hidden + i] + summed(a, constants, integers, layer, site, i)
-        a[scratch.squares + worker][0] = square_sum(a, scratch.hidden + first, scratch.hidden + last)
+            d.a[scratch.hidden + i] = d.a[scratch.hidden + i] + summed(d, layer, site, i)
+        d.a[scratch.squares + d.worker][0] = square_sum(d.a, scratch.hidden + first, scratch.hidden + last)
 
     @ti.func
-    def place_heads(
-        a: ti.template(),
-        constants: ti.template(),
-        integers: ti.template(),
-        cache: ti.template(),
-        layer,
-        position,
-        worker,
-    ):
+    def place_heads(d: ti.template(), layer, position):
         """Sum q, k, v of the worker's heads, rotate q and k, and put k and v into the cache."""
         row = (rope * 16) + position * head_dim
-        for head in range(
-            share_start(heads + 2 * kv_heads, worker, workers), share_start(heads + 2 * kv_heads, worker + 1, workers)
-        ):
+        first = share_start(heads + 2 * kv_heads, d.worker, workers)
+        for head in range(first, share_start(heads + 2 * kv_heads, d.worker + 1, workers)):
             start = scratch.query + head * head_vectors
-            for d in range(head_vectors):
-                a[start + d] = summed(a, constants, integers, layer, 0, head * head_vectors + d)
+            for i in range(head_vectors):
+                d.a[start + i] = summed(d, layer, 0, head * head_vectors + i)
             if head < heads + kv_heads:
-                rotate(a, start * 16, constants, row, head_dim // 2)
+                rotate(d.a, start * 16, d.constants, row, head_dim // 2)
             keys = layer * cache_layer + (head - heads) * 2 * half_stride
             if head >= heads and head < heads + kv_heads:
-                write_key(cache, keys, position, a, start * 16)
+                write_key(d.cache, keys, position, d.a, start * 16)
             if head >= heads + kv_heads:
-                write_value(cache, keys - kv_heads * 2 * half_stride + half_stride, position, a, start)
+                write_value(d.cache, keys - kv_heads * 2 * half_stride + half_stride, position, d.a, start)
 
     @ti.func
-    def attend_share(a: ti.template(), cache: ti.template(), layer, position, worker):
+    def attend_share(d: ti.template(), layer, position):
         """Every head over the worker's share of the positions."""
         blocks = (position >> 4) + 1
-        first = share_start(blocks, worker, workers)
-        last = share_start(blocks, worker + 1, workers)
+        first = share_start(blocks, d.worker, workers)
+        last = share_start(blocks, d.worker + 1, workers)
         for kv_head in range(kv_heads):
             head = kv_head * group
             keys = layer * cache_layer + kv_head * 2 * half_stride
+            scores = scratch.scores + d.worker * scratch.scores_stride
+            out = scratch.heads + (d.worker * heads + head) * head_vectors
+            softmax = scratch.softmax + d.worker * heads + head
             attend(
-                cache, keys, keys + half_stride, a, scratch.query + head * head_vectors, first, last, position,
-                scratch.scores + worker * scratch.scores_stride,
-                scratch.heads + (worker * heads + head) * head_vectors, scratch.softmax + worker * heads + head,
+                d.cache, keys, d.a, scratch.query + head * head_vectors, first, last, position,
+                ti.static(Places(scores, out, softmax)),
             )  # fmt: skip
 
     @ti.func
@@ -181,92 +220,79 @@ def make_decode_kernel(
                     a[at] = a[at] + weight * a[scratch.heads + (w * heads + head) * head_vectors + d]
 
     @ti.func
-    def gate(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, worker):
+    def gate(d: ti.template(), layer):
         """activation = silu(gate) * up on the worker's share."""
-        for i in range(share_start(width, worker, workers), share_start(width, worker + 1, workers)):
-            g = summed(a, constants, integers, layer, 2, i)
-            up = summed(a, constants, integers, layer, 2, width + i)
-            a[scratch.activation + i] = g / (1.0 + exp_lanes(0.0 - g)) * up
+        for i in range(share_start(width, d.worker, workers), share_start(width, d.worker + 1, workers)):
+            g = summed(d, layer, 2, i)
+            up = summed(d, layer, 2, width + i)
+            d.a[scratch.activation + i] = g / (1.0 + exp_lanes(0.0 - g)) * up
 
     @ti.func
-    def score_vocabulary(words: ti.template(), scales: ti.template(), a: ti.template(), x, worker):
+    def score_vocabulary(d: ti.template(), x):
         """Logits of the worker's share of the vocabulary, and the best of them."""
         best = -3.0e38
         best_row = 0
-        for t in range(share_start(tiles, worker, workers), share_start(tiles, worker + 1, workers)):
-            logits_tile(words, scales, head_tile + t, a, x, a, scratch.logits + t * 4)
+        for t in range(share_start(tiles, d.worker, workers), share_start(tiles, d.worker + 1, workers)):
+            logits_tile(d.words, d.scales, head_tile + t, d.a, x, d.a, scratch.logits + t * 4)
             for b in range(4):
-                logits = a[scratch.logits + t * 4 + b]
+                logits = d.a[scratch.logits + t * 4 + b]
                 for i in ti.static(range(16)):
                     if logits[i] > best and t * 64 + b * 16 + i < vocabulary:
                         best = logits[i]
                         best_row = t * 64 + b * 16 + i
-        a[scratch.best + worker][0] = best
-        a[scratch.best + worker][1] = ti.cast(best_row, ti.f32)
+        d.a[scratch.best + d.worker][0] = best
+        d.a[scratch.best + d.worker][1] = ti.cast(best_row, ti.f32)
 
     @ti.func
-    def decode_one(
-        quants: ti.template(), tail: ti.template(), headers: ti.template(), words: ti.template(), scales: ti.template(),
-        constants: ti.template(), cache: ti.template(), a: ti.template(), integers: ti.template(),
-        gates: ti.template(), quants_address, tail_address, headers_address, integers_address, token, position,
-        workspace, worker, before, ticks: ti.template(), last_mark: ti.template(),
-    ):  # fmt: skip
-        """A token through every block and the head. `before`, and what it returns: arrivals at the barrier so far."""
-        arrived = before
-        x = scratch.inputs + worker * scratch.input_stride
-        first = share_start(hidden, worker, workers)
-        last = share_start(hidden, worker + 1, workers)
-        for i in range(first, last):
-            a[scratch.hidden + i] = embed(words, scales, token, i)
-        a[scratch.squares + worker][0] = square_sum(a, scratch.hidden + first, scratch.hidden + last)
-        mark(ticks, last_mark, EMBEDDING, worker)
+    def wait(d: ti.template(), arrived: ti.template()):
+        """`arrived`: arrivals at the barrier so far."""
         arrived += workers
-        wait_for_all(integers, 0, arrived)
-        mark(ticks, last_mark, WAIT, worker)
+        wait_for_all(d.integers, 0, arrived)
+        mark(d.clock, Phase.WAIT_FOR_WORKERS)
+
+    @ti.func
+    def decode_one(d: ti.template(), token, position, arrived: ti.template()):
+        """A token through every block and the head."""
+        x = scratch.inputs + d.worker * scratch.input_stride
+        first = share_start(hidden, d.worker, workers)
+        last = share_start(hidden, d.worker + 1, workers)
+        for i in range(first, last):
+            d.a[scratch.hidden + i] = embed(d.words, d.scales, token, i)
+        d.a[scratch.squares + d.worker][0] = square_sum(d.a, scratch.hidden + first, scratch.hidden + last)
+        mark(d.clock, Phase.EMBEDDING)
+        wait(d, arrived)
         for layer in range(layers):
             for site in range(4):
                 source = x
                 if site == 1:
-                    join_heads(a, x)
-                    mark(ticks, last_mark, ATTENTION, worker)
+                    join_heads(d.a, x)
+                    mark(d.clock, Phase.ATTENTION)
                 elif site == 3:
                     source = scratch.activation
                 else:
                     norm = ti.select(site == 0, attention_norm, ffn_norm)
-                    normalised(a, constants, layer * constants_stride + norm, x)
-                    mark(ticks, last_mark, NORM, worker)
-                multiply(
-                    quants, tail, headers, quants_address, tail_address, headers_address, a, integers,
-                    integers_address, gates, layer, site, source, workspace, worker, ticks, last_mark,
-                )  # fmt: skip
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                mark(ticks, last_mark, WAIT, worker)
+                    normalised(d, layer * constants_stride + norm, x)
+                    mark(d.clock, Phase.NORM)
+                multiply(d, layer, site, source)
+                wait(d, arrived)
                 if site == 0:
-                    place_heads(a, constants, integers, cache, layer, position, worker)
-                    mark(ticks, last_mark, ROPE, worker)
-                    arrived += workers
-                    wait_for_all(integers, 0, arrived)
-                    mark(ticks, last_mark, WAIT, worker)
-                    attend_share(a, cache, layer, position, worker)
-                    mark(ticks, last_mark, ATTENTION, worker)
+                    place_heads(d, layer, position)
+                    mark(d.clock, Phase.ROPE_AND_CACHE)
+                    wait(d, arrived)
+                    attend_share(d, layer, position)
+                    mark(d.clock, Phase.ATTENTION)
                 elif site == 2:
-                    gate(a, constants, integers, layer, worker)
-                    mark(ticks, last_mark, SWIGLU, worker)
+                    gate(d, layer)
+                    mark(d.clock, Phase.SWIGLU)
                 else:
-                    add_residual(a, constants, integers, layer, site, worker)
-                    mark(ticks, last_mark, RESIDUAL, worker)
-                arrived += workers
-                wait_for_all(integers, 0, arrived)
-                mark(ticks, last_mark, WAIT, worker)
-        normalised(a, constants, final_norm, x)
-        mark(ticks, last_mark, NORM, worker)
-        score_vocabulary(words, scales, a, x, worker)
-        mark(ticks, last_mark, HEAD, worker)
-        arrived += workers
-        wait_for_all(integers, 0, arrived)
-        mark(ticks, last_mark, WAIT, worker)
-        return arrived
+                    add_residual(d, layer, site)
+                    mark(d.clock, Phase.RESIDUAL)
+                wait(d, arrived)
+        normalised(d, final_norm, x)
+        mark(d.clock, Phase.NORM)
+        score_vocabulary(d, x)
+        mark(d.clock, Phase.HEAD)
+        wait(d, arrived)
 
     @ti.func
     def best_token(a: ti.template()):
@@ -283,24 +309,27 @@ def make_decode_kernel(
     def decode_tokens(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), words: array_of(u32x16),
         scales: array_of(f16x16), constants: array_of(f32x16), cache: array_of(cache_shape.dtype), a: array_of(f32x16),
-        integers: array_of(ti.i32), gates: array_of(f32x16), quants_address: ti.i64, tail_address: ti.i64,
-        headers_address: ti.i64,
-        integers_address: ti.i64, token: ti.i32, position: ti.i32, steps: ti.i32, ticks: array_of(ti.i64),
+        integers: array_of(ti.i32), longs: array_of(ti.i64),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             arrived = 0
             last_mark = read_clock()
+            quants_address, tail_address = longs[Long.QUANTS], longs[Long.TAIL]
+            headers_address, integers_address = longs[Long.HEADERS], longs[Long.INTEGERS]
             workspace = integers_address + ti.cast((ints.workspaces + worker * WORKSPACE_INTEGERS) * 4, ti.i64)
-            last = token
-            for step in range(steps):
-                arrived = decode_one(
-                    quants, tail, headers, words, scales, constants, cache, a, integers, gates, quants_address,
-                    tail_address, headers_address, integers_address, last, position + step, workspace, worker, arrived,
-                    ticks, last_mark,
-                )  # fmt: skip
-                last = best_token(a)
+            d = ti.static(
+                Launch(
+                    quants, tail, headers, words, scales, constants, cache, a, integers, quants_address, tail_address,
+                    headers_address, integers_address, workspace, Clock(longs, Long.TICKS, last_mark, worker), worker,
+                )
+            )  # fmt: skip
+            token = integers[TOKEN]
+            position = integers[POSITION]
+            for step in range(integers[STEPS]):
+                decode_one(d, token, position + step, arrived)
+                token = best_token(a)
                 if worker == 0:
-                    integers[ints.tokens + step] = last
+                    integers[ints.tokens + step] = token
 
     return decode_tokens

@@ -13,7 +13,6 @@ from spqt_ti.model.cpu.prefill import Prefill
 from spqt_ti.model.cpu.weights import Weights, traffic
 from spqt_ti.model.dispatch import Choice
 from spqt_ti.model.engine import Engine
-from spqt_ti.model.sites import inputs_per_site
 
 
 def build(container: Container, context: int, choices: Mapping[str, Choice], workers: int, exact: bool) -> Engine:
@@ -26,6 +25,6 @@ def build(container: Container, context: int, choices: Mapping[str, Choice], wor
     shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context, half=not exact)
     cache = ndarray(shape.dtype, (shape.vectors,))
     host_view(cache)[:] = 0
-    gates = WorkerGates(config.num_hidden_layers, inputs_per_site(config))
-    decode = DecodeStep(weights, cache, shape, gates, workers, exact)
-    return Engine(gates, decode, Prefill(weights, cache, shape, gates, workers), traffic(config))
+    gates = WorkerGates(weights)
+    decode = DecodeStep(weights, cache, shape, workers, exact)
+    return Engine(gates, decode, Prefill(weights, cache, shape, workers), traffic(config))

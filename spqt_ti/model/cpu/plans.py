@@ -3,19 +3,40 @@
 One array instead of many, because every ndarray argument costs 4 us per launch.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from enum import IntEnum
 
+from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS
 from spqt_ti.kernels.cpu.matmul import TILE_VECTORS
-from spqt_ti.model.cpu.weights import SITE_FIELDS, Weights
+from spqt_ti.model.cpu.weights import SiteField, Weights
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS
 from spqt_ti.model.sites import SITES
 
 LOGIT_ROWS = 32  # tokens whose logits prefill computes at a time
-SITE_TABLE = 16  # Weights.site_table among the integers; the barrier's counter is element 0, in a cache line of its own
+# Among the integers: the barrier's counter is element 0, in a cache line of its own; then what a launch is to do, of a
+# decode step TOKEN to STEPS, of prefill's blocks LAYER to MASKED; then Weights.site_table.
+TOKEN, POSITION, STEPS = 16, 17, 18
+LAYER, START, COUNT, MASKED = 16, 17, 18, 19
+SITE_TABLE = 32
+SITE_STRIDE = len(SiteField)
+
+
+@ti.func
+def site_row(layer: ti.i32, site: ti.i32) -> ti.i32:
+    """Where Weights.site_table has a matrix, among the integers."""
+    return SITE_TABLE + (layer * 4 + site) * SITE_STRIDE
+
+
+class Long(IntEnum):
+    """Places in the decode step's i64 array: addresses of arrays, then the ticks of each phase."""
+
+    QUANTS = 0
+    TAIL = 1
+    HEADERS = 2
+    INTEGERS = 3
+    TICKS = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,7 @@ class Scratch:
     vectors: int
 
     @classmethod
-    def plan(cls, weights: Weights, workers: int) -> Scratch:
+    def plan(cls, weights: Weights, workers: int) -> "Scratch":
         """Lay the buffers out one after the other."""
         config, shapes = weights.config, {site: place.shape for site, place in weights.places.items()}
         input_stride = max(shape.cols for shape in shapes.values()) // 16
@@ -78,10 +99,10 @@ class IntegerPlan:
     size: int
 
     @classmethod
-    def plan(cls, weights: Weights, workers: int) -> IntegerPlan:
+    def plan(cls, weights: Weights, workers: int) -> "IntegerPlan":
         """Lay the parts out, each on cache lines of its own."""
         most = max(place.shape.cols for place in weights.places.values())
-        counts = SITE_TABLE + len(SITES) * len(SITE_FIELDS)
+        counts = SITE_TABLE + -(-weights.site_table().size // 16) * 16
         tokens = counts + -(-weights.config.num_hidden_layers * len(SITES) // 16) * 16
         everything = tokens + -(-MOST_TOKENS // 16) * 16
         lists = everything + -(-most // 16) * 16
@@ -108,7 +129,7 @@ class ChunkPlan:
     vectors: int
 
     @classmethod
-    def plan(cls, weights: Weights, workers: int) -> ChunkPlan:
+    def plan(cls, weights: Weights, workers: int) -> "ChunkPlan":
         """Lay the buffers out one after the other."""
         config = weights.config
         place = CHUNK * config.hidden_size // 16

@@ -13,8 +13,7 @@ import numpy as np
 from spqt_ti.backend import host_view, ndarray, ti
 from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.kernels.cpu.vectors import f32x16
-from spqt_ti.model.cpu.gates import WorkerGates
-from spqt_ti.model.cpu.plans import LOGIT_ROWS, SITE_TABLE, ChunkPlan
+from spqt_ti.model.cpu.plans import COUNT, LAYER, LOGIT_ROWS, MASKED, SITE_TABLE, START, ChunkPlan
 from spqt_ti.model.cpu.prefill_kernels import make_prefill_kernels
 from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.engine import CHUNK, Observer
@@ -24,10 +23,8 @@ from spqt_ti.model.sites import SITES
 class Prefill:
     """Runs chunks of tokens through `weights`, on the KV cache that the decode step shares."""
 
-    def __init__(
-        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, gates: WorkerGates, workers: int
-    ) -> None:
-        self._weights, self._cache, self._gates = weights, cache, gates
+    def __init__(self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int) -> None:
+        self._weights, self._cache = weights, cache
         self._plan = ChunkPlan.plan(weights, workers)
         self._scratch = ndarray(f32x16, (self._plan.vectors,))
         self._view = host_view(self._scratch)
@@ -37,9 +34,7 @@ class Prefill:
         host_view(self._integers)[SITE_TABLE:] = table
         self._tokens = ndarray(ti.i32, (CHUNK,))
         self._warm = False
-        self._embed, self._block, self._logits = make_prefill_kernels(
-            weights, cache_shape, self._plan, gates.plan, workers
-        )
+        self._embed, self._block, self._logits = make_prefill_kernels(weights, cache_shape, self._plan, workers)
 
     def warm_up(self, position: int) -> None:
         """Run every kernel once, the first time this is called, at a position that is free.
@@ -72,11 +67,10 @@ class Prefill:
     def block(self, layer: int, start: int, count: int, masked: bool) -> None:
         """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
         w = self._weights
-        host_view(self._integers)[0] = 0
-        self._block(
-            w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers, self._gates.array,
-            layer, start, count, int(masked),
-        )  # fmt: skip
+        integers = host_view(self._integers)
+        integers[0] = 0
+        integers[[LAYER, START, COUNT, MASKED]] = layer, start, count, masked
+        self._block(w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers)
 
     def read_states(self, count: int) -> np.ndarray:
         """The hidden states of `count` tokens, f32 [count, hidden]."""

@@ -4,23 +4,39 @@ As in the decode step every worker runs the whole kernel and waits for the other
 split by rows of a matrix or by tokens.
 """
 
+from typing import Any, NamedTuple
+
 from spqt_ti.backend import ti
-from spqt_ti.kernels.cpu.attention import CacheShape, make_attend, make_writers
+from spqt_ti.kernels.cpu.arguments import Matrix
+from spqt_ti.kernels.cpu.attention import CacheShape, Places, make_attend, make_writers
 from spqt_ti.kernels.cpu.head import make_head
-from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, make_matmul, make_vocabulary_matmul
+from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, Tokens, make_matmul, make_vocabulary_matmul
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
 from spqt_ti.kernels.cpu.rope import rotate
 from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
-from spqt_ti.model.cpu.plans import SITE_TABLE, ChunkPlan
-from spqt_ti.model.cpu.weights import SITE_FIELDS, Weights
-from spqt_ti.model.gates import GatePlan
-
-COLS, FULL_BANDS, TAIL_BANDS, PANEL_BANDS, BANDS, QUANTS, TAIL, HEADERS, BIAS = range(len(SITE_FIELDS))
-SITE_STRIDE = len(SITE_FIELDS)
+from spqt_ti.model.cpu.plans import COUNT, LAYER, MASKED, START, ChunkPlan, site_row
+from spqt_ti.model.cpu.weights import SiteField, Weights
 
 
-def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkPlan, gate_plan: GatePlan, workers: int):
+class Launch(NamedTuple):
+    """What a worker's part of a launch works on: the arrays of `run_block`, and what it is to do (see plans.py)."""
+
+    quants: Any
+    tail: Any
+    headers: Any
+    constants: Any
+    cache: Any
+    a: Any
+    integers: Any
+    layer: Any
+    start: Any
+    count: Any
+    masked: Any
+    worker: Any
+
+
+def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkPlan, workers: int):
     """The kernels (embed tokens, run one block, compute logits) for a model of these shapes."""
     config = weights.config
     hidden, width = config.hidden_size // 16, config.intermediate_size // 16
@@ -30,7 +46,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constants["attention_norm"], weights.layer_constants["ffn_norm"]
     constants_stride, final_norm, rope = weights.constants_stride, weights.final_norm, weights.rope
-    quants_stride, tail_stride, headers_stride = weights.quants_stride, weights.tail_stride, weights.headers_stride
+    gates, gate_plan = weights.gates, weights.gate_plan
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     inputs, output, stride = plan.inputs, plan.output, plan.output_stride
     head_tile, tiles = weights.head_tile, weights.vocabulary_tiles
@@ -40,43 +56,49 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     vocabulary_matmul = make_vocabulary_matmul(config.hidden_size, workers)
 
     @ti.func
-    def multiply(
-        quants: ti.template(), tail: ti.template(), headers: ti.template(), a: ti.template(), integers: ti.template(),
-        layer, site, source, count, worker,
-    ):  # fmt: skip
+    def multiply(d: ti.template(), site, source):
         """output = W input of a site for every token."""
-        at = SITE_TABLE + site * SITE_STRIDE
-        cols = integers[at + COLS]
-        matmul(
-            quants, layer * quants_stride + integers[at + QUANTS], tail, layer * tail_stride + integers[at + TAIL],
-            headers, layer * headers_stride + integers[at + HEADERS], cols, integers[at + FULL_BANDS],
-            integers[at + TAIL_BANDS], integers[at + PANEL_BANDS], a, plan.tiles + worker * TILE_VECTORS, source,
-            cols >> 4, a, output, stride, count, worker,
+        at = site_row(d.layer, site)
+        cols = d.integers[at + SiteField.COLS]
+        quants = d.integers[at + SiteField.QUANTS]
+        tail = d.integers[at + SiteField.TAIL]
+        headers = d.integers[at + SiteField.HEADERS]
+        full_bands = d.integers[at + SiteField.FULL_BANDS]
+        tail_bands = d.integers[at + SiteField.TAIL_BANDS]
+        panel_bands = d.integers[at + SiteField.PANEL_BANDS]
+        matrix = ti.static(
+            Matrix(
+                d.quants, quants, d.tail, tail, d.headers, headers, None, None, None, cols, full_bands, tail_bands,
+                panel_bands,
+            )
         )  # fmt: skip
+        x_stride = cols >> 4
+        tokens = ti.static(Tokens(source, x_stride, output, stride, d.count))
+        matmul(matrix, d.a, plan.tiles + d.worker * TILE_VECTORS, tokens, d.worker)
 
     @ti.func
-    def biased(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, token, vector):
+    def biased(d: ti.template(), site, token, vector):
         """Vector `vector` of a site's output for a token, with the bias."""
-        bias = integers[SITE_TABLE + site * SITE_STRIDE + BIAS]
-        total = a[output + token * stride + vector]
+        bias = d.integers[site_row(d.layer, site) + SiteField.BIAS]
+        total = d.a[output + token * stride + vector]
         if bias >= 0:
-            total += constants[layer * constants_stride + bias + vector]
+            total += d.constants[d.layer * constants_stride + bias + vector]
         return total
 
     @ti.func
-    def mask(a: ti.template(), gates: ti.template(), layer, site, first, vectors):
+    def mask(d: ti.template(), site, first, vectors):
         """Zero what the decode step would skip."""
-        place = layer * 4 + site
-        threshold = value(gates, place)
-        weighted = value(gates, gate_plan.weighted + place) > 0.0
-        weights = gate_plan.weights + place * gate_plan.stride
+        place = d.layer * 4 + site
+        threshold = value(d.constants, gates * 16 + place)
+        weighted = value(d.constants, (gates * 16 + gate_plan.weighted) + place) > 0.0
+        weights = gates + gate_plan.weights + place * gate_plan.stride
         if threshold > 0.0:
             for i in range(vectors):
-                v = a[first + i]
+                v = d.a[first + i]
                 score = ti.max(v, 0.0 - v)
                 if weighted:
-                    score = score * gates[weights + i]
-                a[first + i] = f32x16(*[ti.select(score[k] > threshold, v[k], 0.0) for k in ti.static(range(16))])
+                    score = score * d.constants[weights + i]
+                d.a[first + i] = f32x16(*[ti.select(score[k] > threshold, v[k], 0.0) for k in ti.static(range(16))])
 
     @ti.func
     def normalise(a: ti.template(), constants: ti.template(), weight, token, target):
@@ -85,89 +107,72 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
         scaled_copy(a, token * hidden, constants, weight, factor, target + token * hidden, hidden)
 
     @ti.func
-    def normalise_share(
-        a: ti.template(), constants: ti.template(), gates: ti.template(), layer, site, weight, target, count,
-        masked, worker,
-    ):  # fmt: skip
-        for token in range(share_start(count, worker, workers), share_start(count, worker + 1, workers)):
-            normalise(a, constants, weight, token, target)
-            if masked == 1:
-                mask(a, gates, layer, site, target + token * hidden, hidden)
+    def normalise_share(d: ti.template(), site, weight, target):
+        for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
+            normalise(d.a, d.constants, weight, token, target)
+            if d.masked == 1:
+                mask(d, site, target + token * hidden, hidden)
 
     @ti.func
-    def place_heads(
-        a: ti.template(),
-        constants: ti.template(),
-        integers: ti.template(),
-        cache: ti.template(),
-        layer,
-        start,
-        count,
-        worker,
-    ):
+    def place_heads(d: ti.template()):
         """Bias and rotate the worker's heads in place for every token; put k and v into the cache."""
-        for head in range(
-            share_start(heads + 2 * kv_heads, worker, workers), share_start(heads + 2 * kv_heads, worker + 1, workers)
-        ):
-            keys = layer * cache_layer + (head - heads) * 2 * half_stride
+        first = share_start(heads + 2 * kv_heads, d.worker, workers)
+        for head in range(first, share_start(heads + 2 * kv_heads, d.worker + 1, workers)):
+            keys = d.layer * cache_layer + (head - heads) * 2 * half_stride
             values = keys - kv_heads * 2 * half_stride + half_stride
-            for token in range(count):
+            for token in range(d.count):
                 at = output + token * stride + head * head_vectors
-                for d in range(head_vectors):
-                    a[at + d] = biased(a, constants, integers, layer, 0, token, head * head_vectors + d)
+                for i in range(head_vectors):
+                    d.a[at + i] = biased(d, 0, token, head * head_vectors + i)
                 if head < heads + kv_heads:
-                    rotate(a, at * 16, constants, rope * 16 + (start + token) * head_dim, head_dim // 2)
+                    rotate(d.a, at * 16, d.constants, rope * 16 + (d.start + token) * head_dim, head_dim // 2)
                 if head >= heads and head < heads + kv_heads:
-                    write_key(cache, keys, start + token, a, at * 16)
+                    write_key(d.cache, keys, d.start + token, d.a, at * 16)
                 if head >= heads + kv_heads:
-                    write_value(cache, values, start + token, a, at)
+                    write_value(d.cache, values, d.start + token, d.a, at)
 
     @ti.func
-    def attend_tokens(
-        a: ti.template(), cache: ti.template(), gates: ti.template(), layer, start, count, masked, worker
-    ):
+    def attend_tokens(d: ti.template()):
         """Attention of every head for every `workers`-th token: later tokens see more positions, so shares are
         interleaved.
         """
-        for i in range((count + workers - 1 - worker) // workers):
-            token = i * workers + worker
-            position = start + token
+        for i in range((d.count + workers - 1 - d.worker) // workers):
+            token = i * workers + d.worker
+            position = d.start + token
             for kv_head in range(kv_heads):
                 head = kv_head * group
-                keys = layer * cache_layer + kv_head * 2 * half_stride
+                keys = d.layer * cache_layer + kv_head * 2 * half_stride
+                scores = plan.scores + d.worker * plan.scores_stride
                 out = inputs[1] + token * attention + head * head_vectors
-                softmax = plan.softmax + worker * group
+                softmax = plan.softmax + d.worker * group
                 attend(
-                    cache, keys, keys + half_stride, a, output + token * stride + head * head_vectors, 0,
-                    (position >> 4) + 1, position, plan.scores + worker * plan.scores_stride, out, softmax,
+                    d.cache, keys, d.a, output + token * stride + head * head_vectors, 0, (position >> 4) + 1, position,
+                    ti.static(Places(scores, out, softmax)),
                 )  # fmt: skip
                 for h in range(group):
-                    for d in range(head_vectors):
-                        at = out + h * head_vectors + d
-                        a[at] = a[at] / a[softmax + h][1]
-            if masked == 1:
-                mask(a, gates, layer, 1, inputs[1] + token * attention, attention)
+                    for v in range(head_vectors):
+                        at = out + h * head_vectors + v
+                        d.a[at] = d.a[at] / d.a[softmax + h][1]
+            if d.masked == 1:
+                mask(d, 1, inputs[1] + token * attention, attention)
 
     @ti.func
-    def add_residual(a: ti.template(), constants: ti.template(), integers: ti.template(), layer, site, count, worker):
-        for token in range(share_start(count, worker, workers), share_start(count, worker + 1, workers)):
+    def add_residual(d: ti.template(), site):
+        for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
             for i in range(hidden):
-                a[token * hidden + i] = a[token * hidden + i] + biased(a, constants, integers, layer, site, token, i)
+                d.a[token * hidden + i] = d.a[token * hidden + i] + biased(d, site, token, i)
 
     @ti.func
-    def gate(
-        a: ti.template(), constants: ti.template(), integers: ti.template(), gates: ti.template(), layer, count,
-        masked, worker,
-    ):  # fmt: skip
+    def gate(d: ti.template()):
         """Input of down: silu(gate) * up."""
-        for token in range(share_start(count, worker, workers), share_start(count, worker + 1, workers)):
+        for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
             at = inputs[3] + token * width
             for i in range(width):
-                g = biased(a, constants, integers, layer, 2, token, i)
-                up = biased(a, constants, integers, layer, 2, token, width + i)
-                a[at + i] = g / (1.0 + exp_lanes(0.0 - g)) * up
-            if masked == 1:
-                mask(a, gates, layer, 3, at, width)
+                g = biased(d, 2, token, i)
+                up = biased(d, 2, token, width + i)
+                d.a[at + i] = g / (1.0 + exp_lanes(0.0 - g)) * up
+            if d.masked == 1:
+                mask(d, 3, at, width)
 
     @ti.kernel
     def embed_tokens(
@@ -182,36 +187,39 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     @ti.kernel
     def run_block(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), constants: array_of(f32x16),
-        cache: array_of(cache_shape.dtype), a: array_of(f32x16), integers: array_of(ti.i32), gates: array_of(f32x16),
-        layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
+        cache: array_of(cache_shape.dtype), a: array_of(f32x16), integers: array_of(ti.i32),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
+            layer, start, count, masked = integers[LAYER], integers[START], integers[COUNT], integers[MASKED]
+            d = ti.static(
+                Launch(quants, tail, headers, constants, cache, a, integers, layer, start, count, masked, worker)
+            )
             norms = layer * constants_stride
             arrived = 0
             for site in range(4):
                 source = inputs[0]
                 if site == 1:
                     source = inputs[1]
-                    attend_tokens(a, cache, gates, layer, start, count, masked, worker)
+                    attend_tokens(d)
                 elif site == 3:
                     source = inputs[3]
-                    gate(a, constants, integers, gates, layer, count, masked, worker)
+                    gate(d)
                 else:
                     source = ti.select(site == 0, inputs[0], inputs[2])
                     norm = norms + ti.select(site == 0, attention_norm, ffn_norm)
-                    normalise_share(a, constants, gates, layer, site, norm, source, count, masked, worker)
+                    normalise_share(d, site, norm, source)
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
-                multiply(quants, tail, headers, a, integers, layer, site, source, count, worker)
+                multiply(d, site, source)
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
                 if site == 0:
-                    place_heads(a, constants, integers, cache, layer, start, count, worker)
+                    place_heads(d)
                     arrived += workers
                     wait_for_all(integers, 0, arrived)
                 elif site != 2:
-                    add_residual(a, constants, integers, layer, site, count, worker)
+                    add_residual(d, site)
 
     @ti.kernel
     def score_tokens(
@@ -227,9 +235,8 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
                 normalise(a, constants, final_norm, token, inputs[0])
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            vocabulary_matmul(
-                words, scales, head_tile, tiles, a, plan.tiles + worker * TILE_VECTORS,
-                inputs[0] + first * hidden, hidden, a, plan.logits, tiles * 4, count, worker,
-            )  # fmt: skip
+            x, number = inputs[0] + first * hidden, count
+            tokens = ti.static(Tokens(x, hidden, plan.logits, tiles * 4, number))
+            vocabulary_matmul(words, scales, head_tile, tiles, a, plan.tiles + worker * TILE_VECTORS, tokens, worker)
 
     return embed_tokens, run_block, score_tokens

@@ -1,12 +1,13 @@
 """A model's weights on the device, as the decode and prefill kernels read them.
 
 The four matrices of every block share three arrays (quants, tail bands, superblock headers) with the same stride per
-layer, so a kernel finds a matrix by `layer * stride + offset`. Norms, biases and the RoPE table are one more array,
-`constants`.
+layer; a kernel finds a matrix in a table of integers (`site_table`). Norms, biases and the RoPE table are one more
+array, `constants`; behind them lie the gates, which alone change between launches.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,24 @@ from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tile
 from spqt_ti.kernels.shared.vocabulary import tile
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
-from spqt_ti.model.sites import MODULES, SITES, Traffic, matrix_shapes
+from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.sites import MODULES, SITES, Traffic, inputs_per_site, matrix_shapes
 
-# Columns of Weights.site_table; bias: first vector among a layer's constants, -1 for none.
-SITE_FIELDS = ("cols", "full_bands", "tail_bands", "panel_bands", "bands", "quants", "tail", "headers", "bias")
 _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
+
+
+class SiteField(IntEnum):
+    """Columns of Weights.site_table; BIAS: first vector among a layer's constants, -1 for none."""
+
+    COLS = 0
+    FULL_BANDS = 1
+    TAIL_BANDS = 2
+    PANEL_BANDS = 3
+    BANDS = 4
+    QUANTS = 5
+    TAIL = 6
+    HEADERS = 7
+    BIAS = 8
 
 
 @dataclass(frozen=True)
@@ -94,34 +108,30 @@ class Weights:
             host_view(self.scales)[i * len(scales) : (i + 1) * len(scales)] = scales
 
     def _load_constants(self, container: Container) -> None:
-        constants = Constants.read(container, self.context)
+        config, constants = container.config, Constants.read(container, self.context)
         self.layer_constants = {name: first // 16 for name, first in constants.layer.items()}
         self.constants_stride = constants.stride // 16
         self.final_norm, self.rope = constants.final_norm // 16, constants.rope // 16
-        self.constants = _allocate(f32x16, constants.values.size // 16, "norms and RoPE table")
-        host_view(self.constants)[:] = constants.values.reshape(-1, 16)
+        self.gates = constants.values.size // 16
+        self.gate_plan = GatePlan.plan(config.num_hidden_layers, int(inputs_per_site(config).max()))
+        self.constants = _allocate(f32x16, self.gates + self.gate_plan.vectors, "norms, RoPE table and gates")
+        host_view(self.constants)[: self.gates] = constants.values.reshape(-1, 16)
 
     def site_table(self) -> np.ndarray:
-        """i32 [4, 9]: what a kernel needs to know of each site's matrix, by the columns of SITE_FIELDS."""
-        rows = []
-        for site in SITES:
-            place = self.places[site]
-            shape = place.shape
-            bias = self.layer_constants.get(f"{site}_bias", -1)
-            rows.append(
-                [
-                    shape.cols,
-                    shape.full_bands,
-                    shape.tail_bands,
-                    shape.panel_bands,
-                    shape.bands,
-                    place.quants,
-                    place.tail,
-                    place.headers,
-                    bias,
-                ]
-            )
-        return np.array(rows, np.int32)
+        """i32 [layers, 4, 9]: what a kernel needs to know of each matrix, by the columns of SiteField."""
+        return np.array(
+            [[self._site_row(layer, site) for site in SITES] for layer in range(self.config.num_hidden_layers)],
+            np.int32,
+        )
+
+    def _site_row(self, layer: int, site: str) -> list[int]:
+        place = self.places[site]
+        shape = place.shape
+        return [
+            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands, shape.bands,
+            layer * self.quants_stride + place.quants, layer * self.tail_stride + place.tail,
+            layer * self.headers_stride + place.headers, self.layer_constants.get(f"{site}_bias", -1),
+        ]  # fmt: skip
 
 
 def traffic(config: ModelConfig) -> Traffic:

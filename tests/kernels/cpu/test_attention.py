@@ -7,7 +7,7 @@ import pytest
 from device_vectors import download, upload
 
 from spqt_ti.backend import start, ti
-from spqt_ti.kernels.cpu.attention import CacheShape, make_attend, make_writers
+from spqt_ti.kernels.cpu.attention import CacheShape, Places, make_attend, make_writers
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16
 
 CONTEXT = 64
@@ -37,12 +37,11 @@ def make_kernels(shape: CacheShape, group: int):
 
     @ti.kernel
     def run(
-        cache: array_of(shape.dtype), keys: ti.i32, values: ti.i32, a: array_of(f32x16), first: ti.i32, last: ti.i32,
-        position: ti.i32,
+        cache: array_of(shape.dtype), keys: ti.i32, a: array_of(f32x16), first: ti.i32, last: ti.i32, position: ti.i32
     ):  # fmt: skip
         """The queries are first in `a`; scores, the weighted sums, and maxima with sums of weights follow them."""
         for _ in range(1):
-            attend(cache, keys, values, a, 0, first, last, position, scores, out, softmax)
+            attend(cache, keys, a, 0, first, last, position, ti.static(Places(scores, out, softmax)))
 
     return write, run
 
@@ -78,7 +77,7 @@ class Cache:
         first, last = blocks or (0, position // 16 + 1)
         group, scratch = self.group, np.full(self.group * (CONTEXT + self.head_dim + 16), np.nan)
         a = upload(np.concatenate([queries.reshape(-1), scratch]))
-        self._run(self.array, *self.start(layer, head), a, first, last, position)
+        self._run(self.array, self.start(layer, head)[0], a, first, last, position)
         result = download(a)
         softmax = result[-16 * group :].reshape(group, 16)
         sums = result[: -16 * group][-group * self.head_dim :].reshape(group, self.head_dim)

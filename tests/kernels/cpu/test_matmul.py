@@ -9,7 +9,8 @@ from q4_k_matrices import Matrix, integer_matrix, random_matrix
 
 from spqt_ti.backend import available_threads, start, ti
 from spqt_ti.formats import layout, q4_k, q8_0
-from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, make_matmul, make_vocabulary_matmul
+from spqt_ti.kernels.cpu.arguments import Matrix as DeviceMatrix
+from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, Tokens, make_matmul, make_vocabulary_matmul
 from spqt_ti.kernels.cpu.vectors import array_of, f16x16, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.zigzag import ZigzagShape, split
 from spqt_ti.kernels.shared.geometry import tiles_for
@@ -38,10 +39,13 @@ def make_zigzag_kernel(workers: int):
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            matmul(
-                quants, 0, tail, 0, headers, 0, cols, full_bands, tail_bands, panel_bands, tiles, worker * TILE_VECTORS,
-                x_at, x_stride, tiles, y_at, y_stride, tokens, worker,
-            )  # fmt: skip
+            matrix = ti.static(
+                DeviceMatrix(
+                    quants, 0, tail, 0, headers, 0, None, None, None, cols, full_bands, tail_bands, panel_bands
+                )
+            )
+            places = ti.static(Tokens(x_at, x_stride, y_at, y_stride, tokens))
+            matmul(matrix, tiles, worker * TILE_VECTORS, places, worker)
 
     return zigzag_matmul
 
@@ -57,10 +61,8 @@ def make_vocabulary_kernel(cols: int, workers: int):
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            matmul(
-                words, scales, first, strips, a, worker * TILE_VECTORS, x_at, x_stride, a, y_at, y_stride, tokens,
-                worker,
-            )  # fmt: skip
+            places = ti.static(Tokens(x_at, x_stride, y_at, y_stride, tokens))
+            matmul(words, scales, first, strips, a, worker * TILE_VECTORS, places, worker)
 
     return vocabulary_matmul
 
