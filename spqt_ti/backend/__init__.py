@@ -20,7 +20,7 @@ import numpy as np
 from spqt_ti.backend import devices
 from spqt_ti.backend.capabilities import WORKERS, Capabilities, of_device
 from spqt_ti.backend.taichi_import import PACKAGE, ti
-from spqt_ti.cache import cache_dir
+from spqt_ti.cache import private_folder
 from spqt_ti.errors import BackendError
 from spqt_ti.formats.fpenv import gradual_underflow
 from spqt_ti.threads import available_threads
@@ -257,10 +257,11 @@ def _compiled_kernels() -> Path | None:
     files = sorted((Path(__file__).parent.parent / "kernels" / "cpu" / "native").glob("*.bc"))
     bitcode = b"".join(file.read_bytes() for file in files)
     version = ".".join(map(str, ti.__version__))
-    folder = cache_dir() / "kernels" / f"{PACKAGE}-{version}-{sha256(bitcode).hexdigest()[:12]}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        folder = private_folder("kernels") / f"{PACKAGE}-{version}-{sha256(bitcode).hexdigest()[:12]}"
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        _log.warning("kernels are compiled anew at each start: %s", error)
         return None
     return folder if os.access(folder, os.W_OK) else None
 

@@ -17,7 +17,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from spqt_ti.cache import cache_dir
+from spqt_ti.cache import cache_dir, private_folder
 from spqt_ti.errors import CheckpointError
 
 _CHUNK = 1 << 20
@@ -93,7 +93,7 @@ def pull(name: str, progress: bool = True) -> Path:
     try:
         if model.path.is_file() and model.path.stat().st_size == model.size:
             return model.path
-        model.path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder("models")
         installed = installed_file(model)
         if installed is not None:
             with open(installed, "rb") as source:
