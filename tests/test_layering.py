@@ -25,10 +25,6 @@ LONG_MODULES = {
 }
 LONG_SIGNATURES = {
     "benchmark.gemv_drivers:make_row_launch.launch": 13,
-    "kernels.simt.collect:make_collect_segment.collect_segment": 12,
-    "kernels.simt.gemv:make_gemv.gemv": 13,
-    "kernels.simt.head:make_head.score_tile": 11,
-    "kernels.simt.matmul:make_matmul.matmul": 12,
 }
 
 

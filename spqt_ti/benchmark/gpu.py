@@ -20,6 +20,7 @@ from spqt_ti.benchmark.gemv_drivers import stored_bytes
 from spqt_ti.benchmark.shapes import Shape
 from spqt_ti.kernels.simt.gemv import ZigzagGemv
 from spqt_ti.kernels.simt.row_gemv import RowGemv
+from spqt_ti.kernels.simt.row_words import RowWords
 from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import floats4, make_copy_all, zeros
@@ -216,7 +217,7 @@ def _timings(shape: Shape, densities: Sequence[float], copies: int, split: Split
     rows, cols = shape
     x = np.random.default_rng(1).standard_normal(cols, dtype=np.float32)
     row_data, zigzag_data = (stored_bytes(rows, cols, layout, warm=True)[0] for layout in ("row", "zigzag"))
-    row, naive = (RowGemv(row_data, rows, cols, skips, copies) for skips in (False, True))
+    row, naive = (RowGemv(row_data, RowWords(rows, cols), skips, copies) for skips in (False, True))
     zigzag, b2 = (ZigzagGemv(zigzag_data, ZigzagWords(rows, cols), split, fly, copies) for fly in (False, True))
     for driver in (row, naive, zigzag, b2):
         driver.load(x)

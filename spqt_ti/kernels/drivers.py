@@ -10,6 +10,7 @@ from spqt_ti.kernels.shared.geometry import ZigzagShape
 from spqt_ti.kernels.simt import collect as simt_collect
 from spqt_ti.kernels.simt import gemv as simt_gemv
 from spqt_ti.kernels.simt import row_gemv as simt_row_gemv
+from spqt_ti.kernels.simt.row_words import RowWords
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 
 # (x f32 [cols], active i32 or None for all) -> y f32 [rows]
@@ -41,7 +42,7 @@ def row_threshold_gemv(data: np.ndarray, rows: int, cols: int) -> ThresholdGemv:
     """The GEMV of a row-layout matrix (u8 [nbytes]), in f32; it skips 16 inputs where all of them are inactive."""
     if not runtime().capabilities.groups:
         return row_gemv.RowGemv(data, rows, cols, runtime().threads)
-    multiply = simt_row_gemv.RowGemv(data, rows, cols, skips=True)
+    multiply = simt_row_gemv.RowGemv(data, RowWords(rows, cols), skips=True)
     return lambda x, threshold: multiply(x, -1.0 if threshold is None else threshold)
 
 

@@ -7,12 +7,21 @@ active input of all by them. So collecting is part of whatever computes the inpu
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.groups import exclusive_scan
 
 SEGMENT = 256  # inputs, and threads that collect them
 _MOST_SEGMENTS = 64
+
+
+class ActiveList(NamedTuple):
+    """An active list in an array of i32: its first entry, and the first of the lengths of its segments."""
+
+    integers: Any
+    entries: Any
+    lengths: Any
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ def make_list_reader(segments: Segments, threads: int):
         raise ValueError(f"{threads} threads cannot add up {count} segments")
 
     @ti.func
-    def sum_lengths(integers: ti.template(), lengths, starts: ti.template(), t):
+    def sum_lengths(active: ti.template(), starts: ti.template(), t):
         """The number of active inputs, for every thread; starts (shared i32 [padded + 1]) become the numbers of those
         before each segment.
         """
@@ -66,7 +75,7 @@ def make_list_reader(segments: Segments, threads: int):
             if s < padded:
                 starts[s] = 0
                 if s < count:
-                    starts[s] = integers[lengths + s]
+                    starts[s] = active.integers[active.lengths + s]
         total = exclusive_scan(starts, t, padded)
         if t == 0:
             starts[t + padded] = total
@@ -90,9 +99,9 @@ def make_list_reader(segments: Segments, threads: int):
         return segment * length + k - starts[segment]
 
     @ti.func
-    def length_of(integers: ti.template(), lengths, starts: ti.template(), t):
+    def length_of(active: ti.template(), starts: ti.template(), t):
         """Of a list of one segment: its length."""
-        return integers[lengths]
+        return active.integers[active.lengths]
 
     @ti.func
     def first_segment(starts: ti.template(), k):

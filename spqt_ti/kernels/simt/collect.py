@@ -7,6 +7,8 @@ makes one list of segments of 1024 inputs each: either a segment reserves its pl
 segment, the order of segments is open), or a second pass places the segments in order.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from spqt_ti.backend import ti
@@ -19,6 +21,24 @@ _THREADS = SEGMENT // 2
 _THREADS_LOG2 = _THREADS.bit_length() - 1
 
 
+class Inputs(NamedTuple):
+    """Inputs in an array: the place of the first."""
+
+    values: Any
+    at: Any
+
+
+class Rule(NamedTuple):
+    """Which inputs are active: |x| > threshold, or |x| * weight > threshold where they are weighted; the weights are in
+    an array from a place on.
+    """
+
+    threshold: Any
+    weights: Any
+    weights_at: Any
+    weighted: Any
+
+
 @ti.func
 def is_active(x: ti.template(), at, weights: ti.template(), weight, weighted, threshold):
     """1 if |x[at]|, where `weighted` times weights[weight], is above the threshold, else 0; 0 for NaN."""
@@ -26,6 +46,23 @@ def is_active(x: ti.template(), at, weights: ti.template(), weight, weighted, th
     if weighted:
         size = size * weights[weight]
     return ti.select(size > threshold, 1, 0)
+
+
+@ti.func
+def satisfies(inputs: ti.template(), i, rule: ti.template(), weight):
+    """`is_active` for the i-th of some inputs, which has this number among the weights."""
+    return is_active(
+        inputs.values, inputs.at + i, rule.weights, rule.weights_at + weight, rule.weighted, rule.threshold
+    )
+
+
+@ti.func
+def masked(inputs: ti.template(), i, rule: ti.template()):
+    """The i-th of all inputs, 0 if it is not active; a threshold below 0: all are."""
+    value = inputs.values[inputs.at + i]
+    if rule.threshold >= 0.0 and not satisfies(inputs, i, rule, i):
+        value = 0.0
+    return value
 
 
 def make_collect_segment(segments: Segments, threads: int):
@@ -39,11 +76,10 @@ def make_collect_segment(segments: Segments, threads: int):
 
     @ti.func
     def collect_segment(
-        values: ti.template(), x, segment, a: ti.template(), weights, weighted, threshold, integers: ti.template(),
-        active, lengths, counts: ti.template(), t,
+        inputs: ti.template(), segment, rule: ti.template(), active: ti.template(), counts: ti.template(), t
     ):  # fmt: skip
-        """Write the active ones of the segment's inputs, which are at values[x:], into the list at integers[active:],
-        and their number to integers[lengths + segment]. Weights of all inputs are at a[weights:].
+        """Write the active ones of the segment's inputs, which `inputs` has alone, into the active list, and their
+        number among its lengths. The rule's weights are of all inputs.
 
         `counts`: shared i32 [threads].
         """
@@ -53,20 +89,20 @@ def make_collect_segment(segments: Segments, threads: int):
         for k in range(run):
             i = t * run + k
             if first + i < end:
-                mine += is_active(values, x + i, a, weights + first + i, weighted, threshold)
+                mine += satisfies(inputs, i, rule, first + i)
         ti.simt.block.sync()
         counts[t] = mine
         total = exclusive_scan(counts, t, threads)
-        place = active + first + counts[t]
+        place = active.entries + first + counts[t]
         for k in range(run):
             i = t * run + k
             # Not `and`: Taichi calls a function on its right in any case.
             if first + i < end:  # noqa: SIM102
-                if is_active(values, x + i, a, weights + first + i, weighted, threshold):
-                    integers[place] = first + i
+                if satisfies(inputs, i, rule, first + i):
+                    active.integers[place] = first + i
                     place += 1
         if t == 0:
-            integers[lengths + segment] = total
+            active.integers[active.lengths + segment] = total
 
     return collect_segment
 

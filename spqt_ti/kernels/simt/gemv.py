@@ -9,19 +9,19 @@ up, in order. So a result repeats bit for bit, and depends on (groups, simdgroup
 
 import copy
 import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
-from spqt_ti.kernels.simt.active_list import Segments, make_list_reader, spread, whole
-from spqt_ti.kernels.simt.collect import make_collect_segment
+from spqt_ti.kernels.simt.active_list import ActiveList, Segments, make_list_reader, spread, whole
+from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
-from spqt_ti.kernels.simt.splits import Split, default_split
+from spqt_ti.kernels.simt.schemes.decoder import PARTS, Matrix, words4
+from spqt_ti.kernels.simt.splits import LANES, Split, default_split
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
-from spqt_ti.kernels.simt.zigzag import BAND, LANES, PARTS, SLOTS, ZigzagWords, row_of, step_and_minimum, words4
-from spqt_ti.kernels.simt.zigzag import split as split_bytes
+from spqt_ti.kernels.simt.zigzag import BAND, SLOTS, ZigzagWords
 
 IN_FLIGHT = 2  # columns of a lane
 _REDUCE_THREADS = 256
@@ -39,22 +39,37 @@ def partial_size(shape: ZigzagWords, split: Split) -> int:
     return split.groups * shape.padded_rows
 
 
+class _Band(NamedTuple):
+    """A band as a lane reads it: its first entries, entries from column to column, and the piece of column 0."""
+
+    quants: Any
+    entries: Any
+    stride: Any
+    headers: Any
+    headers_at: Any  # of the matrix
+    piece: Any
+    part: Any
+
+
 def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None, skips_on_the_fly: bool = False):
     """Build the ti.func of one thread of the GEMV, the i-th of `group_count(...) * split.threads`, which returns the
     number of active inputs.
 
-    Arguments: i; quants and headers with the matrix's first entry in each; a and the place of x in it; `integers` with
-    the active list from `active` on and the lengths of its segments from `lengths` on (`listed` 0: every input, in
-    order); a threshold; the place of the partial sums in a. `segments`: of the list, by default one. With
-    `skips_on_the_fly` (B2 of the paper) no list is read: all columns are split over the simdgroups, which leave out
-    those with |x| <= threshold. Raises ValueError for more segments than a group can add up, and for more than four
-    simdgroups.
+    Arguments: i; the matrix; a and the place of x in it; the active list (`listed` 0: every input, in order); a
+    threshold; the place of the partial sums in a. `segments`: of the list, by default one. With `skips_on_the_fly` (B2
+    of the paper) no list is read: all columns are split over the simdgroups, which leave out those with |x| <=
+    threshold. Raises ValueError for more segments than a group can add up, and for more than four simdgroups.
     """
     if split.simdgroups * BAND > SHARED:
         raise ValueError(f"the sums of {split.simdgroups} simdgroups do not fit the shared memory of a task")
     segments = segments or whole(shape.cols)
     sum_lengths, segment_of, place_of = make_list_reader(segments, split.threads)
-    bands, cols, last_parts = shape.bands, shape.cols, shape.last_parts
+    bands, cols, pieces, last_parts = shape.bands, shape.cols, shape.pieces, shape.last_parts
+    decoder = shape.decoder
+    loads, has_minimum, units, half_stride = decoder.loads, decoder.has_minimum, decoder.units, decoder.half_stride
+    entry, load_header, step_and_minimum = decoder.entry, decoder.load_header, decoder.step_and_minimum
+    packed, quant, first_value = decoder.packed, decoder.quant, decoder.first_value
+    whole_entries, last_entries = decoder.entries(PARTS), decoder.entries(last_parts)
     workers, threads = split.groups * split.simdgroups, split.threads
     simdgroups = split.simdgroups
     # Shifts, because // on i32 is Python's, which is slow.
@@ -62,39 +77,39 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
 
     @ti.func
     def add_columns(
-        columns: ti.template(), inputs: ti.template(), quants: ti.template(), quants_at, stride, headers: ti.template(),
-        headers_at, part, sums: ti.template(), minima: ti.template(),
+        columns: ti.template(), inputs: ti.template(), band: ti.template(), sums: ti.template(), minima: ti.template()
     ):  # fmt: skip
-        """Add some columns, times their inputs, to a lane's 32 rows: all loads first."""
+        """Add some columns of a band, times their inputs, to a lane's 32 rows: all loads first."""
         count = ti.static(inputs.n)
-        words, heads = ti.Matrix.zero(ti.u32, count, 4), ti.Matrix.zero(ti.u32, count, 4)
+        words = ti.Matrix.zero(ti.u32, count * loads, 4)
+        heads = ti.Matrix.zero(ti.u32, count, decoder.header_words)
         for u in ti.static(range(count)):
-            words[u, :] = quants[quants_at + columns[u] * stride]
-            heads[u, :] = headers[headers_at + columns[u]]
+            for load in ti.static(range(loads)):
+                words[u * loads + load, :] = band.quants[band.entries[load] + columns[u] * band.stride]
+            heads[u, :] = load_header(band.headers, band.headers_at, band.piece + columns[u], pieces)
         for u in ti.static(range(count)):
-            for high in ti.static(range(2)):
-                step, minimum = step_and_minimum(heads[u, :], (part & -2) + high)
-                minima[high] += minimum * inputs[u]
+            for half in ti.static(range(2)):
+                step, minimum = step_and_minimum(heads[u, :], band.part, half)
+                if ti.static(has_minimum):
+                    minima[half] += minimum * inputs[u]
+                quants = packed(words, u * loads, band.part, half)
                 for byte in ti.static(range(4)):
-                    sums[2 * byte + high, :] += (step * inputs[u]) * nibbles_in_place(words[u, :], byte, high)
+                    sums[2 * byte + half, :] += (step * inputs[u]) * quant(quants, byte, half)
 
     @ti.func
-    def columns_at(
-        k, end, listed, integers: ti.template(), active, starts: ti.template(), segment: ti.template()
-    ):  # fmt: skip
+    def columns_at(k, end, listed, active: ti.template(), starts: ti.template(), segment: ti.template()):
         """The columns of a lane's next turn, which begins at k; beyond the end the last one."""
         columns = ti.Vector([ti.min(k + u * SLOTS, end - 1) for u in ti.static(range(IN_FLIGHT))])
         if listed:
             for u in ti.static(range(IN_FLIGHT)):
                 columns[u] = place_of(starts, segment, columns[u])
             for u in ti.static(range(IN_FLIGHT)):
-                columns[u] = integers[active + columns[u]]
+                columns[u] = active.integers[active.entries + columns[u]]
         return columns
 
     @ti.func
     def gemv(
-        i, quants: ti.template(), quants_base, headers: ti.template(), headers_base, a: ti.template(), x,
-        integers: ti.template(), active, lengths, listed, threshold, partial,
+        i, matrix: ti.template(), a: ti.template(), x, active: ti.template(), listed, threshold, partial
     ):  # fmt: skip
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # simdgroups * BAND
         starts = ti.simt.block.SharedArray((SHARED,), ti.i32)
@@ -105,18 +120,24 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
         worker = (group & (split.groups - 1)) * simdgroups + (t >> 5)
         count = 0 + cols
         if listed:  # the same for all groups
-            count = sum_lengths(integers, lengths, starts, t)
+            count = sum_lengths(active, starts, t)
         # Shares of the columns that differ by at most one.
         each = count >> workers_log2
         extra = count - each * workers
         first = worker * each + ti.min(worker, extra)
         end = first + each + ti.select(worker < extra, 1, 0)
-        stride = PARTS
+        parts, stride = 0 + PARTS, 0 + whole_entries
         if band == bands - 1:
-            stride = last_parts
-        quants_at = quants_base + band * cols * PARTS + ti.min(part, stride - 1)
-        headers_at = headers_base + band * cols
-        sums = ti.Matrix.zero(ti.f32, 8, 4)  # [nibble of a word][word]
+            parts, stride = last_parts, last_entries
+        entries = ti.Vector(
+            [
+                matrix.quants_at + band * cols * whole_entries + entry(part, parts, load)
+                for load in ti.static(range(loads))
+            ]
+        )
+        piece, headers_at = band * cols, matrix.headers_at
+        lane = ti.static(_Band(matrix.quants, entries, stride, matrix.headers, headers_at, piece, part))
+        sums = ti.Matrix.zero(ti.f32, 8, 4)  # [2 byte + half][word]
         minima = ti.Vector([0.0] * 2)
         k = first + slot
         if ti.static(skips_on_the_fly):
@@ -124,7 +145,7 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
                 value = a[x + k]
                 if ti.max(value, 0.0 - value) > threshold:
                     column, single = ti.Vector([k]), ti.Vector([value])
-                    add_columns(column, single, quants, quants_at, stride, headers, headers_at, part, sums, minima)
+                    add_columns(column, single, lane, sums, minima)
                 k += SLOTS
         else:
             segment = 0
@@ -132,31 +153,31 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
             if k < end:
                 if listed:
                     segment = segment_of(starts, k)
-                columns = columns_at(k, end, listed, integers, active, starts, segment)
+                columns = columns_at(k, end, listed, active, starts, segment)
             while k < end:
                 inputs = ti.Vector(
                     [ti.select(k + u * SLOTS < end, a[x + columns[u]], 0.0) for u in ti.static(range(IN_FLIGHT))]
                 )
                 k += IN_FLIGHT * SLOTS
                 # The list is read one turn ahead, so that no weight waits for its index.
-                following = columns_at(k, end, listed, integers, active, starts, segment)
-                add_columns(columns, inputs, quants, quants_at, stride, headers, headers_at, part, sums, minima)
+                following = columns_at(k, end, listed, active, starts, segment)
+                add_columns(columns, inputs, lane, sums, minima)
                 columns = following
         ti.simt.block.sync()
-        for piece in ti.static(range(BAND // LANES)):
-            shared[piece * threads + t] = 0.0
-        place = (t >> 5) * BAND + row_of(4 * part, 0, 0)
-        for byte, high in ti.static(ti.ndrange(4, 2)):
-            sums[2 * byte + high, :] = sums[2 * byte + high, :] * NIBBLE_UNIT[2 * byte + high] - minima[high]
+        for turn in ti.static(range(BAND // LANES)):
+            shared[turn * threads + t] = 0.0
+        place = (t >> 5) * BAND + first_value(part)
+        for byte, half in ti.static(ti.ndrange(4, 2)):
+            sums[2 * byte + half, :] = sums[2 * byte + half, :] * units[2 * byte + half] - minima[half]
         for turn in range(SLOTS):
             ti.simt.block.sync()
             if slot == turn:
-                for word, byte, high in ti.static(ti.ndrange(4, 4, 2)):
-                    at = place + (4 * word + byte + 32 * high)
-                    shared[at] = shared[at] + sums[2 * byte + high, word]
+                for word, byte, half in ti.static(ti.ndrange(4, 4, 2)):
+                    at = place + (4 * word + byte + half_stride * half)
+                    shared[at] = shared[at] + sums[2 * byte + half, word]
         ti.simt.block.sync()
-        for piece in ti.static(range(-(-BAND // threads))):
-            row = piece * threads + t
+        for turn in ti.static(range(-(-BAND // threads))):
+            row = turn * threads + t
             if row < BAND:
                 total = 0.0
                 for s in ti.static(range(simdgroups)):
@@ -200,10 +221,9 @@ def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = 
     ):  # fmt: skip
         ti.loop_config(block_dim=split.threads)
         for i in range(threads):
-            gemv(
-                i, quants, copy * shape.quants, headers, copy * shape.headers, a, 0, integers, 0, cols, listed,
-                threshold, partial,
-            )  # fmt: skip
+            quants_at, headers_at = copy * shape.quants, copy * shape.headers
+            matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
+            gemv(i, matrix, a, 0, ti.static(ActiveList(integers, 0, cols)), listed, threshold, partial)
         ti.loop_config(block_dim=_REDUCE_THREADS)
         for row in range(shape.padded_rows):
             a[y + row] = sum_of_groups(a, partial, row)
@@ -232,13 +252,15 @@ def make_full_kernel(shape: ZigzagWords, split: Split):
         for i in range(segments.count * _COLLECT_THREADS):
             shared = ti.simt.block.SharedArray((SHARED,), ti.i32)
             segment, t = i >> collect_threads_log2, i & (_COLLECT_THREADS - 1)
-            collect(a, segment * segments.length, segment, a, 0, False, threshold, integers, 0, cols, shared, t)
+            values = segment * segments.length
+            inputs = ti.static(Inputs(a, values))
+            rule = ti.static(Rule(threshold, a, 0, False))
+            collect(inputs, segment, rule, ti.static(ActiveList(integers, 0, cols)), shared, t)
         ti.loop_config(block_dim=split.threads)
         for i in range(threads):
-            gemv(
-                i, quants, copy * shape.quants, headers, copy * shape.headers, a, 0, integers, 0, cols, 1, threshold,
-                partial,
-            )  # fmt: skip
+            quants_at, headers_at = copy * shape.quants, copy * shape.headers
+            matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
+            gemv(i, matrix, a, 0, ti.static(ActiveList(integers, 0, cols)), 1, threshold, partial)
         ti.loop_config(block_dim=_REDUCE_THREADS)
         for row in range(shape.padded_rows):
             a[y + row] = sum_of_groups(a, partial, row)
@@ -257,7 +279,7 @@ class ZigzagGemv:
         copies: int = 1,
     ) -> None:  # fmt: skip
         self.shape, self._skips_on_the_fly = shape, skips_on_the_fly
-        quants, headers = split_bytes(data, shape)
+        quants, headers = shape.split(data)
         self.arrays = {
             "quants": upload(np.tile(quants, (copies, 1))),
             "headers": upload(np.tile(headers, (copies, 1))),

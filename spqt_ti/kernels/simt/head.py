@@ -4,16 +4,35 @@ The tiles are those of kernels/shared/vocabulary.py, their f16 scales two in a w
 thread t reads the words of lane t & 15 in every sixteenth block of 32 columns.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.shared import vocabulary
-from spqt_ti.kernels.shared.geometry import TILE_ROWS
+from spqt_ti.kernels.shared.geometry import TILE_ROWS, tiles_for
 from spqt_ti.kernels.shared.words import half
 from spqt_ti.kernels.simt.groups import LOWEST, SHARED, group_best, zero
 
 THREADS = 256
 _SLICES = THREADS // 16
+
+
+class Tiles(NamedTuple):
+    """A vocabulary matrix in arrays of tiles: words, scales, and its first tile."""
+
+    words: Any
+    scales: Any
+    first: Any
+
+
+class Best(NamedTuple):
+    """The highest logit of each part of the vocabulary, and its row: places in an array of f32 and in one of i32."""
+
+    values: Any
+    values_at: Any
+    rows: Any
+    rows_at: Any
 
 
 def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +44,7 @@ def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def make_head(cols: int, rows: int):
     """Build the ti.funcs `score_tile`, `embed` and `best_token` of a vocabulary matrix [rows, cols]."""
     blocks = cols // 32
-    tiles = -(-rows // TILE_ROWS)
+    tile_count = tiles_for(rows)
 
     @ti.func
     def scale_of(scales: ti.template(), tile, block, part, lane):
@@ -35,11 +54,10 @@ def make_head(cols: int, rows: int):
 
     @ti.func
     def score_tile(
-        words: ti.template(), scales: ti.template(), first_tile, tile, a: ti.template(), x, logits: ti.template(),
-        best, integers: ti.template(), best_rows, t,
+        tiles: ti.template(), tile, a: ti.template(), x, logits: ti.template(), best: ti.template(), t
     ):  # fmt: skip
-        """Logits of the 64 rows of `tile` for a[x : x + cols] to logits[64 tile :]; the highest of them to
-        a[best + tile], its row to integers[best_rows + tile].
+        """Logits of the 64 rows of `tile` for a[x : x + cols] to logits[64 tile :]; the highest of them to the tile's
+        place in `best`.
         """
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # _SLICES * TILE_ROWS
         places = ti.simt.block.SharedArray((SHARED,), ti.i32)
@@ -49,17 +67,17 @@ def make_head(cols: int, rows: int):
         while block < blocks:
             sums = ti.Vector([0.0] * 4)
             x_sum = 0.0
-            at = ((first_tile + tile) * blocks + block) * 32 * 16 + lane
+            at = ((tiles.first + tile) * blocks + block) * 32 * 16 + lane
             for j in range(32):
                 value = a[x + block * 32 + j]
                 x_sum += value
-                word = words[at + j * 16]
+                word = tiles.words[at + j * 16]
                 for part in ti.static(range(3)):
                     sums[part] += value * ((word & (255 << (8 * part))) * 1.0)
                 sums[3] += value * ((word >> 24) * 1.0)
             for part in ti.static(range(4)):
                 exact = sums[part] * ti.static(2.0 ** (-8 * part) if part < 3 else 1.0) - 128.0 * x_sum
-                totals[part] += exact * scale_of(scales, first_tile + tile, block, part, lane)
+                totals[part] += exact * scale_of(tiles.scales, tiles.first + tile, block, part, lane)
             block += _SLICES
         ti.simt.block.sync()
         for part in ti.static(range(4)):
@@ -79,21 +97,21 @@ def make_head(cols: int, rows: int):
         places[t] = row
         group_best(shared, places, t, TILE_ROWS)
         if t == 0:
-            a[best + tile] = shared[t]
-            integers[best_rows + tile] = places[t]
+            best.values[best.values_at + tile] = shared[t]
+            best.rows[best.rows_at + tile] = places[t]
 
     @ti.func
-    def best_token(a: ti.template(), best, integers: ti.template(), best_rows, t):
+    def best_token(best: ti.template(), t):
         """The row of the highest of the tiles' best, for every thread of a group; the lowest row among equals."""
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
         places = ti.simt.block.SharedArray((SHARED,), ti.i32)
         highest = LOWEST
         row = rows
         tile = t
-        while tile < tiles:
-            if a[best + tile] > highest:
-                highest = a[best + tile]
-                row = integers[best_rows + tile]
+        while tile < tile_count:
+            if best.values[best.values_at + tile] > highest:
+                highest = best.values[best.values_at + tile]
+                row = best.rows[best.rows_at + tile]
             tile += THREADS
         ti.simt.block.sync()
         shared[t] = highest

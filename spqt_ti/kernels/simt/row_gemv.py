@@ -1,71 +1,115 @@
-"""GEMV on the row layout (ggml's Q4_K rows) on GPUs, the baseline of the zigzag kernels: y = W x, for one token.
+"""GEMV on the row layout (ggml's rows) on GPUs: y = W x, for one token.
 
-A simdgroup of 32 lanes has a row, four superblocks at a time: a lane reads 128 bits of one. The lanes' sums are added
-through shared memory, as a tree. With `skips`, inputs |x| <= threshold count as zero and their multiplications are
-left out: naive sparsity on the row layout (B1 of the paper), which reads every weight in any case.
+A simdgroup of 32 lanes has a row, four pieces of 256 columns at a time: eight lanes have one. The lanes' sums are added
+through shared memory, as a tree. Every weight is read: inputs that are not active count as zero, and their
+multiplications are left out (naive sparsity, B1 of the paper).
 """
 
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.formats import layout, q4_k
-from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
-from spqt_ti.kernels.simt.groups import array_of, log2, round_up
+from spqt_ti.kernels.simt.collect import Inputs, Rule, satisfies
+from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
+from spqt_ti.kernels.simt.row_words import ROWS, RowWords
+from spqt_ti.kernels.simt.schemes.decoder import PARTS, PIECE, Matrix, words4
+from spqt_ti.kernels.simt.splits import LANES
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
-from spqt_ti.kernels.simt.zigzag import BAND, LANES, PARTS, SLOTS, row_of, step_and_minimum, words4
 
-_ROWS = 4  # of a group
-_THREADS = _ROWS * LANES
+THREADS = ROWS * LANES  # of a group
+_SLOTS = LANES // PARTS
 
 
-def make_row_gemv_kernel(rows: int, cols: int, skips: bool):
-    """Build the kernel (quants, headers, x, y, copy, threshold) for a matrix [rows, cols].
+def row_gemv_threads(shape: RowWords) -> int:
+    """Threads of a GEMV."""
+    return shape.padded_rows // ROWS * THREADS
 
-    quants u32 [copies * rows * blocks * 8, 4], headers u32 [copies * rows * blocks, 4], blocks = ceil(cols / 256);
-    x f32 [blocks * 256], zero-padded; y f32 [rows, rounded up to 4].
+
+def make_row_gemv(shape: RowWords, skips: bool):
+    """Build the ti.func of thread i of `row_gemv_threads(...)`, in groups of THREADS.
+
+    Arguments: i; the matrix; the inputs x; an array and the place of y [padded rows] in it; the rule by which inputs
+    are active. A threshold below 0: all are; without `skips` it is not looked at.
     """
-    blocks = -(-cols // BAND)
-    groups = -(-rows // _ROWS)
-    threads_log2, levels = log2(_THREADS), log2(LANES)
+    rows, cols, pieces, per_row = shape.rows, shape.cols, shape.pieces, shape.per_row
+    decoder = shape.decoder
+    loads, has_minimum, units, half_stride = decoder.loads, decoder.has_minimum, decoder.units, decoder.half_stride
+    entry, load_header, step_and_minimum = decoder.entry, decoder.load_header, decoder.step_and_minimum
+    packed, quant, first_value, entries = decoder.packed, decoder.quant, decoder.first_value, decoder.entries(PARTS)
+    threads_log2, levels = log2(THREADS), log2(LANES)
+    padded = cols % PIECE > 0
+
+    @ti.func
+    def product(weight, inputs: ti.template(), column, rule: ti.template()):
+        """weight * x[column], 0 for what is not active and beyond the last column."""
+        result, at = 0.0, column
+        if ti.static(padded):
+            at = ti.min(column, cols - 1)
+        value = inputs.values[inputs.at + at]
+        if ti.static(skips):
+            active = ti.select(rule.threshold < 0.0, 1, 0)
+            if active == 0:
+                active = satisfies(inputs, at, rule, at)
+            if active:
+                result = weight * value
+        else:
+            result = weight * value
+        if ti.static(padded):
+            result = ti.select(column < cols, result, 0.0)
+        return result
+
+    @ti.func
+    def row_gemv(i, matrix: ti.template(), inputs: ti.template(), y: ti.template(), y_at, rule: ti.template()):
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # THREADS
+        t = i & (THREADS - 1)
+        lane = t & (LANES - 1)
+        row = (i >> threads_log2) * ROWS + (t >> 5)
+        part, total = t & (PARTS - 1), 0.0
+        stored, block = ti.min(row, rows - 1) * per_row, lane >> 3
+        while block < per_row:
+            words = ti.Matrix.zero(ti.u32, loads, 4)
+            for load in ti.static(range(loads)):
+                words[load, :] = matrix.quants[matrix.quants_at + (stored + block) * entries + entry(part, PARTS, load)]
+            header = load_header(matrix.headers, matrix.headers_at, stored + block, pieces)
+            first = block * PIECE + first_value(part)
+            for half in ti.static(range(2)):
+                step, minimum = step_and_minimum(header, part, half)
+                quants = packed(words, 0, part, half)
+                levels_of = [quant(quants, byte, half) for byte in ti.static(range(4))]
+                for word, byte in ti.static(ti.ndrange(4, 4)):
+                    weight = step * (levels_of[byte][word] * units[2 * byte + half])
+                    if ti.static(has_minimum):
+                        weight -= minimum
+                    total += product(weight, inputs, first + (4 * word + byte + half_stride * half), rule)
+            block += _SLOTS
+        ti.simt.block.sync()
+        shared[t] = total
+        for level in ti.static(range(1, levels + 1)):
+            ti.simt.block.sync()
+            if lane < (LANES >> level):
+                shared[t] = shared[t] + shared[t + (LANES >> level)]
+        if lane == 0:
+            y[y_at + row] = shared[t]
+
+    return row_gemv
+
+
+def make_row_gemv_kernel(shape: RowWords, skips: bool):
+    """Build the kernel (quants, headers, x, y, copy, threshold), for tests and benchmarks, with the `copy`-th of the
+    matrices in the arrays. x f32 [cols]; y f32 [padded rows].
+    """
+    row_gemv, threads = make_row_gemv(shape, skips), row_gemv_threads(shape)
 
     @ti.kernel
     def multiply(
         quants: array_of(words4), headers: array_of(words4), x: array_of(ti.f32), y: array_of(ti.f32), copy: ti.i32,
         threshold: ti.f32,
     ):  # fmt: skip
-        ti.loop_config(block_dim=_THREADS)
-        for i in range(groups * _THREADS):
-            shared = ti.simt.block.SharedArray((_THREADS,), ti.f32)
-            t = i & (_THREADS - 1)
-            lane = t & (LANES - 1)
-            row = (i >> threads_log2) * _ROWS + (t >> 5)
-            stored = ti.min(row, rows - 1)
-            part, total = t & (PARTS - 1), 0.0
-            block = lane >> 3
-            while block < blocks:
-                at = (copy * rows + stored) * blocks + block
-                words, header = quants[at * PARTS + part], headers[at]
-                for high in ti.static(range(2)):
-                    step, minimum = step_and_minimum(header, (part & -2) + high)
-                    for word, byte in ti.static(ti.ndrange(4, 4)):
-                        value = x[block * BAND + row_of(4 * part + word, byte, high)]
-                        if ti.static(skips):
-                            if ti.max(value, 0.0 - value) > threshold:
-                                weight = nibbles_in_place(words[word], byte, high) * NIBBLE_UNIT[2 * byte + high]
-                                total += (step * weight - minimum) * value
-                        else:
-                            weight = nibbles_in_place(words[word], byte, high) * NIBBLE_UNIT[2 * byte + high]
-                            total += (step * weight - minimum) * value
-                block += SLOTS
-            ti.simt.block.sync()
-            shared[t] = total
-            for level in ti.static(range(1, levels + 1)):
-                ti.simt.block.sync()
-                if lane < (LANES >> level):
-                    shared[t] = shared[t] + shared[t + (LANES >> level)]
-            if lane == 0:
-                y[row] = shared[t]
+        ti.loop_config(block_dim=THREADS)
+        for i in range(threads):
+            quants_at, headers_at = copy * shape.quants, copy * shape.headers
+            matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
+            row_gemv(i, matrix, ti.static(Inputs(x, 0)), y, 0, ti.static(Rule(threshold, x, 0, False)))
 
     return multiply
 
@@ -73,33 +117,32 @@ def make_row_gemv_kernel(rows: int, cols: int, skips: bool):
 class RowGemv:
     """A row-layout matrix (u8 [nbytes], `copies` of it in memory) with its GEMV, for tests and benchmarks.
 
-    Raises QuantizationError if the number of bytes is not that of the shape.
+    `skips`: over the inputs above a threshold. Raises QuantizationError if the number of bytes is not that of the
+    shape.
     """
 
-    def __init__(self, data: np.ndarray, rows: int, cols: int, skips: bool = False, copies: int = 1) -> None:
-        self._rows, self._cols = rows, cols
-        stored = layout.superblocks(data, rows, cols, "row", q4_k.SCHEME)
-        quants, headers = (np.ascontiguousarray(part).view("<u4") for part in (stored[:, 16:], stored[:, :16]))
-        quants = quants.reshape(-1, 4)
+    def __init__(self, data: np.ndarray, shape: RowWords, skips: bool = False, copies: int = 1) -> None:
+        self._shape = shape
+        quants, headers = shape.split(data)
         self.arrays = {
             "quants": upload(np.tile(quants, (copies, 1))),
             "headers": upload(np.tile(headers, (copies, 1))),
-            "x": zeros(ti.f32, round_up(cols, BAND)),
-            "y": zeros(ti.f32, round_up(rows, _ROWS)),
+            "x": zeros(ti.f32, shape.cols),
+            "y": zeros(ti.f32, shape.padded_rows),
         }
-        self._kernel = make_row_gemv_kernel(rows, cols, skips)
+        self._kernel = make_row_gemv_kernel(shape, skips)
 
     def __call__(self, x: np.ndarray, threshold: float = 0.0) -> np.ndarray:
         """y (f32 [rows]) of x (f32 [cols]); with `skips`, of the inputs |x| > threshold."""
         self.load(x)
         Submission([self.launch(threshold=threshold)], self.arrays, graph=False).submit()
-        return self.arrays["y"].to_numpy()[: self._rows]
+        return self.arrays["y"].to_numpy()[: self._shape.rows]
 
     def load(self, x: np.ndarray) -> None:
         """Bring x to the device. Raises ValueError for another size."""
-        if x.shape != (self._cols,):
-            raise ValueError(f"x of shape {x.shape} does not fit {self._cols} columns")
-        self.arrays["x"].from_numpy(np.pad(x, (0, self.arrays["x"].shape[0] - x.size)))
+        if x.shape != (self._shape.cols,):
+            raise ValueError(f"x of shape {x.shape} does not fit {self._shape.cols} columns")
+        self.arrays["x"].from_numpy(x)
 
     def launch(self, copy: int = 0, threshold: float = 0.0) -> Launch:
         """The product with the x that was loaded."""

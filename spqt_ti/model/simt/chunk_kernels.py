@@ -12,15 +12,16 @@ from spqt_ti.kernels.simt.attention import (
     make_store_own,
     make_write_pair,
 )
+from spqt_ti.kernels.simt.collect import Rule
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
-from spqt_ti.kernels.simt.head import make_head
+from spqt_ti.kernels.simt.head import Best, Tiles, make_head
 from spqt_ti.kernels.simt.matmul import THREADS as MATMUL_THREADS
-from spqt_ti.kernels.simt.matmul import make_matmul, matmul_threads
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.pointwise import rotated, swiglu
+from spqt_ti.kernels.simt.products import make_matmul, matmul_threads
+from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
 from spqt_ti.kernels.simt.submission import Launch
-from spqt_ti.kernels.simt.zigzag import words4
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
 from spqt_ti.model.gates import GatePlan
@@ -91,11 +92,11 @@ def make_chunk_kernels(
                 threshold = -1.0
         weights = floats.gates + (gates.weights + (layer * 4 + site) * gates.stride) * LANES
         weighted = a[floats.gates + gates.weighted + layer * 4 + site] > 0.0
-        matmuls[site](
-            i, quants, layer * layout.quants_stride + places[site].quants, headers,
-            layer * layout.headers_stride + places[site].headers, a, floats.chunk_inputs[site],
-            floats.chunk_output, count, weights, weighted, threshold,
-        )  # fmt: skip
+        quants_at = layer * layout.quants_stride + places[site].quants
+        headers_at = layer * layout.headers_stride + places[site].headers
+        matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
+        rule = ti.static(Rule(threshold, a, weights, weighted))
+        matmuls[site](i, matrix, a, floats.chunk_inputs[site], floats.chunk_output, count, rule)
 
     @ti.kernel
     def begin_chunk(
@@ -220,10 +221,9 @@ def make_chunk_kernels(
             )  # fmt: skip
         ti.loop_config(block_dim=HEAD_THREADS)
         for i in range(layout.tiles * HEAD_THREADS):
-            score_tile(
-                words, scales, layout.head_tile, i >> head_log2, a, floats.chunk_inputs[QKV], logits, floats.best,
-                integers, ints.best_rows, i & (HEAD_THREADS - 1),
-            )  # fmt: skip
+            tiles = ti.static(Tiles(words, scales, layout.head_tile))
+            best = ti.static(Best(a, floats.best, integers, ints.best_rows))
+            score_tile(tiles, i >> head_log2, a, floats.chunk_inputs[QKV], logits, best, i & (HEAD_THREADS - 1))
 
     weights = ("quants", "headers", "a")
     block = [

@@ -7,16 +7,16 @@ SwiGLU compute, they collect, a segment of the list per group.
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.shared.geometry import LANES
-from spqt_ti.kernels.simt.active_list import SEGMENT
+from spqt_ti.kernels.simt.active_list import SEGMENT, ActiveList
 from spqt_ti.kernels.simt.attention import CacheLayout, make_append_own, make_attention, make_store_own
-from spqt_ti.kernels.simt.collect import make_collect_segment
+from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment
 from spqt_ti.kernels.simt.gemv import group_count, make_gemv, make_sum_of_groups
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
-from spqt_ti.kernels.simt.head import make_head
+from spqt_ti.kernels.simt.head import Best, Tiles, make_head
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.pointwise import rotated, swiglu
-from spqt_ti.kernels.simt.zigzag import words4
+from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.gates import GatePlan
@@ -94,20 +94,21 @@ def make_token_kernels(
         if threshold > 0.0:  # the same for all groups
             weighted = a[floats.gates + gates.weighted + layer * 4 + site] > 0.0
             weights = floats.gates + (gates.weights + (layer * 4 + site) * gates.stride) * LANES
-            collects[site](
-                values, x, segment, a, weights, weighted, threshold, integers, ints.active, ints.lengths, shared, t
-            )  # fmt: skip
+            inputs = ti.static(Inputs(values, x))
+            rule = ti.static(Rule(threshold, a, weights, weighted))
+            active = ti.static(ActiveList(integers, ints.active, ints.lengths))
+            collects[site](inputs, segment, rule, active, shared, t)
 
     @ti.func
     def multiply(
         i, quants: ti.template(), headers: ti.template(), a: ti.template(), integers: ti.template(), layer,
         site: ti.template(), x,
     ):  # fmt: skip
-        count = gemvs[site](
-            i, quants, layer * layout.quants_stride + places[site].quants, headers,
-            layer * layout.headers_stride + places[site].headers, a, x, integers, ints.active, ints.lengths,
-            a[floats.gates + layer * 4 + site] > 0.0, 0.0, floats.partial,
-        )  # fmt: skip
+        quants_at = layer * layout.quants_stride + places[site].quants
+        headers_at = layer * layout.headers_stride + places[site].headers
+        matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
+        active = ti.static(ActiveList(integers, ints.active, ints.lengths))
+        count = gemvs[site](i, matrix, a, x, active, a[floats.gates + layer * 4 + site] > 0.0, 0.0, floats.partial)
         if i == 0:
             integers[ints.counts + layer * 4 + site] = count
 
@@ -210,13 +211,12 @@ def make_token_kernels(
             norm(a, floats.hidden, floats.constants + constants.final_norm, floats.x, t)
         ti.loop_config(block_dim=HEAD_THREADS)
         for i in range(layout.tiles * HEAD_THREADS):
-            score_tile(
-                words, scales, layout.head_tile, i >> head_log2, a, floats.x, logits, floats.best, integers,
-                ints.best_rows, i & (HEAD_THREADS - 1),
-            )  # fmt: skip
+            tiles = ti.static(Tiles(words, scales, layout.head_tile))
+            best = ti.static(Best(a, floats.best, integers, ints.best_rows))
+            score_tile(tiles, i >> head_log2, a, floats.x, logits, best, i & (HEAD_THREADS - 1))
         ti.loop_config(block_dim=HEAD_THREADS)
         for t in range(HEAD_THREADS):
-            token = best_token(a, floats.best, integers, ints.best_rows, t)
+            token = best_token(ti.static(Best(a, floats.best, integers, ints.best_rows)), t)
             if t == 0:
                 integers[ints.best] = token
                 results[step] = token

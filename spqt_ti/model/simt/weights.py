@@ -13,7 +13,6 @@ from spqt_ti.kernels.simt.active_list import Segments, spread, whole
 from spqt_ti.kernels.simt.head import tile
 from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
-from spqt_ti.kernels.simt.zigzag import split as split_bytes
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import MODULES, SITES, Traffic, matrix_shapes
 
@@ -90,7 +89,7 @@ def read_words(container: Container, layout: WeightLayout) -> dict[str, np.ndarr
     for layer in range(layout.config.num_hidden_layers):
         for site in SITES:
             place = layout.places[site]
-            quants, headers = split_bytes(container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"), place.shape)
+            quants, headers = place.shape.split(container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"))
             _put(arrays["quants"], layer * layout.quants_stride + place.quants, quants)
             _put(arrays["headers"], layer * layout.headers_stride + place.headers, headers)
     names = ["model.embed_tokens.q8_0"] + ([] if layout.config.tie_word_embeddings else ["lm_head.q8_0"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.active_list import Segments, make_list_reader, spread, whole
+from spqt_ti.kernels.simt.active_list import ActiveList, Segments, make_list_reader, spread, whole
 from spqt_ti.kernels.simt.groups import SHARED
 from spqt_ti.kernels.simt.transfer import upload, zeros
 
@@ -29,7 +29,7 @@ def reader(segments: Segments):
         ti.loop_config(block_dim=THREADS)
         for t in range(THREADS):
             starts = ti.simt.block.SharedArray((SHARED,), ti.i32)
-            total = sum_lengths(lengths, 0, starts, t)
+            total = sum_lengths(ti.static(ActiveList(lengths, 0, 0)), starts, t)
             segment = segment_of(starts, t)
             for step in range(steps):
                 k = step * THREADS + t

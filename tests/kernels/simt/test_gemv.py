@@ -13,6 +13,7 @@ from q4_k_matrices import Matrix, integer_matrix, random_matrix
 from spqt_ti.errors import QuantizationError
 from spqt_ti.kernels.simt.gemv import ZigzagGemv
 from spqt_ti.kernels.simt.row_gemv import RowGemv
+from spqt_ti.kernels.simt.row_words import RowWords
 from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 
@@ -144,8 +145,8 @@ def test_copies_of_a_matrix() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (33, 300), (64, 576)], ids=str)
 def test_row_layout(shape: tuple[int, int]) -> None:
     matrix, x = random_matrix(*shape, "row"), normal(shape[1])
-    assert_product(RowGemv(matrix.data, *shape)(x), matrix, x)
-    naive = RowGemv(matrix.data, *shape, skips=True)
+    assert_product(RowGemv(matrix.data, RowWords(*shape))(x), matrix, x)
+    naive = RowGemv(matrix.data, RowWords(*shape), skips=True)
     for threshold in (0.0, 0.6745):
         assert_product(naive(x, threshold), matrix, np.where(np.abs(x) > threshold, x, np.float32(0)))
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from q4_k_matrices import Matrix, random_matrix
 
-from spqt_ti.kernels.simt.matmul import ZigzagMatmul
+from spqt_ti.kernels.simt.matmul_driver import Matmul
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 
 TOKENS = 64
 
 
 @functools.cache
-def case(rows: int, cols: int) -> tuple[Matrix, ZigzagMatmul]:
+def case(rows: int, cols: int) -> tuple[Matrix, Matmul]:
     matrix = random_matrix(rows, cols, "zigzag")
-    return matrix, ZigzagMatmul(matrix.data, ZigzagWords(rows, cols), TOKENS)
+    return matrix, Matmul(matrix.data, ZigzagWords(rows, cols), TOKENS)
 
 
 def check(shape: tuple[int, int], x: np.ndarray, masked: np.ndarray, *mask) -> None:

@@ -8,7 +8,7 @@ import pytest
 from spqt_ti.backend import ti
 from spqt_ti.formats import q8_0
 from spqt_ti.kernels.simt.groups import array_of, round_up
-from spqt_ti.kernels.simt.head import THREADS, make_head, tile
+from spqt_ti.kernels.simt.head import THREADS, Best, Tiles, make_head, tile
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.transfer import make_copy, upload, zeros
 
@@ -47,10 +47,12 @@ def head_kernels():
     ):  # fmt: skip
         ti.loop_config(block_dim=THREADS)
         for i in range(TILES * THREADS):
-            score_tile(words, scales, 0, i // THREADS, a, 0, logits, COLS, integers, 1, i & (THREADS - 1))
+            tiles = ti.static(Tiles(words, scales, 0))
+            best = ti.static(Best(a, COLS, integers, 1))
+            score_tile(tiles, i // THREADS, a, 0, logits, best, i & (THREADS - 1))
         ti.loop_config(block_dim=THREADS)
         for t in range(THREADS):
-            row = best_token(a, COLS, integers, 1, t)
+            row = best_token(ti.static(Best(a, COLS, integers, 1)), t)
             if t == 0:
                 integers[0] = row
 
