@@ -217,7 +217,7 @@ def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Cont
     if (path / "spqt.json").is_file():
         return Container.open(path)
     source = registry.resolve(path_or_name)
-    destination = cache_dir() / "quantized" / _cache_name(source)
+    destination = cached_copy(source)
     try:
         return Container.open(destination)
     except ContainerError:
@@ -241,6 +241,11 @@ def quantize_elsewhere(source: Path, destination: Path, layout: str = "zigzag") 
         last = (done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"])[-1]
         raise ContainerError(f"{source}: cannot be quantised: {last.removeprefix('spqt: error: ')}")
     return Container.open(destination, verify=False)
+
+
+def cached_copy(source: Path) -> Path:
+    """Where the quantised copy of a source model is, or will be once it is used."""
+    return cache_dir() / "quantized" / _cache_name(source)
 
 
 def _cache_name(source: Path) -> str:

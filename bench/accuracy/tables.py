@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 import spqt_ti
-from spqt_ti.cli.levels import levels
 from spqt_ti.cli.main import main as spqt
+from spqt_ti.cli.options import levels
 from spqt_ti.errors import PolicyError, SpqtError
 from spqt_ti.evaluation.perplexity import Scores, evaluate, windows
 from spqt_ti.sparsity.methods import METHODS

@@ -24,6 +24,8 @@ from spqt_ti.benchmark.gemv_drivers import stored_bytes
 from spqt_ti.errors import BackendError, SpqtError
 from spqt_ti.kernels import drivers
 from spqt_ti.model.engine import MOST_TOKENS
+from spqt_ti.progress import progress
+from spqt_ti.tables import Table
 
 ROWS, COLS = 960, 576  # of the GEMV: SmolLM2's qkv
 DENSITY = 0.5
@@ -81,7 +83,10 @@ def compare(name: str | Path, backends: Sequence[str], tokens: int = 32) -> list
             raise BackendError(f"backend {backend!r} is not available; there are: {', '.join(BACKENDS)}")
     path = open_quantized(name, backends[0]).path
     with tempfile.TemporaryDirectory() as folder:
-        answers = [_ask(backend, path, tokens, Path(folder) / f"{backend}.npz") for backend in backends]
+        answers = [
+            _ask(backend, path, tokens, Path(folder) / f"{backend}.npz")
+            for backend in progress(backends, desc="compare", unit="backends")
+        ]
     rows = []
     for place, work in enumerate(_WORKS):
         standard = answers[0][1][place]
@@ -93,15 +98,20 @@ def compare(name: str | Path, backends: Sequence[str], tokens: int = 32) -> list
     return rows
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row]) -> Table:
     """A table for people."""
-    lines = ["| | backend | largest difference | same | ms |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         difference = "" if row.difference is None else f"{row.difference:.1e}"
         same = "" if row.of is None else f"{row.agree} of {row.of}"
-        lines.append(f"| {row.work} | {row.backend} | {difference} | {same} | {row.milliseconds:.3g} |")
-    devices = {row.backend: row.device for row in rows}
-    return "\n".join([*lines, "", *(f"{backend}: {device}" for backend, device in devices.items())])
+        lines.append([row.work, row.backend, difference, same, f"{row.milliseconds:.3g}"])
+    return Table(["work", "backend", "largest difference", "same", "ms"], lines)
+
+
+def devices(rows: Sequence[Row]) -> list[str]:
+    """Lines that say what each backend ran on."""
+    found = {row.backend: row.device for row in rows}
+    return [f"{backend}: {device}" for backend, device in found.items()]
 
 
 def _ask(backend: str, path: Path, tokens: int, file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:

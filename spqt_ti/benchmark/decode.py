@@ -11,15 +11,20 @@ import numpy as np
 from spqt_ti.api import Model, load
 from spqt_ti.benchmark.bandwidth import read_bandwidth
 from spqt_ti.generation.loop import tokens_of_launch
-from spqt_ti.model.sites import realised_sparsity
+from spqt_ti.model.sites import SITES, inputs_skipped, realised_sparsity
+from spqt_ti.progress import progress
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.tables import Table
 
 PROMPT = "The history of the city begins with a small settlement on the bank of the river,"
 
 
 @dataclass(frozen=True)
 class DecodeRow:
-    """One line of the table. Speeds are medians over rounds; `spread` is (p80 - p20) / 2 of tokens per second."""
+    """One line of the table. Speeds are medians over rounds; `spread` is (p80 - p20) / 2 of tokens per second.
+
+    `realised_sparsity`: share of the blocks' weights that were skipped; `inputs_skipped`: site -> share of its inputs.
+    """
 
     model: str
     backend: str
@@ -27,6 +32,8 @@ class DecodeRow:
     method: str  # the policy's, or "dense"
     sparsity: float
     realised_sparsity: float
+    inputs_skipped: dict[str, float]
+    prompt_tokens: int
     tokens: int
     rounds: int
     tokens_per_second: float
@@ -56,11 +63,13 @@ def measure_decode(
     active = [np.zeros(0) for _ in cases]
     model.llama.warm_up_prefill()
     model.llama.warm_up_decode()
-    for _ in range(rounds):
-        for i, policy in enumerate(cases):
-            model.apply(policy)
-            speed, active[i] = decode_once(model, prompt, tokens)
-            speeds[i].append(speed)
+    with progress(total=rounds * len(cases), desc="decode", unit="runs") as bar:
+        for _ in range(rounds):
+            for i, policy in enumerate(cases):
+                model.apply(policy)
+                speed, active[i] = decode_once(model, prompt, tokens)
+                speeds[i].append(speed)
+                bar.update()
     ceiling = read_bandwidth(model.llama.threads)
     base = float(np.median(speeds[0]))
     rows = []
@@ -76,6 +85,10 @@ def measure_decode(
                 method=policy.method if policy else "dense",
                 sparsity=policy.sparsity if policy else 0.0,
                 realised_sparsity=realised_sparsity(model.container.config, active[i]),
+                inputs_skipped=dict(
+                    zip(SITES, inputs_skipped(model.container.config, active[i]).tolist(), strict=True)
+                ),
+                prompt_tokens=len(prompt),
                 tokens=tokens,
                 rounds=rounds,
                 tokens_per_second=median,
@@ -154,31 +167,35 @@ def profile_decode(
     return rows
 
 
-def profile_markdown(rows: Sequence[ProfileRow]) -> str:
-    """The rows side by side as a Markdown table, microseconds per token."""
+def profile_table(rows: Sequence[ProfileRow]) -> Table:
+    """The rows side by side, microseconds per token."""
     lines = [
-        "| phase, us per token | " + " | ".join(f"{r.sparsity:.0%} sparse" for r in rows) + " |",
-        "|---|" + "---|" * len(rows),
+        [phase, *(f"{r.phases[phase] * 1e6:.1f} ({r.phases[phase] / r.seconds:.1%})" for r in rows)]
+        for phase in rows[0].phases
     ]
-    for phase in rows[0].phases:
-        cells = (f"{r.phases[phase] * 1e6:.1f} ({r.phases[phase] / r.seconds:.1%})" for r in rows)
-        lines.append(f"| {phase} | " + " | ".join(cells) + " |")
-    lines.append("| **token** | " + " | ".join(f"{r.seconds * 1e6:.1f}" for r in rows) + " |")
-    lines.append("| neither GEMV nor head | " + " | ".join(f"{r.overhead:.1%}" for r in rows) + " |")
-    return "\n".join(lines)
+    lines.append(["token", *(f"{r.seconds * 1e6:.1f}" for r in rows)])
+    lines.append(["neither GEMV nor head", *(f"{r.overhead:.1%}" for r in rows)])
+    return Table(["phase, us per token", *(f"{r.sparsity:.0%} sparse" for r in rows)], lines)
 
 
-def markdown(rows: Sequence[DecodeRow]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| model | backend | threads | policy | sparsity (realised) | test | t/s | speed-up | MB/token "
-        "| of read bandwidth |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r.model} | {r.backend} | {r.threads} | {r.method} | {r.sparsity:.0%} ({r.realised_sparsity:.0%}) "
-            f"| tg{r.tokens} | {r.tokens_per_second:.1f} ± {r.spread:.1f} | {r.speedup:.2f}x "
-            f"| {r.bytes_per_token / 1e6:.1f} | {r.bandwidth_fraction:.0%} |"
-        )
-    return "\n".join(lines)
+def table(rows: Sequence[DecodeRow]) -> Table:
+    """The rows as a table; speed-ups are over the first."""
+    base = rows[0].method if rows[0].method == "dense" else "the first row"
+    titles = ["policy", "level", "weights skipped", "tokens/s", f"over {base}", "MB per token", "of read bandwidth"]
+
+    def cells(r: DecodeRow) -> list[str]:
+        speed = f"{r.tokens_per_second:.1f} ± {r.spread:.1f}"
+        shares = [f"{r.sparsity:.0%}", f"{r.realised_sparsity:.0%}"]
+        traffic = [f"{r.bytes_per_token / 1e6:.1f}", f"{r.bandwidth_fraction:.0%}"]
+        return [r.method, *shares, speed, f"{r.speedup:.2f}x", *traffic]
+
+    return Table(titles, [cells(r) for r in rows])
+
+
+def describe(rows: Sequence[DecodeRow]) -> str:
+    """What the table is of."""
+    r = rows[0]
+    return (
+        f"{r.model}: {r.tokens} greedy tokens after {r.prompt_tokens}, medians of {r.rounds} interleaved rounds ± "
+        "(p80 - p20) / 2; skipped: of the blocks' weights; MB: with the head, which is read whole"
+    )

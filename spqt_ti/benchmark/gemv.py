@@ -15,6 +15,8 @@ import numpy as np
 from spqt_ti.benchmark.bandwidth import read_bandwidth
 from spqt_ti.benchmark.gemv_drivers import Rows, Zigzag, collect_seconds, interleaved
 from spqt_ti.benchmark.shapes import Shape
+from spqt_ti.progress import progress
+from spqt_ti.tables import Table
 
 KERNELS = ("row", "b1", "zigzag", "b2", "full")
 SPARSE = ("b1", "b2", "full")
@@ -38,8 +40,8 @@ class GemvRow:
     collect_microseconds: float
     gigabytes_per_second: float
     read_fraction: float
-    speedup_over_row: float | None
-    speedup_over_dense: float | None
+    speedup_over_row: float
+    speedup_over_dense: float
 
 
 def measure_gemv(
@@ -50,15 +52,17 @@ def measure_gemv(
     kernels: Sequence[str] = KERNELS,
     warm: bool = False,
 ) -> list[GemvRow]:
-    """Time `kernels` on each shape; the sparse ones at each density below 1. `warm`: weights stay in the cache.
+    """Time `kernels` on each shape, the sparse ones at each density below 1, and always the dense ones, which they are
+    compared with. `warm`: weights stay in the cache.
 
     The read bandwidth is the better of two measurements, before and after: a shared machine has slow moments.
     """
+    kernels = [kernel for kernel in KERNELS if kernel in kernels or kernel not in SPARSE]
     before = read_bandwidth(threads)
     measure = functools.partial(
         _measure_shape, densities=densities, threads=threads, rounds=rounds, kernels=kernels, warm=warm
     )
-    rows = [row for shape in shapes for row in measure(shape)]
+    rows = [row for shape in progress(shapes, desc="gemv", unit="shapes") for row in measure(shape)]
     ceiling = max(before, read_bandwidth(threads)) / 1e9
     return [replace(row, read_fraction=row.gigabytes_per_second / ceiling) for row in rows]
 
@@ -71,11 +75,14 @@ def _measure_shape(
     kernels: Sequence[str],
     warm: bool,
 ) -> list[GemvRow]:
-    drivers: dict[str, Rows | Zigzag] = {}
-    if {"row", "b1"} & set(kernels):
-        drivers["row"] = drivers["b1"] = Rows(*shape, threads, warm)
-    if {"zigzag", "b2", "full"} & set(kernels):
-        drivers["zigzag"] = drivers["b2"] = drivers["full"] = Zigzag(*shape, threads, warm)
+    in_rows, in_zigzag = Rows(*shape, threads, warm), Zigzag(*shape, threads, warm)
+    drivers: dict[str, Rows | Zigzag] = {
+        "row": in_rows,
+        "b1": in_rows,
+        "zigzag": in_zigzag,
+        "b2": in_zigzag,
+        "full": in_zigzag,
+    }
     runs: dict[tuple[str, float], Callable[[], None]] = {}
     for kernel in kernels:
         for density in [d for d in densities if d < 1] if kernel in SPARSE else [1.0]:
@@ -99,29 +106,40 @@ def _measure_shape(
                 collect_microseconds=collecting * 1e6 if kernel == "full" else 0.0,
                 gigabytes_per_second=speed / 1e9,
                 read_fraction=0.0,  # known at the end
-                speedup_over_row=_ratio(medians.get(("row", 1.0)), seconds),
-                speedup_over_dense=_ratio(medians.get(("zigzag", 1.0)), seconds),
+                speedup_over_row=medians["row", 1.0] / seconds,
+                speedup_over_dense=medians["zigzag", 1.0] / seconds,
             )
         )
     return rows
 
 
-def _ratio(base: float | None, seconds: float) -> float | None:
-    return None if base is None else base / seconds
-
-
-def markdown(rows: Sequence[GemvRow]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| rows x cols | kernel | density | threads | us | of that collection | GB/s | of read bandwidth | over row "
-        "| over zigzag |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+def table(rows: Sequence[GemvRow]) -> Table:
+    """The rows as a table."""
+    titles = [
+        "rows x cols",
+        "kernel",
+        "density",
+        "us",
+        "collect us",
+        "GB/s",
+        "of read bandwidth",
+        "over row",
+        "over zigzag",
     ]
-    for r in rows:
-        collection = f"{r.collect_microseconds:.1f}" if r.kernel == "full" else ""
-        over = [f"{ratio:.2f}x" if ratio is not None else "" for ratio in (r.speedup_over_row, r.speedup_over_dense)]
-        lines.append(
-            f"| {r.rows}x{r.cols} | {r.kernel} | {r.density:.0%} | {r.threads} | {r.microseconds:.1f} ± {r.spread:.1f} "
-            f"| {collection} | {r.gigabytes_per_second:.1f} | {r.read_fraction:.0%} | {over[0]} | {over[1]} |"
-        )
-    return "\n".join(lines)
+    return Table(
+        titles,
+        [
+            [
+                f"{r.rows}x{r.cols}", r.kernel, f"{r.density:.0%}", microseconds(r.microseconds, r.spread),
+                f"{r.collect_microseconds:.1f}" if r.kernel == "full" else "", f"{r.gigabytes_per_second:.1f}",
+                f"{r.read_fraction:.0%}", f"{r.speedup_over_row:.2f}x", f"{r.speedup_over_dense:.2f}x",
+            ]
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
+def microseconds(median: float, spread: float) -> str:
+    """With a decimal where it says something."""
+    digits = 1 if median < 1000 else 0
+    return f"{median:.{digits}f} ± {spread:.{digits}f}"

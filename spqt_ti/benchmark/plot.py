@@ -10,6 +10,8 @@ from spqt_ti.benchmark.decode import DecodeRow
 from spqt_ti.benchmark.gemv import GemvRow
 from spqt_ti.errors import GenerationError
 
+Point = tuple[float, float, float]  # x, y, error of y
+
 
 def check_matplotlib() -> None:
     """Raise GenerationError, before anything is measured, where plots cannot be drawn."""
@@ -19,33 +21,37 @@ def check_matplotlib() -> None:
 
 def plot_gemv(rows: Sequence[GemvRow], path: str) -> None:
     """Speed-up of the full kernel over the dense zigzag one by density, a line per shape, beside 1 / density."""
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, list[Point]] = {}
     for row in rows:
-        if row.kernel == "full" and row.speedup_over_dense is not None:
-            points = lines.setdefault(f"{row.rows}x{row.cols}", [])
-            points.append((row.density, row.speedup_over_dense))
-    densities = sorted({density for points in lines.values() for density, _ in points})
-    lines["1 / density"] = [(density, 1 / density) for density in densities]
+        if row.kernel == "full":
+            error = row.speedup_over_dense * row.spread / row.microseconds
+            lines.setdefault(f"{row.rows}x{row.cols}", []).append((row.density, row.speedup_over_dense, error))
+    densities = sorted({density for points in lines.values() for density, _, _ in points})
+    lines["1 / density"] = [(density, 1 / density, 0.0) for density in densities]
     _draw(lines.items(), "density", "speed-up over dense", path)
 
 
 def plot_decode(rows: Sequence[DecodeRow], path: str) -> None:
-    """Tokens per second by sparsity, a line per method; each begins where it is dense."""
-    lines: dict[str, list[tuple[float, float]]] = {row.method: [] for row in rows if row.method != "dense"}
+    """Tokens per second by share of the weights skipped, a line per method; each begins where it is dense."""
+    lines: dict[str, list[Point]] = {row.method: [] for row in rows if row.method != "dense"}
     for row in rows:
         for method in [row.method] if row.method in lines else lines or ["dense"]:
-            lines.setdefault(method, []).append((row.realised_sparsity, row.tokens_per_second))
+            lines.setdefault(method, []).append((row.realised_sparsity, row.tokens_per_second, row.spread))
     named = [(f"{rows[0].model}, {rows[0].threads} threads, {method}", points) for method, points in lines.items()]
-    _draw(named, "realised sparsity", "tokens per second", path)
+    _draw(named, "share of the blocks' weights skipped", "tokens per second", path)
 
 
-def _draw(lines: Iterable[tuple[str, Sequence[tuple[float, float]]]], x: str, y: str, path: str) -> None:
+def _draw(lines: Iterable[tuple[str, Sequence[Point]]], x: str, y: str, path: str) -> None:
+    """The y axis begins at 0, so that a ratio is seen as what it is; bars are spreads over rounds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes: Any = figure.add_subplot(xlabel=x, ylabel=y)
     for label, points in lines:
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label, linestyle=":" if "/" in label else "-")
+        places, values, errors = zip(*sorted(points), strict=True)
+        shown = None if not any(errors) else errors
+        axes.errorbar(places, values, shown, marker="o", capsize=3, label=label, linestyle="-" if shown else ":")
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     try:

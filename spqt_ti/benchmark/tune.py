@@ -15,7 +15,8 @@ from spqt_ti.benchmark.gemv_drivers import Zigzag, interleaved
 from spqt_ti.benchmark.shapes import Shape
 from spqt_ti.benchmark.splits import measure_splits
 from spqt_ti.errors import TuningError
-from spqt_ti.model.tuning import TunedShape, Tuning
+from spqt_ti.model.tuning import TunedShape, Tuning, tuning_path
+from spqt_ti.progress import progress
 
 PANEL_BANDS = (4, 8, 16, 32)
 DENSITIES = (0.75, 0.5, 0.25)
@@ -31,7 +32,7 @@ def tune_shapes(
     fit the device.
     """
     workers = runtime.workers(threads)
-    for shape in shapes:
+    for shape in progress(shapes, desc="tune", unit="shapes"):
         if workers is None:
             tuned = measure_splits(shape, DENSITIES, TYPICAL, rounds)
         else:
@@ -49,6 +50,18 @@ def keep(shapes: Sequence[TunedShape], device: str) -> Path:
         before = Tuning(device, {}, "")
     versions = {"spqt-ti": __version__, "taichi": ".".join(map(str, ti.__version__))}
     return before.updated(shapes, versions, date.today().isoformat()).save()
+
+
+def forget(device: str) -> str:
+    """Remove this device's file; says what was done. Raises TuningError where that fails."""
+    path = tuning_path(device)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return f"{device}: nothing was measured, defaults hold"
+    except OSError as error:
+        raise TuningError(f"{path}: cannot be removed: {error}") from error
+    return f"{path}: removed, defaults hold again"
 
 
 def _useful(shape: Shape) -> list[int]:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from spqt_ti.cli import options
 from spqt_ti.cli.output import print_json
 from spqt_ti.cli.signals import held_back
 
@@ -20,7 +21,7 @@ def add_parser(commands: Any) -> None:
         help="show which backends this machine can use",
         description="Start every backend in a process of its own, compute something, and say what works and why not.",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
-from spqt_ti.cli.output import print_json
+from spqt_ti.cli import options
+from spqt_ti.cli.output import print_rows
 from spqt_ti.cli.signals import held_back
 from spqt_ti.errors import GenerationError
+
+LEVELS = [0.0, 0.25, 0.4, 0.5, 0.65]  # of the README's table; spelled out so that --help needs no NumPy
 
 
 def add_parser(commands: Any) -> None:
     """Add this command to the parser's `commands`."""
     parser = commands.add_parser("bench", help="measure speed", description="Measure speed.")
     kinds = parser.add_subparsers(title="what", metavar="WHAT", required=True)
+    _add_decode(kinds)
+    _add_gemv(kinds)
+
+
+def _add_decode(kinds: Any) -> None:
     decode = kinds.add_parser(
         "decode",
         help="tokens per second at several sparsities",
         description="Decode greedily at several sparsities in interleaved rounds; medians, compared with the speed at "
         "which this machine reads memory, measured in the same run.",
     )
-    decode.add_argument("model", metavar="MODEL", help="as for generate")
+    options.add_model(decode)
+    shown = ",".join(f"{level:g}" for level in LEVELS)
+    options.add_levels(decode, f"levels, the first is the baseline (default: {shown})", default=LEVELS)
+    options.add_policies(decode, "measure")
+    options.add_threads(decode)
     decode.add_argument(
-        "--sparsity",
-        default="0,0.25,0.4,0.5",
-        metavar="S,S,...",
-        help="levels, the first is the baseline (default: %(default)s)",
+        "--tokens", type=options.count, default=128, metavar="N", help="tokens per run (default: %(default)s)"
     )
-    decode.add_argument(
-        "--policy", action="append", default=[], metavar="FILE", help="measure this policy as well; may be repeated"
-    )
-    decode.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
-    decode.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens per run (default: %(default)s)")
-    decode.add_argument("--rounds", type=int, default=5, metavar="N", help="runs per level (default: %(default)s)")
+    options.add_rounds(decode)
     decode.add_argument("--profile", action="store_true", help="instead: where the time of a token goes, by phase")
     decode.add_argument(
-        "--prompt-tokens", type=int, default=0, metavar="N", help="with --profile: tokens before (default: a few)"
+        "--prompt-tokens", type=options.count, default=0, metavar="N", help="with --profile: tokens before"
     )
-    decode.add_argument("--plot", metavar="FILE.png", help="draw speed over sparsity as well (needs matplotlib)")
-    decode.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
+    options.add_plot(decode, "speed over sparsity")
+    options.add_formats(decode)
     decode.set_defaults(run=run_decode)
-    _add_gemv(kinds)
 
 
 def _add_gemv(kinds: Any) -> None:
@@ -50,63 +52,63 @@ def _add_gemv(kinds: Any) -> None:
         help="the five GEMV kernels on shapes of your choice",
         description="Time the GEMVs row (row layout, dense), b1 (row layout, naively sparse), zigzag (dense), b2 "
         "(zigzag, skipping on the fly) and full (index collected, active columns split evenly) in interleaved rounds, "
-        "on weights that come from memory.",
+        "on weights that come from memory. Times are of one product.",
     )
     gemv.add_argument(
         "--shapes", default="4096x4096,14336x4096,4096x14336", metavar="SHAPES",
         help="list of ROWSxCOLS, paper, and models such as llama-3-8b (default: %(default)s)",
     )  # fmt: skip
-    gemv.add_argument("--densities", default="0.75,0.6,0.5,0.35", metavar="D,D,...", help="default: %(default)s")
-    gemv.add_argument("--kernels", default="row,b1,zigzag,b2,full", metavar="K,K,...", help="default: %(default)s")
+    gemv.add_argument(
+        "--densities", type=options.densities, default=[0.75, 0.6, 0.5, 0.35], metavar="D,D,...",
+        help="shares of active inputs (default: 0.75,0.6,0.5,0.35)",
+    )  # fmt: skip
+    gemv.add_argument(
+        "--kernels", default="b1,b2,full", metavar="K,K,...",
+        help="sparse kernels; row and zigzag, which they are compared with, always run (default: %(default)s)",
+    )  # fmt: skip
     gemv.add_argument("--warm", action="store_true", help="weights stay in the cache instead")
-    gemv.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
-    gemv.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
-    gemv.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
-    gemv.add_argument("--plot", metavar="FILE.png", help="draw speed-up over density as well (needs matplotlib)")
+    options.add_threads(gemv)
+    options.add_rounds(gemv)
+    options.add_plot(gemv, "speed-up over density")
+    options.add_formats(gemv)
     gemv.set_defaults(run=run_gemv)
 
 
 def run_decode(arguments: argparse.Namespace) -> None:
     """Measure and print."""
-    sparsities = _levels(arguments.sparsity)
-    if arguments.tokens < 1 or arguments.rounds < 1:
-        raise GenerationError("--tokens and --rounds must be 1 or more")
-    if arguments.profile and arguments.policy:
-        raise GenerationError("--profile takes levels, no --policy")
+    if arguments.profile and (arguments.policy or arguments.plot):
+        raise GenerationError("--profile takes levels, no --policy and no --plot")
     with held_back():
-        from spqt_ti.benchmark.decode import markdown, measure_decode, profile_decode, profile_markdown
+        from spqt_ti.benchmark.decode import describe, measure_decode, profile_decode, profile_table, table
         from spqt_ti.benchmark.plot import check_matplotlib, plot_decode
+        from spqt_ti.benchmark.provenance import provenance, warn_if_busy
         from spqt_ti.sparsity.policy import SparsityPolicy
     policies = [SparsityPolicy.load(path) for path in arguments.policy]
     if arguments.plot:
         check_matplotlib()
+    warn_if_busy()
     if arguments.profile:
         profiles = profile_decode(
-            arguments.model, sparsities, arguments.threads, arguments.tokens, arguments.prompt_tokens
+            arguments.model, arguments.sparsity, arguments.threads, arguments.tokens, arguments.prompt_tokens
         )
-        if arguments.json:
-            print_json([dataclasses.asdict(profile) for profile in profiles])
-        else:
-            print(profile_markdown(profiles))
+        footer = f"{arguments.model}: means of {arguments.tokens} tokens after {profiles[0].position}"
+        print_rows(arguments, profiles, profile_table(profiles), footer, provenance(profiles[0].threads))
         return
-    rows = measure_decode(arguments.model, sparsities, arguments.threads, arguments.tokens, arguments.rounds, policies)
-    if arguments.json:
-        print_json([dataclasses.asdict(row) for row in rows])
-    else:
-        print(markdown(rows))
+    rows = measure_decode(
+        arguments.model, arguments.sparsity, arguments.threads, arguments.tokens, arguments.rounds, policies
+    )
+    print_rows(arguments, rows, table(rows), describe(rows), provenance(rows[0].threads))
     if arguments.plot:
         plot_decode(rows, arguments.plot)
 
 
 def run_gemv(arguments: argparse.Namespace) -> None:
     """Measure and print."""
-    densities = _numbers("--densities", arguments.densities)
-    if not all(0 < density <= 1 for density in densities) or arguments.rounds < 1:
-        raise GenerationError("--densities must be above 0 and at most 1, --rounds 1 or more")
     with held_back():
         from spqt_ti.backend import start
-        from spqt_ti.benchmark.gemv import KERNELS, markdown, measure_gemv
+        from spqt_ti.benchmark.gemv import KERNELS, measure_gemv, table
         from spqt_ti.benchmark.plot import check_matplotlib, plot_gemv
+        from spqt_ti.benchmark.provenance import provenance, warn_if_busy
         from spqt_ti.benchmark.shapes import parse_shapes
     kernels = arguments.kernels.split(",")
     if not set(kernels) <= set(KERNELS):
@@ -114,25 +116,13 @@ def run_gemv(arguments: argparse.Namespace) -> None:
     shapes = parse_shapes(arguments.shapes)
     if arguments.plot:
         check_matplotlib()
+    warn_if_busy()
     threads = arguments.threads or start("cpu", arguments.threads).threads
-    rows = measure_gemv(shapes, densities, threads, arguments.rounds, kernels, arguments.warm)
-    if arguments.json:
-        print_json([dataclasses.asdict(row) for row in rows])
-    else:
-        print(markdown(rows))
+    rows = measure_gemv(shapes, arguments.densities, threads, arguments.rounds, kernels, arguments.warm)
+    footer = (
+        f"weights {'in cache' if arguments.warm else 'from memory'}; us per product, collection included, medians of "
+        f"{arguments.rounds} interleaved rounds ± (p80 - p20) / 2"
+    )
+    print_rows(arguments, rows, table(rows), footer, provenance(threads))
     if arguments.plot:
         plot_gemv(rows, arguments.plot)
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise GenerationError(f"{option} takes numbers separated by commas, not {text!r}") from error
-
-
-def _levels(text: str) -> list[float]:
-    levels = _numbers("--sparsity", text)
-    if len(set(levels)) != len(levels):
-        raise GenerationError(f"--sparsity names a level twice: {text}")
-    return levels

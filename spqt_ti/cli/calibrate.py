@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spqt_ti.cli.levels import levels
+from spqt_ti.cli import options
 from spqt_ti.cli.output import print_json
 from spqt_ti.cli.signals import held_back
-from spqt_ti.errors import PolicyError
 
 METHODS = ("uniform", "teal", "wina", "wisparse")  # spelled out here too, so that --help needs no NumPy
 
@@ -25,27 +24,29 @@ def add_parser(commands: Any) -> None:
         "level; with several, each file is named after its level (policy.json becomes policy-0.25.json). What is "
         "done is kept on the way: after Ctrl-C the same command goes on where it was.",
     )
-    parser.add_argument("model", metavar="MODEL", help="as for generate")
+    options.add_model(parser)
     parser.add_argument("--method", choices=METHODS, default="uniform", help="(default: %(default)s)")
-    parser.add_argument("--sparsity", type=levels, required=True, metavar="S,S,...", help="levels, 0 to 0.99")
-    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text to calibrate on")
-    parser.add_argument("--tokens", type=int, default=20000, metavar="N", help="use at most (default: %(default)s)")
+    options.add_levels(parser, "levels, 0 to 0.99", required=True)
+    options.add_text(parser, "to calibrate on")
+    parser.add_argument(
+        "--tokens", type=options.count, default=20000, metavar="N", help="use at most (default: %(default)s)"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="policy to write")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of wisparse's search (default: %(default)s)")
-    parser.add_argument("--generations", type=int, default=10, metavar="N", help="wisparse (default: %(default)s)")
-    parser.add_argument("--offspring", type=int, default=16, metavar="N", help="wisparse (default: %(default)s)")
+    search = parser.add_argument_group("wisparse's search")
+    for name, least, default in (
+        ("seed", options.count_or_none, 0),
+        ("generations", options.count_or_none, 10),
+        ("offspring", options.count, 16),
+    ):
+        search.add_argument(f"--{name}", type=least, default=default, metavar="N", help="default: %(default)s")
     parser.add_argument("--checkpoints", metavar="DIR", help="folder for what is done (default: in the cache folder)")
-    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add_threads(parser)
+    options.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Calibrate, write the policies and say where."""
-    for name in ("seed", "generations", "offspring"):
-        least = 1 if name == "offspring" else 0
-        if getattr(arguments, name) < least:
-            raise PolicyError(f"--{name} must be {least} or more, not {getattr(arguments, name)}")
     with held_back():
         from spqt_ti.api import load
         from spqt_ti.sparsity.methods import calibrate, checkpoint_folder

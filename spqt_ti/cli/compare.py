@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
-from spqt_ti.cli.output import print_json
+from spqt_ti.cli import options
+from spqt_ti.cli.output import print_rows
 from spqt_ti.cli.signals import held_back
 
 
@@ -18,21 +18,21 @@ def add_parser(commands: Any) -> None:
         description="Run GEMV, collector, logits and greedy tokens on several backends, each in a process of its own, "
         "and say how far their results agree with those of the first, and how long they took.",
     )
-    parser.add_argument("model", metavar="MODEL", help="as for generate")
+    options.add_model(parser)
     parser.add_argument(
         "--backends", default="cpu,vulkan", metavar="B,B,...", help="the first is the standard (default: %(default)s)"
     )
-    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="greedy tokens (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
+    parser.add_argument(
+        "--tokens", type=options.count, default=32, metavar="N", help="greedy tokens (default: %(default)s)"
+    )
+    options.add_formats(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Compare and print."""
     with held_back():
-        from spqt_ti.benchmark.compare import compare, to_markdown
+        from spqt_ti.benchmark.compare import compare, devices, table
+        from spqt_ti.benchmark.provenance import provenance
     rows = compare(arguments.model, arguments.backends.split(","), arguments.tokens)
-    if arguments.json:
-        print_json([dataclasses.asdict(row) for row in rows])
-    else:
-        print(to_markdown(rows))
+    print_rows(arguments, rows, table(rows), *devices(rows), provenance(None))

@@ -8,10 +8,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spqt_ti.cli import options
 from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.cli.workers import workers_of
-from spqt_ti.errors import GenerationError
 
 if TYPE_CHECKING:
     from spqt_ti.container.container import Container
@@ -35,40 +35,43 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
         help="show what a model is made of",
-        description="Show architecture, sizes and, of a quantised model, format and bytes read per token.",
+        description="Show architecture, sizes and, of a quantised model, format, bytes read per token, and which "
+        "matrices run sparse. A known name, directory or file that was used before is followed to its quantised copy.",
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="quantised directory, Hugging Face directory, .gguf file or known name"
-    )
+    options.add_model(parser)
     parser.add_argument(
         "--verify", action="store_true", help="also check the SHA-256 of every file of a quantised model"
     )
     parser.add_argument(
-        "--sparsity", type=float, default=0.5, metavar="S",
+        "--sparsity", type=options.level, default=0.5, metavar="S",
         help="level for which to say which matrices run sparse (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, metavar="N", help="with how many threads (default: one per CPU)")
-    parser.add_argument("--backend", help="and on which backend, as for generate (default: $SPQT_BACKEND, else cpu)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add_threads(parser)
+    options.add_backend(parser)
+    options.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Describe a container, or else a source model."""
+    """Describe a container, a source model's in the cache, or a source model that has none yet."""
     with held_back():
+        from spqt_ti.api import cached_copy
         from spqt_ti.container.container import MANIFEST, Container
         from spqt_ti.sources import registry
         from spqt_ti.sources.open import open_checkpoint
-    if not 0 <= arguments.sparsity < 1:
-        raise GenerationError(f"--sparsity must be between 0 and 0.99, not {arguments.sparsity}")
-    directory = Path(arguments.model).expanduser()
+    given = Path(arguments.model).expanduser()
+    source = None if (given / MANIFEST).is_file() else registry.resolve(arguments.model)
+    directory = given if source is None else cached_copy(source)
     if (directory / MANIFEST).is_file():
         container = Container.open(directory, verify=arguments.verify)
         report = describe_container(container)
+        if source is not None:
+            report["copy_of"] = str(source)
         if container.layout == "zigzag":
             report |= describe_decoding(container.config, arguments.sparsity, arguments.backend, arguments.threads)
     else:
-        report = describe_source(open_checkpoint(registry.resolve(arguments.model)))
+        assert source is not None
+        report = describe_source(open_checkpoint(source))
     if arguments.json:
         print_json(report)
     else:
@@ -160,7 +163,8 @@ def _print_report(report: dict[str, Any]) -> None:
     head = "tied to the embedding" if config["tie_word_embeddings"] else "its own"
     lines = [
         ("path", report["path"]),
-        ("kind", report["kind"]),
+        *([("made from", report["copy_of"])] if "copy_of" in report else []),
+        ("kind", report["kind"] if "matrices" in report else f"{report['kind']}, not quantised yet"),
         ("architecture", report["architecture"]),
         ("parameters", f"{report['parameters']:,}"),
         *((name, f"{config[name]:,}") for name in _SIZES),
@@ -173,7 +177,10 @@ def _print_report(report: dict[str, Any]) -> None:
             ("scheme, layout", f"{report['scheme']}, {report['layout']}"),
             ("source", report["source"]),
             ("fingerprint", report["fingerprint"]),
-            ("bytes per weight", f"{report['bytes_per_weight']:.4f} (matrices of the blocks)"),
+            (
+                "bytes per weight",
+                f"{report['bytes_per_weight']:.4f} (matrices of the blocks; {8 * report['bytes_per_weight']:.2f} bits)",
+            ),
         ]
     if "decode" in report:
         lines.append(("read per token", f"{megabytes(report['dense_bytes_per_token'])} of weights when dense"))
@@ -185,11 +192,19 @@ def _print_report(report: dict[str, Any]) -> None:
         decode = report["decode"]
         workers = f" with {decode['threads']} threads" if decode["threads"] else ""
         print(f"decoding at {decode['sparsity']:.0%} sparsity on {decode['backend']} ({decode['device']}){workers}:")
-        for matrix in decode["matrices"]:
-            kind = "sparse" if matrix["sparse"] else "dense"
-            split = matrix["split"]
-            division = f"split {split['groups']}x{split['simdgroups']}: " if split else ""
-            print(f"  {matrix['site']:22}{kind:16}{division}{matrix['reason']}")
+        for sites, how in _alike(decode["matrices"]):
+            print(f"  {', '.join(sites)}: {how}")
+
+
+def _alike(matrices: list[dict[str, Any]]) -> list[tuple[list[str], str]]:
+    """Sites that run alike, and how."""
+    found: dict[str, list[str]] = {}
+    for matrix in matrices:
+        split = matrix["split"]
+        division = f" (split {split['groups']}x{split['simdgroups']})" if split else ""
+        how = f"{'sparse' if matrix['sparse'] else 'dense'}{division}: {matrix['reason']}"
+        found.setdefault(how, []).append(matrix["site"])
+    return [(sites, how) for how, sites in found.items()]
 
 
 def _print_matrices(matrices: list[dict[str, Any]]) -> None:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
+
+from spqt_ti.tables import Table, csv_text, print_table
 
 
 def print_json(content: Any) -> None:
     """JSON on stdout."""
     print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def print_rows(arguments: argparse.Namespace, rows: Sequence[Any], table: Table, *notes: str) -> None:
+    """Rows (dataclasses or dicts) as --json or --csv ask for, otherwise the table with its notes."""
+    fields = [row if isinstance(row, dict) else dataclasses.asdict(row) for row in rows]
+    if arguments.json:
+        print_json(fields)
+    elif arguments.csv:
+        print(csv_text(fields), end="")
+    else:
+        print_table(table, *notes)
 
 
 def megabytes(count: float) -> str:

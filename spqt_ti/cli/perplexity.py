@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spqt_ti.cli.levels import levels
-from spqt_ti.cli.output import print_json
+from spqt_ti.cli import options
+from spqt_ti.cli.output import print_rows
 from spqt_ti.cli.signals import held_back
 from spqt_ti.errors import PolicyError
+from spqt_ti.tables import Table
 
 if TYPE_CHECKING:
-    from spqt_ti.evaluation.perplexity import Row
+    from spqt_ti.evaluation.perplexity import Scores
+    from spqt_ti.sparsity.policy import SparsityPolicy
 
 
 def add_parser(commands: Any) -> None:
@@ -24,25 +27,24 @@ def add_parser(commands: Any) -> None:
         description="Perplexity, and distance from the dense model, over windows of a text whose second halves are "
         "scored, as llama.cpp does. Every token is treated as if it were decoded sparsely (masked prefill).",
     )
-    parser.add_argument("model", metavar="MODEL", help="as for generate")
-    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; not the one calibrated on")
+    options.add_model(parser)
+    options.add_text(parser, "to score; not the one calibrated on")
+    options.add_levels(parser, "uniform levels (default: 0 where there is no --policy)")
+    options.add_policies(parser, "score")
     parser.add_argument(
-        "--sparsity", type=levels, metavar="S,S,...", help="uniform levels (default: 0 where there is no --policy)"
+        "--context", type=options.count, default=512, metavar="N", help="window (default: %(default)s tokens)"
     )
-    parser.add_argument("--policy", action="append", default=[], metavar="FILE", help="a policy; may be repeated")
-    parser.add_argument("--context", type=int, default=512, metavar="N", help="window (default: %(default)s tokens)")
-    parser.add_argument("--windows", type=int, metavar="N", help="evaluate the first N windows (default: all)")
-    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
-    parser.add_argument("--json", action="store_true", help="print JSON rows")
+    parser.add_argument("--windows", type=options.count, metavar="N", help="score the first N windows (default: all)")
+    options.add_threads(parser)
+    options.add_formats(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print the table."""
-    if arguments.windows is not None and arguments.windows < 1:
-        raise PolicyError(f"--windows must be 1 or more, not {arguments.windows}")
     with held_back():
         from spqt_ti.api import load
+        from spqt_ti.benchmark.provenance import provenance
         from spqt_ti.evaluation.perplexity import evaluate, windows
         from spqt_ti.sparsity.methods.uniform import sample_text
         from spqt_ti.sparsity.policy import SparsityPolicy
@@ -60,20 +62,42 @@ def run(arguments: argparse.Namespace) -> None:
     if any(uniform):
         check_disjoint(text, {"paragraphs": paragraph_hashes(sample_text())})
     measured = [model.calibrate().policy(level) if level else None for level in uniform] + policies
+    files = [None] * len(uniform) + arguments.policy
     parts = windows(model.tokenizer.encode(text), arguments.context, arguments.windows, model.tokenizer.bos)
     scores = evaluate(model.llama, parts, measured)
-    rows = [score.row(policy.sparsity if policy else 0.0) for score, policy in zip(scores, measured, strict=True)]
-    if arguments.json:
-        print_json([dataclasses.asdict(row) for row in rows])
-        return
-    _print_table([policy.method if policy else "dense" for policy in measured], rows)
-    print(f"{rows[0].tokens} tokens scored, each as if decoded sparsely; windows of {arguments.context}")
+    rows = [_fields(*case) for case in zip(scores, measured, files, strict=True)]
+    print_rows(
+        arguments, rows, _table(rows),
+        f"{arguments.model}: {rows[0]['tokens']} tokens of {Path(arguments.text).name} scored, each as if decoded "
+        f"sparsely; windows of {arguments.context}; ± over tokens; KL in nats from the dense model",
+        provenance(model.llama.threads, model.llama.device),
+    )  # fmt: skip
 
 
-def _print_table(methods: Sequence[str], rows: Sequence[Row]) -> None:
-    print("method    sparsity  realised  perplexity        KL mean  KL p99   same top 1")
-    for method, row in zip(methods, rows, strict=True):
-        print(
-            f"{method:8}  {row.sparsity:8.2f}  {row.realised_sparsity:8.3f}  {row.perplexity:8.3f} ± "
-            f"{row.perplexity_se:5.3f}  {row.kl_mean:7.4f}  {row.kl_p99:7.3f}  {100 * row.top1:6.2f} %"
-        )
+def _fields(score: Scores, policy: SparsityPolicy | None, file: str | None) -> dict[str, Any]:
+    """A row. `inputs_skipped`: per layer, site -> share."""
+    from spqt_ti.model.sites import SITES
+
+    assert score.active is not None
+    skipped = [dict(zip(SITES, layer, strict=True)) for layer in score.active.share_skipped.round(4).tolist()]
+    return {
+        "method": policy.method if policy else "dense",
+        "policy": file,
+        **dataclasses.asdict(score.row(policy.sparsity if policy else 0.0)),
+        "inputs_skipped": skipped,
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    titles = ["policy", "level", "weights skipped", "perplexity", "KL mean", "KL p99", "same top 1"]
+    return Table(
+        titles,
+        [
+            [
+                f"{r['method']} ({Path(r['policy']).name})" if r["policy"] else r["method"], f"{r['sparsity']:.0%}",
+                f"{r['realised_sparsity']:.1%}", f"{r['perplexity']:.3f} ± {r['perplexity_se']:.3f}",
+                f"{r['kl_mean']:.4f}", f"{r['kl_p99']:.3f}", f"{r['top1']:.1%}",
+            ]
+            for r in rows
+        ],
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from spqt_ti.cli import options
 from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
 
@@ -18,7 +19,7 @@ def add_parser(commands: Any) -> None:
         "Without NAME: list the known models. Other commands fetch by themselves what they are given.",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="smollm2-135m, or a hub id such as org/name")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import Any
 
+from spqt_ti.cli import options
 from spqt_ti.cli.info import describe_container
 from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
@@ -36,7 +37,7 @@ def add_parser(commands: Any) -> None:
         "--scheme", choices=SCHEMES, default="q4_k", help="format of the weights (default: %(default)s)"
     )
     parser.add_argument("--force", action="store_true", help="replace the quantised model at DESTINATION")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -38,8 +38,7 @@ class Choice:
         source = "measured by spqt tune" if self.tuned else "default, not tuned"
         if sparsity == 0:
             return "nothing is to be skipped"
-        relation = "up to" if self.runs_sparse(sparsity) else "above"
-        return f"density {1 - sparsity:.0%} is {relation} the {self.max_density:.0%} at which skipping pays ({source})"
+        return f"{1 - sparsity:.0%} of the inputs active; skipping pays up to {self.max_density:.0%} ({source})"
 
 
 def choose(config: ModelConfig, tuning: Tuning, threads: int | None) -> dict[str, Choice]:

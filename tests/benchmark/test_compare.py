@@ -11,7 +11,7 @@ import pytest
 import tiny_containers
 
 from spqt_ti.benchmark import compare as module
-from spqt_ti.benchmark.compare import Row, compare, to_markdown
+from spqt_ti.benchmark.compare import Row, compare, devices, table
 from spqt_ti.cli import main as cli
 from spqt_ti.errors import BackendError
 
@@ -37,9 +37,9 @@ def test_the_cpu_alone(path: Path) -> None:
     rows = compare(path, ["cpu"], tokens=20)
     check(rows, ["cpu"])
     assert {row.difference for row in rows} == {None, 0.0}
-    table = to_markdown(rows).splitlines()
-    assert len(table) == 2 + WORKS + 2
-    assert "| 20 of 20 |" in table[1 + WORKS]
+    assert len(table(rows).rows) == WORKS
+    assert table(rows).rows[-1][3] == "20 of 20"
+    assert devices(rows)[0].startswith("cpu: ")
 
 
 @pytest.mark.threadgroups

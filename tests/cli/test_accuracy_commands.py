@@ -66,8 +66,11 @@ def test_calibrate_and_evaluate(texts, tmp_path, capsys) -> None:
         run(capsys, "perplexity", model(), "--text", evaluation, "--context", CONTEXT, *policies, "--json")
     )
     assert list(rows[0]) == [
-        "sparsity", "perplexity", "perplexity_se", "kl_mean", "kl_p99", "top1", "realised_sparsity", "tokens",
+        "method", "policy", "sparsity", "perplexity", "perplexity_se", "kl_mean", "kl_p99", "top1", "realised_sparsity",
+        "tokens", "inputs_skipped",
     ]  # fmt: skip
+    assert [row["policy"] for row in rows] == files
+    assert [list(layer) for layer in rows[0]["inputs_skipped"]] == [["qkv", "o", "gate_up", "down"]] * 2
     for low, high in zip(rows[::2], rows[1::2], strict=True):
         assert 0 < low["kl_mean"] < high["kl_mean"]
         assert low["realised_sparsity"] < high["realised_sparsity"]
@@ -118,8 +121,9 @@ def test_one_capture_serves_every_level(method, texts, tmp_path, capsys, monkeyp
 
 @pytest.mark.parametrize("wrong", [("--seed", -1), ("--offspring", 0), ("--generations", -1)])
 def test_searches_that_are_none(wrong, texts, tmp_path, capsys) -> None:
-    error = calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.4", *wrong, code=1)
-    assert f"{wrong[0]} must be" in error
+    with pytest.raises(SystemExit):
+        calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.4", *wrong)
+    assert f"argument {wrong[0]}: must be" in capsys.readouterr().err
 
 
 def test_overlap_is_refused(texts, tmp_path, capsys) -> None:
@@ -143,8 +147,10 @@ def test_levels_and_policies_in_one_table(texts, tmp_path, capsys) -> None:
     calibrate(capsys, texts[0], tmp_path / "p.json", "--method", "wina", "--sparsity", "0.4")
     arguments = ("--text", texts[1], "--context", CONTEXT, "--sparsity", "0,0.3", "--policy", tmp_path / "p.json")
     lines = run(capsys, "perplexity", model(), *arguments).splitlines()
-    assert [line.split()[:2] for line in lines[1:4]] == [["dense", "0.00"], ["uniform", "0.30"], ["wina", "0.40"]]
-    assert "each as if decoded sparsely" in lines[4]
+    assert [line.split(" | ")[:2] for line in lines[2:5]] == [
+        ["| dense", "0%"], ["| uniform", "30%"], ["| wina (p.json)", "40%"],
+    ]  # fmt: skip
+    assert "each as if decoded sparsely" in lines[6]
 
 
 def test_the_packaged_sample_is_no_evaluation_text(texts, capsys) -> None:
@@ -195,6 +201,12 @@ def test_what_is_no_text(command, content, message, texts, tmp_path, capsys) -> 
 def test_no_place_for_the_policy(texts, tmp_path, capsys) -> None:
     nowhere = tmp_path / "missing" / "p.json"
     assert str(nowhere) in calibrate(capsys, texts[0], nowhere, "--sparsity", "0.4", code=1)
+
+
+def test_percent_for_a_share(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "decode", str(model()), "--sparsity", "40"])
+    assert "not 40; did you mean 0.4?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("levels", ["a", "0.2,", "1.0", "-0.1", "nan"])

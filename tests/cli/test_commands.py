@@ -7,6 +7,7 @@ import json
 import pytest
 from tiny_models import random_weights, tiny_config, write_gguf, write_huggingface
 
+from spqt_ti.api import open_quantized
 from spqt_ti.cli import main as cli
 from spqt_ti.cli import quantize as quantize_command
 from spqt_ti.container.container import SCHEMES, Container
@@ -89,6 +90,16 @@ def test_info_of_a_source(kind, source, tmp_path, capsys):
     assert report["parameters"] == PARAMETERS
     assert report["bytes"] >= 4 * PARAMETERS
     assert f"{PARAMETERS:,}" in succeeds(capsys, "info", source)
+
+
+def test_info_follows_a_source_to_its_quantised_copy(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SPQT_CACHE_DIR", str(tmp_path / "cache"))
+    assert "not quantised yet" in succeeds(capsys, "info", source)
+    copy = open_quantized(source).path
+    report = json.loads(succeeds(capsys, "info", source, "--json"))
+    assert (report["path"], report["copy_of"], report["kind"]) == (str(copy), str(source), "quantised")
+    text = succeeds(capsys, "info", source, "--sparsity", "0.5")
+    assert "qkv, o, gate_up, down: sparse: 50% of the inputs active; skipping pays up to 90%" in text
 
 
 def test_pull(tmp_path, capsys, monkeypatch):

@@ -117,7 +117,7 @@ def test_choices_on_a_cpu() -> None:
     assert not tuned.runs_sparse(0)
     assert not tuned.runs_sparse(0.05)
     assert tuned.runs_sparse(0.5)
-    assert "density 95% is above the 90%" in tuned.reason(0.05)
+    assert "95% of the inputs active; skipping pays up to 90%" in tuned.reason(0.05)
     assert "default, not tuned" in default.reason(0.5)
 
 
@@ -195,9 +195,8 @@ def test_tune_a_gpu_then_decode(
     tuned_one = shapes["qkv"]
     assert main(["tune", "--shapes", f"{tuned_one.rows}x{tuned_one.cols}", "--rounds", "1"]) == 0
     output = capsys.readouterr()
-    assert output.err == ""
-    titles, _, row, _, where = output.out.splitlines()
-    assert titles == "| rows x cols | split | dense us | sparse us | skipping pays up to |"
+    titles, _, row, _, where, _ = output.out.splitlines()
+    assert titles == "| rows x cols | split | dense us | sparse us, d of inputs active | skipping pays up to |"
     kept = Tuning.load(backend.look_up(backend_name).name)
     assert where == f"kept in {tuning_path(kept.device)}"
     (measured,) = kept.shapes
@@ -236,9 +235,22 @@ def test_copies_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         assert splits._copies(words, size) == expected
 
 
-@pytest.mark.parametrize(
-    "options", [[], ["x", "--shapes", "3x3"], ["--shapes", "x"], ["--shapes", "3x3", "--rounds", "0"]]
-)
+def test_dry_run_and_reset(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(tune, "tune_shapes", lambda *_: [ON_CPU])
+    path = tuning_path(backend.look_up("cpu").name)
+    assert main(["tune", "--shapes", "3x3", "--backend", "cpu", "--dry-run", "--csv"]) == 0
+    assert capsys.readouterr().out.startswith("rows,cols,dense,")
+    assert not path.exists()
+    assert main(["tune", "--shapes", "3x3", "--backend", "cpu"]) == 0
+    assert f"kept in {path}" in capsys.readouterr().out
+    assert path.exists()
+    for said in ("removed, defaults hold again", "nothing was measured"):
+        assert main(["tune", "--reset", "--backend", "cpu"]) == 0
+        assert said in capsys.readouterr().out
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("options", [[], ["x", "--shapes", "3x3"], ["--shapes", "x"], ["x", "--reset"]])
 def test_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", *options]) == 1
     assert capsys.readouterr().err.startswith("spqt: error: ")
