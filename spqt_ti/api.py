@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from spqt_ti import backend as backends
+from spqt_ti import checks
 from spqt_ti.backend import requested
 from spqt_ti.cache import cache_dir
 from spqt_ti.container.container import Container
 from spqt_ti.convert.quantize import quantize
-from spqt_ti.errors import CheckpointError, ContainerError, GenerationError, PolicyError
+from spqt_ti.errors import BackendError, CheckpointError, ContainerError, GenerationError, PolicyError
 from spqt_ti.generation.loop import Stats, generate_tokens
 from spqt_ti.generation.sampling import Sampling
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.kernels.pack import q4_k as pack
-from spqt_ti.model.runner import Llama
+from spqt_ti.model.runner import Llama, positions, too_long
 from spqt_ti.model.sites import SITES
+from spqt_ti.model.tuning import Tuning
 from spqt_ti.sources import registry
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.texts import read_text
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,29 @@ class Generation:
     stats: Stats
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a model. Raises GenerationError for values of another type or out of range."""
+
+    prompt: str
+    max_new_tokens: int = 64
+    sampling: Sampling = field(default_factory=Sampling)
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        checks.text("the prompt", self.prompt)
+        checks.whole_number("max_new_tokens", self.max_new_tokens, 1)
+
+    def encode(self, tokenizer: Tokenizer) -> list[int]:
+        """Token ids of the prompt. Raises GenerationError where there are none, or no chat template."""
+        if self.chat:
+            return tokenizer.encode_chat([{"role": "user", "content": self.prompt}])
+        tokens = tokenizer.encode(self.prompt)
+        if not tokens:
+            raise GenerationError("the prompt is empty")
+        return tokens
+
+
 class Model:
     """A loaded model with its tokenizer and sparsity policy. One sequence at a time."""
 
@@ -72,14 +101,16 @@ class Model:
         """Decode with `policy` from now on (None: densely); matrices for which skipping does not pay at its level run
         dense (see model/dispatch.py). Raises PolicyError if it was made for another model.
         """
-        if policy is None:
-            self.llama.gates.clear()
-        else:
+        if policy is not None:
             policy.check(self.container.fingerprint, self.llama.config.num_hidden_layers)
-            pays = [self.llama.choices[site].runs_sparse(policy.sparsity) for site in SITES]
-            policy.apply(self.llama.gates)
-            self.llama.thresholds[:, np.logical_not(pays)] = 0
-        self._policy = policy
+        with self.llama.exclusive():
+            if policy is None:
+                self.llama.gates.clear()
+            else:
+                pays = [self.llama.choices[site].runs_sparse(policy.sparsity) for site in SITES]
+                policy.apply(self.llama.gates)
+                self.llama.thresholds[:, np.logical_not(pays)] = 0
+            self._policy = policy
 
     def calibrate(self, text: str | None = None) -> uniform.Calibration:
         """Quantiles of every site's inputs over `text` (default: the sample that comes with the package).
@@ -96,7 +127,8 @@ class Model:
                 if (found.model, found.text_sha256) == (self.container.fingerprint, sha256):
                     return found
         text = uniform.sample_text() if text is None else text
-        fresh = uniform.calibrate(self.llama, self.container.fingerprint, text, self.tokenizer.encode(text))
+        with self.llama.exclusive():
+            fresh = uniform.calibrate(self.llama, self.container.fingerprint, text, self.tokenizer.encode(text))
         if self.llama.context < uniform.WINDOW < self.container.config.max_position_embeddings:
             return fresh  # a short context makes other thresholds: good enough for now, not to be kept
         for place in places:
@@ -108,40 +140,48 @@ class Model:
                 continue  # not writable: the next place, or none at all
         return fresh
 
-    def logits(self, token_ids: Sequence[int], mode: str = "prefill") -> np.ndarray:
+    def logits(self, token_ids: Sequence[int] | np.ndarray, *, mode: str = "prefill") -> np.ndarray:
         """Logits f32 [T, vocab] of a sequence from its start: "prefill" densely, "decode" token by token through the
         sparse step.
 
-        Raises GenerationError for another mode, no tokens, unknown ids, or more tokens than the context.
+        Raises GenerationError for another mode, no tokens, ids that are no whole numbers or unknown, more tokens than
+        the context, and logits that are not finite numbers (with the layer).
         """
-        self.llama.reset()
-        if mode == "prefill":
-            return self.llama.prefill(token_ids, logits="all")
-        if mode == "decode":
-            rows = [self.llama.decode(token).copy() for token in token_ids]
-            return np.stack(rows) if rows else self.llama.prefill(token_ids)
-        raise GenerationError(f'mode must be "prefill" or "decode", not {mode!r}')
+        if mode not in ("prefill", "decode"):
+            raise GenerationError(f'mode must be "prefill" or "decode", not {mode!r}')
+        with self.llama.exclusive():
+            self.llama.reset()
+            if mode == "prefill":
+                return self.llama.prefill(token_ids, logits="all")
+            ids = checks.token_ids(token_ids, self.llama.config.vocab_size)
+            return np.stack([self.llama.decode(token).copy() for token in ids])
 
     def stream(
         self,
         prompt: str,
+        *,
         max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        sampling: Sampling | None = None,
         chat: bool = False,
+        **fields: Any,
     ) -> Iterator[Piece]:
         """Yield text as it is generated; with `chat` the prompt is a user's message in the model's chat template.
 
-        Raises GenerationError for an empty prompt, a prompt longer than the context, sampling values out of range, or
-        `chat` asked of a model without a template.
+        `sampling`: how tokens are drawn (default: greedily); its fields may be given by name instead, as in
+        `stream(prompt, temperature=0.8, top_k=40)`. A model holds one sequence: any other call that uses the model
+        ends the stream, whose next step then raises GenerationError. Threads may share a model on these terms.
+
+        Raises GenerationError, here, for arguments of another type or out of range, an empty prompt, and `chat` asked
+        of a model without a template; at the first step for a prompt longer than the context; at any step for logits
+        that are not finite numbers.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        tokens = self._encode(prompt, chat)
+        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat)
+        return self._stream(request, request.encode(self.tokenizer))
+
+    def _stream(self, request: Request, tokens: Sequence[int]) -> Iterator[Piece]:
         stop = set(self.container.config.eos_token_ids)
-        decoder = self.tokenizer.stream(continues=not chat)
-        for step in generate_tokens(self.llama, tokens, max_new_tokens, sampling, stop):
+        decoder = self.tokenizer.stream(continues=not request.chat)
+        for step in generate_tokens(self.llama, tokens, request.max_new_tokens, request.sampling, stop):
             text = "" if step.token in stop else decoder.push(step.token)
             if step.finish_reason:
                 text += decoder.finish()
@@ -150,32 +190,43 @@ class Model:
     def generate(
         self,
         prompt: str,
+        *,
         max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        sampling: Sampling | None = None,
         chat: bool = False,
+        **fields: Any,
     ) -> Generation:
-        """The whole of `stream` at once."""
-        pieces = list(self.stream(prompt, max_new_tokens, temperature, seed, top_k, top_p, chat))
+        """The whole of `stream` at once. Calls of several threads wait for one another."""
+        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat)
+        tokens = request.encode(self.tokenizer)
+        with self.llama.exclusive():
+            pieces = list(self._stream(request, tokens))
         last = pieces[-1]
         assert last.finish_reason is not None
         assert last.stats is not None
         text = "".join(piece.text for piece in pieces)
         return Generation(text, [piece.token for piece in pieces], last.finish_reason, last.stats)
 
-    def _encode(self, prompt: str, chat: bool) -> list[int]:
-        if chat:
-            return self.tokenizer.encode_chat([{"role": "user", "content": prompt}])
-        tokens = self.tokenizer.encode(prompt)
-        if not tokens:
-            raise GenerationError("the prompt is empty")
-        return tokens
+
+def _sampling(sampling: Sampling | None, fields: dict[str, Any]) -> Sampling:
+    """The one given, or one of these fields. Raises GenerationError for both at once and for unknown fields."""
+    if not fields:
+        sampling = sampling if sampling is not None else Sampling()
+        if not isinstance(sampling, Sampling):
+            raise GenerationError(f"sampling must be a Sampling, not {type(sampling).__name__}")
+        return sampling
+    known = [field.name for field in dataclasses.fields(Sampling)]
+    unknown = next((name for name in fields if name not in known), None)
+    if unknown is not None:
+        raise GenerationError(f"there is no argument {unknown!r}; of sampling there are {', '.join(known)}")
+    if sampling is not None:
+        raise GenerationError(f"give sampling or its fields ({', '.join(fields)}), not both")
+    return Sampling(**fields)
 
 
 def load(
-    path_or_name: str | Path,
+    path_or_name: str | Path | Container,
+    *,
     backend: str | None = None,
     sparsity: float | SparsityPolicy | str | Path = 0.0,
     threads: int | None = None,
@@ -190,22 +241,51 @@ def load(
     `sparsity`: a level between 0 and 0.99 for every site (thresholds from a short calibration that is kept beside the
     model), a policy, or a policy's JSON file. `threads`: worker threads (default: every CPU of the process).
     `context`: positions of the KV cache. `calibration_text`: a UTF-8 text file to calibrate on instead of the
-    packaged sample. `exact`: f32 throughout; otherwise the KV cache is f16, and decoding multiplies in 16 bits where
-    the CPU can (see kernels/cpu/block_sums.py; relative error per product 4e-5 instead of 5e-7).
+    packaged sample. `exact`: f32 throughout; otherwise the KV cache is f16 (keys and values up to 65504), and decoding
+    multiplies in 16 bits where the CPU can (see kernels/cpu/block_sums.py; relative error per product 4e-5 instead of
+    5e-7 on inputs of both signs; on inputs of one sign, where two large sums cancel, f32 has about 3e-5 too).
 
-    Raises SpqtError (a subclass that fits) with what is wrong and what to do.
+    Raises SpqtError (a subclass that fits) with what is wrong and what to do. Arguments are checked before anything is
+    read or quantised.
     """
-    container = open_quantized(path_or_name, backend)
-    policy = SparsityPolicy.load(sparsity) if isinstance(sparsity, str | Path) else sparsity
-    if not isinstance(policy, SparsityPolicy) and not 0 <= policy <= uniform.MAX_SPARSITY:
-        raise PolicyError(f"sparsity must be between 0 and {uniform.MAX_SPARSITY}, not {policy}")
-    text = None if calibration_text is None else _read_text(calibration_text)
-    model = Model(container, Llama(container, backend, threads, context, exact))
+    if not isinstance(path_or_name, str | Path | Container):
+        raise CheckpointError(f"a model is a path or a name, not {type(path_or_name).__name__}")
+    policy = sparsity if isinstance(sparsity, SparsityPolicy | str | Path) else check_level(sparsity)
+    if threads is not None:
+        threads = checks.whole_number("threads", threads, error=BackendError)
+    if context is not None:
+        context = checks.whole_number("context", context)
+    requested(backend)
+    text = None if calibration_text is None else read_text(calibration_text)
+    if isinstance(policy, str | Path):
+        policy = SparsityPolicy.load(policy)
+    container = path_or_name if isinstance(path_or_name, Container) else open_quantized(path_or_name, backend)
+    tuning = Tuning.load(backends.start(backend, threads).name)
+    options: dict[str, Any] = {"threads": threads, "context": context, "exact": exact, "tuning": tuning}
+    model = Model(container, Llama(container, backend_name=backend, **options))
     if isinstance(policy, SparsityPolicy):
         model.apply(policy)
     elif policy > 0:
         model.apply(model.calibrate(text).policy(policy))
     return model
+
+
+def check_prompt(container: Container, request: Request, context: int | None = None) -> None:
+    """Raise GenerationError where a request's prompt does not fit the context, before a model is loaded for it."""
+    config = container.config
+    tokens = request.encode(Tokenizer(container.tokenizer_json, config, container.chat_template))
+    room = positions(config, context)
+    if len(tokens) > room:
+        raise GenerationError(too_long(len(tokens), room, config.max_position_embeddings))
+
+
+def check_level(sparsity: Any) -> float:
+    """A level of uniform sparsity. Raises PolicyError for anything but a number between 0 and 0.99."""
+    level = float(sparsity) if isinstance(sparsity, float) else checks.real_number("sparsity", sparsity, PolicyError)
+    if not 0 <= level <= uniform.MAX_SPARSITY:
+        hint = f"; did you mean {level / 100:g}?" if 1 < level <= 100 * uniform.MAX_SPARSITY else ""
+        raise PolicyError(f"sparsity must be between 0 and {uniform.MAX_SPARSITY}, not {sparsity}{hint}")
+    return level
 
 
 def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Container:
@@ -256,13 +336,6 @@ def _cache_name(source: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{source}: cannot be read: {error}") from error
     return f"{source.stem}-zigzag-q4_k-{_sha256(chr(10).join(state))[:12]}"
-
-
-def _read_text(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def _sha256(text: str) -> str:

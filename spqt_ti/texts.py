@@ -8,25 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from spqt_ti.bounded_json import read_bytes
-from spqt_ti.errors import PolicyError
+from spqt_ti.errors import PolicyError, SpqtError
 
 _MOST_BYTES = 1 << 30
 SHORTEST = 40  # characters: shorter paragraphs (headings, "Thank you.") occur in unrelated texts
 
 
-def read_text(path: str | Path) -> str:
-    """A UTF-8 text file, `~` allowed; line ends become "\n". Raises PolicyError where it cannot be read, is binary, no
+def read_text(path: str | Path, error: type[SpqtError] = PolicyError) -> str:
+    """A UTF-8 text file, `~` allowed; line ends become "\n". Raises `error` where it cannot be read, is binary, no
     regular file, larger than 1 GiB, or holds nothing but blanks.
     """
     try:
         text = read_bytes(Path(path).expanduser(), _MOST_BYTES).decode("utf-8")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home folder that nobody has
-        raise PolicyError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror or problem}") from problem
+    except (ValueError, RuntimeError) as problem:  # RuntimeError: a home folder that nobody has
+        raise error(f"{path}: cannot be read as UTF-8 text: {problem}") from problem
     if "\0" in text:
-        raise PolicyError(f"{path}: holds NUL characters, so it is no text")
+        raise error(f"{path}: holds NUL characters, so it is no text")
     if not text.strip():
-        raise PolicyError(f"{path}: the text is empty")
+        raise error(f"{path}: the text is empty")
     return text
 
 

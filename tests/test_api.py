@@ -20,6 +20,7 @@ from spqt_ti.api import Model
 from spqt_ti.container.container import Container
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import BackendError, CheckpointError, ContainerError, GenerationError, PolicyError
+from spqt_ti.generation.sampling import Sampling
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.methods.uniform import Calibration
 from spqt_ti.sparsity.policy import SparsityPolicy
@@ -236,9 +237,11 @@ def test_a_policy_and_its_file(path, model, tmp_path, calibrated, form):
     assert not calibrated
 
 
-@pytest.mark.parametrize("level", [-0.1, 0.995, 1.0, 40, float("nan")])
-def test_levels_out_of_range(path, level):
-    with pytest.raises(PolicyError, match=f"between 0 and 0.99, not {level}"):
+@pytest.mark.parametrize(
+    ("level", "hint"), [(-0.1, ""), (0.995, ""), (1.0, ""), (40, "; did you mean 0.4"), (100, ""), (float("nan"), "")]
+)
+def test_levels_out_of_range(path, level, hint):
+    with pytest.raises(PolicyError, match=f"between 0 and 0.99, not {level}{hint}"):
         load(path, sparsity=level)
 
 
@@ -260,13 +263,13 @@ def test_a_refused_policy_leaves_the_one_in_force(model):
 
 
 def test_apply_none_is_dense_again(model):
-    dense = model.logits(TOKENS, "decode")
+    dense = model.logits(TOKENS, mode="decode")
     model.apply(policy_for(model))
-    sparse = model.logits(TOKENS, "decode")
+    sparse = model.logits(TOKENS, mode="decode")
     model.apply(None)
     assert model.policy is None
     assert not np.array_equal(dense, sparse)
-    np.testing.assert_array_equal(model.logits(TOKENS, "decode"), dense)
+    np.testing.assert_array_equal(model.logits(TOKENS, mode="decode"), dense)
 
 
 # Calibrations on disk -------------------------------------------------------------------------------------------------
@@ -363,13 +366,13 @@ def test_a_short_model_keeps_its_calibration(path, calibrated):
 def test_calibration_texts_that_cannot_be_read(path, tmp_path, content):
     if content is not None:
         (tmp_path / "mine.txt").write_bytes(content)
-    with pytest.raises(PolicyError, match=r"mine\.txt: cannot be read as UTF-8"):
+    with pytest.raises(PolicyError, match=r"mine\.txt: cannot be read"):
         load(path, sparsity=0.4, calibration_text=tmp_path / "mine.txt")
 
 
 def test_a_calibration_text_without_tokens(path, tmp_path):
     (tmp_path / "mine.txt").write_text("")
-    with pytest.raises(PolicyError, match="no tokens"):
+    with pytest.raises(PolicyError, match="the text is empty"):
         load(path, sparsity=0.4, calibration_text=tmp_path / "mine.txt")
     assert not list(path.glob("calibration*"))
 
@@ -378,7 +381,7 @@ def test_a_calibration_text_without_tokens(path, tmp_path):
 
 
 def test_logits_of_every_token(model):
-    prefill, decode = model.logits(TOKENS), model.logits(TOKENS, "decode")
+    prefill, decode = model.logits(TOKENS), model.logits(TOKENS, mode="decode")
     assert prefill.shape == decode.shape == (len(TOKENS), CONFIG.vocab_size)
     assert prefill.dtype == decode.dtype == np.float32
     np.testing.assert_allclose(prefill, decode, atol=2e-2 * np.abs(prefill).max())
@@ -387,11 +390,11 @@ def test_logits_of_every_token(model):
 
 @pytest.mark.parametrize("mode", ["prefill", "decode"])
 def test_logits_start_over_each_time(model, mode):
-    first = model.logits(TOKENS, mode)
-    model.logits(TOKENS[::-1], mode)
-    np.testing.assert_array_equal(model.logits(TOKENS, mode), first)
+    first = model.logits(TOKENS, mode=mode)
+    model.logits(TOKENS[::-1], mode=mode)
+    np.testing.assert_array_equal(model.logits(TOKENS, mode=mode), first)
     # A token does not see what follows it.
-    np.testing.assert_array_equal(model.logits(TOKENS[:3], "decode"), model.logits(TOKENS, "decode")[:3])
+    np.testing.assert_array_equal(model.logits(TOKENS[:3], mode="decode"), model.logits(TOKENS, mode="decode")[:3])
 
 
 def test_only_decoding_is_sparse(model):
@@ -412,20 +415,115 @@ def test_only_decoding_is_sparse(model):
 )
 def test_logits_of_bad_sequences(model, mode, tokens, message):
     with pytest.raises(GenerationError, match=message):
-        model.logits(tokens, mode)
+        model.logits(tokens, mode=mode)
 
 
 @pytest.mark.parametrize("mode", ["sparse", "", None, "Prefill"])
 def test_logits_of_an_unknown_mode(model, mode):
     with pytest.raises(GenerationError, match=f'"prefill" or "decode", not {mode!r}'):
-        model.logits(TOKENS, mode)
+        model.logits(TOKENS, mode=mode)
+
+
+# Arguments of another type --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        *([1.0, 2.0], [1, 2.5], np.array([1.0, 2.0]), [True, False], [1, None], [10**30]),
+        *([[1, 2]], np.ones((2, 2), int), [1, [2]], {1, 2}, b"ab", bytearray(b"ab"), "ab", 5, None),
+    ],
+    ids=repr,
+)
+def test_ids_that_are_no_ids(model, mode, tokens):
+    with pytest.raises(GenerationError, match="token id"):
+        model.logits(tokens, mode=mode)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda ids: np.array(ids, np.uint8), range])
+def test_ids_of_every_kind(model, kind):
+    ids = [5, 6, 7]
+    got = model.logits(range(5, 8) if kind is range else kind(ids))
+    np.testing.assert_array_equal(got, model.logits(ids))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number of 1 or more, not 1.5"),
+        ({"max_new_tokens": "8"}, "max_new_tokens must be a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number"),
+        ({"max_new_tokens": None}, "max_new_tokens must be a whole number"),
+        ({"top_k": 2.5, "temperature": 1}, "top_k must be a whole number of 1 or more, not 2.5"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"temperature": True}, "temperature must be a number"),
+        ({"top_p": "x"}, "top_p must be a number"),
+        ({"heat": 1}, "there is no argument 'heat'; of sampling there are temperature, top_k"),
+        ({"sampling": 0.5}, "sampling must be a Sampling, not float"),
+        ({"sampling": Sampling(), "seed": 1}, "give sampling or its fields"),
+        ({"prompt": b"hello"}, "the prompt must be a str, not bytes; decode it first"),
+        ({"prompt": "caf\udce9"}, "the prompt is not valid UTF-8 text"),
+        ({"prompt": [5, 6]}, "the prompt must be a str, not list"),
+        ({"prompt": [{"role": "user", "content": "x"}]}, "the prompt must be a str, not list"),
+        ({"prompt": None}, "the prompt must be a str"),
+    ],
+    ids=str,
+)
+def test_requests_of_another_type(model, options, message):
+    """Said by the call itself, not by the first step."""
+    options = {"prompt": "hello"} | options
+    for ask in (model.stream, model.generate):
+        with pytest.raises(GenerationError, match=message):
+            ask(**options)
+
+
+def test_sampling_by_name_and_as_one_object(model):
+    one = model.generate("hello", max_new_tokens=12, temperature=0.9, top_k=9, seed=4)
+    assert model.generate("hello", max_new_tokens=12, sampling=Sampling(0.9, 9, seed=4)).token_ids == one.token_ids
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        *(({"context": bad}, GenerationError) for bad in (10.5, "64", True, [64])),
+        *(({"threads": bad}, BackendError) for bad in (1.0, "1", True)),
+        *(({"sparsity": bad}, PolicyError) for bad in (None, [0.4], True)),
+        *(({"path_or_name": bad}, CheckpointError) for bad in (None, 5, b"model")),
+    ],
+    ids=str,
+)
+def test_settings_of_another_type(path, options, error):
+    options = {"path_or_name": path, "threads": 1} | options
+    with pytest.raises(error, match=r"must be|is a path or a name"):
+        spqt_ti.load(**options)
+
+
+def test_arguments_are_checked_before_anything_is_quantised(source, quantized):
+    for options in (
+        {"sparsity": 40},
+        {"threads": 1.5},
+        {"context": "x"},
+        {"backend": "abacus"},
+        {"sparsity": "no.json"},
+    ):
+        with pytest.raises(spqt_ti.SpqtError):
+            load(source, **options)
+    assert not quantized
+
+
+def test_only_the_first_argument_goes_by_place(model):
+    for call in (lambda: spqt_ti.load("x", "cpu"), lambda: model.stream("x", 4), lambda: model.generate("x", 4)):
+        with pytest.raises(TypeError, match="positional"):
+            call()
 
 
 # Chat -----------------------------------------------------------------------------------------------------------------
 
 
 def test_chat_wraps_the_prompt_in_the_template(model):
-    plain, chat = model.generate("hello", 1), model.generate("hello", 1, chat=True)
+    plain, chat = model.generate("hello", max_new_tokens=1), model.generate("hello", max_new_tokens=1, chat=True)
     wrapped = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     expected = model.tokenizer.encode(wrapped, parse_special=True)
     assert chat.stats.prompt_tokens == len(expected)
@@ -436,8 +534,8 @@ def test_chat_without_a_template(tmp_path, cache):
     source = write_huggingface(tmp_path / "source", CONFIG, random_weights(CONFIG), chat_template=None)
     model = load(source)
     with pytest.raises(GenerationError, match="no chat template"):
-        model.generate("hello", 4, chat=True)
-    assert model.generate("hello", 1).token_ids  # plain text still works
+        model.generate("hello", max_new_tokens=4, chat=True)
+    assert model.generate("hello", max_new_tokens=1).token_ids  # plain text still works
 
 
 # The package ----------------------------------------------------------------------------------------------------------

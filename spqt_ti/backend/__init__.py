@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from spqt_ti.backend import devices
+from spqt_ti.backend import devices, guard
 from spqt_ti.backend.capabilities import WORKERS, Capabilities, of_device
+from spqt_ti.backend.guard import check_process
 from spqt_ti.backend.taichi_import import PACKAGE, ti
 from spqt_ti.cache import private_folder
 from spqt_ti.errors import BackendError
@@ -27,7 +28,8 @@ from spqt_ti.threads import available_threads
 
 __all__ = [
     "BACKENDS", "GRAPHS", "Capabilities", "Runtime", "address", "available_threads", "check_memory",
-    "host_view", "kernel_seconds", "look_up", "ndarray", "requested", "require", "runtime", "start", "ti",
+    "check_process", "host_view", "kernel_seconds", "look_up", "ndarray", "requested", "require", "runtime", "start",
+    "ti",
 ]  # fmt: skip
 
 BACKENDS = ("cpu", "vulkan", "cuda", "metal")
@@ -105,17 +107,20 @@ def start(backend: str | None = None, threads: int | None = None, profiler: bool
     limit = available_threads()
     if threads is not None and not 1 <= threads <= limit:
         raise BackendError(f"threads must be between 1 and {limit} (the CPUs of this process), not {threads}")
-    if _runtime is not None:
-        if _runtime.backend != name:
-            raise BackendError(
-                f"this process already runs the {_runtime.backend} backend; use another process for {name}"
-            )
+    check_process()
+    with guard.LOCK:
+        if _runtime is not None:
+            if _runtime.backend != name:
+                raise BackendError(
+                    f"this process already runs the {_runtime.backend} backend; use another process for {name}"
+                )
+            return _runtime
+        found = look_up(name)
+        guard.install()
+        _runtime = _start_cpu(found) if name == "cpu" else _start_gpu(found, profiler)
+        if _named(backend) == "auto":
+            _log.info("backend auto: %s (%s)", name, _runtime.device)
         return _runtime
-    found = look_up(name)
-    _runtime = _start_cpu(found) if name == "cpu" else _start_gpu(found, profiler)
-    if _named(backend) == "auto":
-        _log.info("backend auto: %s (%s)", name, _runtime.device)
-    return _runtime
 
 
 def runtime() -> Runtime:
@@ -215,16 +220,21 @@ def kernel_seconds() -> float | None:
 
 def ndarray(dtype: Any, shape: tuple[int, ...]) -> ti.Ndarray:
     """A Taichi ndarray whose memory goes when it goes: Taichi 1.7.4 sees to that for arrays of scalars only."""
-    array = ti.ndarray(dtype, shape)
+    check_process()
+    with guard.LOCK:
+        array = ti.ndarray(dtype, shape)
     if not hasattr(type(array), "__del__"):
         weakref.finalize(array, _delete, array.arr).atexit = False
     return array
 
 
 def _delete(memory: Any) -> None:
-    program = ti.lang.impl.get_runtime().prog
-    if program is not None:
-        program.delete_ndarray(memory)
+    if guard.forked():  # the lock may be held by a thread that this process does not have
+        return
+    with guard.LOCK:
+        program = ti.lang.impl.get_runtime().prog
+        if program is not None:
+            program.delete_ndarray(memory)
 
 
 def address(array: ti.Ndarray) -> int:

@@ -175,7 +175,7 @@ def _timed(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
 
 
 def _model(job: dict[str, Any]) -> list[tuple[np.ndarray, float]]:
-    model = load(job["path"], job["backend"], exact=True)
+    model = load(job["path"], backend=job["backend"], exact=True)
     prompt = model.tokenizer.encode(PROMPT)
     model.llama.warm_up_prefill()
     model.llama.warm_up_decode()

@@ -159,7 +159,7 @@ def _run_rounds(timings: Sequence[_Timing], copies: int, rounds: int, end: float
 
 def measure_decode(name: str, sparsities: Sequence[float], backend: str, tokens: int) -> Iterator[GpuDecodeRow]:
     """Greedy decoding of `tokens`, on a slow device fewer, after a short prompt."""
-    model = load(name, backend)
+    model = load(name, backend=backend)
     prompt = model.tokenizer.encode(PROMPT)
     for sparsity in sparsities:
         yield _decode_row(model, name, sparsity, prompt, tokens)

@@ -168,9 +168,8 @@ class SpqtLM(TemplateLM):
                 f"{options['max_gen_toks']} new tokens leave no room in the context of {self._llama.context}"
             )
         tokens = (self.tok_encode(prompt) or [self.prefix_token_id])[-room:]
-        sampling = Sampling(
-            options.get("temperature", 0.0), options.get("top_k"), options.get("top_p"), options.get("seed", 0)
-        )
+        given = {name: options[name] for name in ("temperature", "top_k", "top_p", "seed") if name in options}
+        sampling = Sampling(**given)
         end, decoder, text = set(self._llama.config.eos_token_ids), self.tokenizer.stream(continues=True), ""
         self._cached = []
         for step in generate_tokens(self._llama, tokens, options["max_gen_toks"], sampling, end):

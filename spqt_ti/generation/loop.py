@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spqt_ti import checks
 from spqt_ti.errors import GenerationError
 from spqt_ti.generation.sampling import Sampling, draw
 from spqt_ti.model.engine import MOST_TOKENS
@@ -91,25 +92,46 @@ class _Meter:
         )  # fmt: skip
 
 
+class _Turn:
+    """A generation's claim to the runner: that the sequence in its cache is still the one that was left there."""
+
+    def __init__(self, llama: Llama) -> None:
+        self._llama = llama
+        self.keep()
+
+    def keep(self) -> None:
+        """What is in the cache now is this generation's."""
+        self._state = self._llama.sequence, self._llama.position
+
+    def check(self) -> None:
+        """Raise GenerationError where another call has used the runner since `keep`."""
+        if self._state != (self._llama.sequence, self._llama.position):
+            raise GenerationError(
+                "this stream cannot go on: another call (a stream, generate, logits, calibrate) has used the model "
+                "since, and a model holds one sequence at a time; finish one before the next, or load the model twice"
+            )
+
+
 def generate_tokens(
     llama: Llama, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop: Collection[int]
 ) -> Iterator[Step]:
     """Prefill `prompt` into an empty cache, then yield tokens until one of `stop`, the number asked for, or a full
     context.
 
-    Raises GenerationError for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room for a
-    token.
+    Between two steps the runner is free: who uses it meanwhile ends this generation, which then raises GenerationError
+    at its next step. Raises GenerationError, too, for an empty prompt, an id outside the vocabulary, a prompt that
+    leaves no room for a token, and logits that are not numbers.
     """
-    if max_new_tokens < 1:
-        raise GenerationError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
-    llama.reset()
-    llama.warm_up_prefill()
-    meter, generator = _Meter(llama), np.random.default_rng(sampling.seed)
-    start = time.perf_counter()
-    logits = llama.prefill(prompt)[0]
-    token = draw(logits, sampling, generator)
-    meter.prompt_tokens, meter.prompt_seconds = len(prompt), time.perf_counter() - start
-    made, new = 0, [token]
+    max_new_tokens = checks.whole_number("max_new_tokens", max_new_tokens, 1)
+    generator = np.random.default_rng(sampling.seed)
+    with llama.exclusive():
+        llama.reset()
+        llama.warm_up_prefill()
+        meter, start = _Meter(llama), time.perf_counter()
+        new = [draw(llama.prefill(prompt)[0], sampling, generator)]
+        meter.prompt_tokens, meter.prompt_seconds = len(prompt), time.perf_counter() - start
+        turn = _Turn(llama)
+    made = 0
     while True:
         for token in new:
             made += 1
@@ -117,14 +139,17 @@ def generate_tokens(
             yield Step(token, reason, meter.stats() if reason else None)
             if reason:
                 return
-        llama.warm_up_decode()
-        start = time.perf_counter()
-        if sampling.greedy:
-            room = min(max_new_tokens - made, llama.context - llama.position)
-            new = llama.decode_greedy(token, max(1, min(room, meter.tokens_of_launch())))
-        else:
-            new = [draw(llama.decode(token), sampling, generator)]
-        meter.count(len(new), time.perf_counter() - start)
+        with llama.exclusive():
+            turn.check()
+            llama.warm_up_decode()
+            start = time.perf_counter()
+            if sampling.greedy:
+                room = min(max_new_tokens - made, llama.context - llama.position)
+                new = llama.decode_greedy(token, max(1, min(room, meter.tokens_of_launch())))
+            else:
+                new = [draw(llama.decode(token), sampling, generator)]
+            meter.count(len(new), time.perf_counter() - start)
+            turn.keep()
 
 
 def _finish_reason(token: int, made: int, wanted: int, room: int, stop: Collection[int]) -> str | None:

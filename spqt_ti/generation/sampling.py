@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spqt_ti import checks
 from spqt_ti.errors import GenerationError
 
 
@@ -13,7 +14,7 @@ from spqt_ti.errors import GenerationError
 class Sampling:
     """How tokens are drawn: temperature 0 is greedy; top_k and top_p narrow the choice before drawing.
 
-    Raises GenerationError for values outside their range.
+    Raises GenerationError for values of another type or outside their range.
     """
 
     temperature: float = 0.0
@@ -22,13 +23,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+        if checks.real_number("temperature", self.temperature) < 0:
             raise GenerationError(f"temperature must be 0 or more, not {self.temperature}")
-        if self.seed < 0:
-            raise GenerationError(f"seed must be 0 or more, not {self.seed}")
-        if self.top_k is not None and self.top_k < 1:
-            raise GenerationError(f"top_k must be 1 or more, not {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        checks.whole_number("seed", self.seed, 0)
+        if self.top_k is not None:
+            checks.whole_number("top_k", self.top_k, 1)
+        if self.top_p is not None and not 0 < checks.real_number("top_p", self.top_p) <= 1:
             raise GenerationError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
     @property

@@ -17,6 +17,7 @@ from spqt_ti.model.sites import Traffic
 CHUNK = 256  # tokens per prefill launch: enough to make decoding a strip of weights cheap, small enough for the caches
 MOST_TOKENS = 16  # that one launch decodes
 
+Tokens = Sequence[int] | np.ndarray  # ids; an array is i32 [n]
 # Called with (layer, site, inputs f32 [tokens, cols]) for every chunk; the array is overwritten afterwards.
 Observer = Callable[[int, str, np.ndarray], None]
 
@@ -55,12 +56,12 @@ class Prefill(Protocol):
     def warm_up(self, position: int) -> None:
         """Run every kernel once, the first time this is called, at a position that is free."""
 
-    def run(self, tokens: Sequence[int], start: int, masked: bool = False, observer: Observer | None = None) -> None:
+    def run(self, tokens: Tokens, start: int, masked: bool = False, observer: Observer | None = None) -> None:
         """Put up to CHUNK tokens, the first at position `start`, through every block; their hidden states stay for
         `logits`.
         """
 
-    def embed(self, tokens: Sequence[int]) -> None:
+    def embed(self, tokens: Tokens) -> None:
         """Make the embeddings of up to CHUNK tokens the hidden states."""
 
     def block(self, layer: int, start: int, count: int, masked: bool) -> None:

@@ -6,18 +6,21 @@ of text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
-from spqt_ti import backend
+from spqt_ti import backend, checks
 from spqt_ti.backend import ti
 from spqt_ti.container.container import Container
-from spqt_ti.errors import ContainerError, GenerationError
+from spqt_ti.errors import BackendError, ContainerError, GenerationError
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.cpu import engine as worker_engine
 from spqt_ti.model.dispatch import choose
-from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer
+from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer, Tokens
 from spqt_ti.model.simt import engine as simt_engine
 from spqt_ti.model.sites import inputs_per_site
 from spqt_ti.model.tuning import Tuning
@@ -30,7 +33,10 @@ class Llama:
 
     `backend_name`: see `backend.requested`; None: SPQT_BACKEND, else "cpu". `context`: positions that the cache holds
     (default: the model's own, at most 2048), rounded up to a multiple of 16. `threads`: the CPU's worker threads
-    (default: all CPUs of the process). `exact`: decode in f32 throughout, as GPUs always do.
+    (default: all CPUs of the process). `exact`: decode in f32 throughout, as GPUs always do. `tuning`: what is known of
+    the device (default: nothing, so that matrices are divided as by default).
+
+    One sequence at a time, and one caller at a time: hold `exclusive()` where several threads share a runner.
 
     Raises ContainerError for a layout that it does not run, BackendError when the device cannot hold the model.
     """
@@ -38,11 +44,15 @@ class Llama:
     def __init__(
         self,
         container: Container,
+        *,
         backend_name: str | None = None,
         threads: int | None = None,
         context: int | None = None,
         exact: bool = False,
+        tuning: Tuning | None = None,
     ) -> None:
+        if threads is not None:
+            threads = checks.whole_number("threads", threads, error=BackendError)
         if container.layout != "zigzag":
             raise ContainerError(
                 f"{container.path}: layout {container.layout!r} cannot be decoded; quantise with layout 'zigzag' "
@@ -53,22 +63,38 @@ class Llama:
         self.config: ModelConfig = config
         self.backend, self.device = runtime.backend, runtime.device
         self.threads = threads or runtime.threads
-        if context is not None and not 1 <= context <= config.max_position_embeddings:
-            raise GenerationError(f"context must be between 1 and {config.max_position_embeddings}, not {context}")
-        wanted = context or min(config.max_position_embeddings, DEFAULT_CONTEXT)
-        self.context = -(-wanted // 16) * 16
-        self.choices = choose(config, Tuning.load(runtime.name), runtime.workers(threads))
+        self.context = positions(config, context)
+        self.choices = choose(config, tuning or Tuning(runtime.name, {}, ""), runtime.workers(threads))
         if runtime.capabilities.groups:
             engine = simt_engine.build(container, self.context, self.choices)
         else:
             engine = worker_engine.build(container, self.context, self.choices, self.threads, exact)
         self.gates, self._decode, self._prefill = engine.gates, engine.decode, engine.prefill
         self.traffic = engine.traffic
-        self.position = 0
+        self._position = self.sequence = 0
+        self._lock = threading.RLock()
+
+    @property
+    def position(self) -> int:
+        """Tokens of the sequence so far. Setting it goes back to an earlier place: that is another sequence."""
+        return self._position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._position = position
+        self.sequence += 1
 
     def reset(self) -> None:
-        """Forget the sequence."""
+        """Forget the sequence. `sequence` counts how often that has happened."""
         self.position = 0
+
+    def exclusive(self) -> AbstractContextManager[Any]:
+        """What to hold (`with`) while nobody else may use the runner; a thread may take it several times.
+
+        Raises BackendError in a process that was forked from the one that loaded the model.
+        """
+        backend.check_process()
+        return self._lock
 
     @property
     def thresholds(self) -> np.ndarray:
@@ -87,39 +113,52 @@ class Llama:
         return inputs_per_site(self.config)
 
     def warm_up_prefill(self) -> None:
-        """Compile the prefill kernels, which otherwise happens inside the first `prefill`."""
+        """Compile the prefill kernels, which otherwise happens inside the first `prefill`.
+
+        Raises GenerationError where the cache is full: running them needs a free position.
+        """
+        self._check_room(1)
         self._prefill.warm_up(self.position)
 
     def warm_up_decode(self) -> None:
-        """Compile the decode kernel, which otherwise happens inside the first `decode`; the cache must not be full."""
+        """Compile the decode kernel, which otherwise happens inside the first `decode`.
+
+        Raises GenerationError where the cache is full: running it needs a free position.
+        """
+        self._check_room(1)
         self._decode.warm_up(self.position)
 
     def prefill(
-        self, tokens: Sequence[int], logits: str = "last", masked: bool = False, observer: Observer | None = None
+        self,
+        tokens: Tokens,
+        logits: str = "last",
+        masked: bool = False,
+        observer: Observer | None = None,
     ) -> np.ndarray:
         """Append tokens densely; logits f32 [n, vocab] of "all" tokens, the "last" one or "none".
 
         `masked` zeroes the inputs that decoding would skip, for every token. Raises GenerationError for an id outside
-        the vocabulary and for more tokens than the context has room for.
+        the vocabulary, for more tokens than the context has room for, and for another word than these as `logits`.
         """
-        self._check(tokens)
+        if logits not in ("all", "last", "none"):
+            raise GenerationError(f'logits must be "all", "last" or "none", not {logits!r}')
+        ids = self._check(tokens)
         rows = []
-        for begin in range(0, len(tokens), CHUNK):
-            chunk = tokens[begin : begin + CHUNK]
+        for begin in range(0, len(ids), CHUNK):
+            chunk = ids[begin : begin + CHUNK]
             self._prefill.run(chunk, self.position, masked, observer)
-            self.position += len(chunk)
-            last = begin + CHUNK >= len(tokens)
+            self._position += len(chunk)
+            last = begin + CHUNK >= len(ids)
             if logits == "all" or (logits == "last" and last):
                 rows.append(self._prefill.logits(0 if logits == "all" else len(chunk) - 1, len(chunk)))
         ti.sync()
         return np.concatenate(rows) if rows else np.zeros((0, self.config.vocab_size), np.float32)
 
-    def embed(self, tokens: Sequence[int]) -> np.ndarray:
+    def embed(self, tokens: Tokens) -> np.ndarray:
         """Hidden states f32 [n, hidden] before the first block, of a short sequence (see `blocks`)."""
         self._check_short(len(tokens))
         self.reset()
-        self._check(tokens)
-        self._prefill.embed(tokens)
+        self._prefill.embed(self._check(tokens))
         return self._prefill.read_states(len(tokens))
 
     def blocks(self, states: np.ndarray, first: int, masked: bool = False) -> Iterator[np.ndarray]:
@@ -148,9 +187,9 @@ class Llama:
 
     def submit(self, token: int) -> None:
         """Append one token as `decode` does, without waiting for a GPU."""
-        self._check([token])
+        token = self._check_token(token)
         self._decode.run(token, self.position)
-        self.position += 1
+        self._position += 1
 
     def decode_greedy(self, token: int, count: int) -> list[int]:
         """Append one token, then the best token after it, and so on, `count` (at most MOST_TOKENS) in one launch.
@@ -158,9 +197,9 @@ class Llama:
 
         A launch costs a few hundred microseconds beside its tokens.
         """
-        self._check_launch(token, count)
+        token = self._check_launch(token, count)
         self._decode.run(token, self.position, count)
-        self.position += count
+        self._position += count
         return self._decode.best_tokens
 
     def profile(self, token: int, count: int = 1) -> dict[str, float]:
@@ -168,9 +207,9 @@ class Llama:
 
         Raises BackendError where the kernel cannot read a clock.
         """
-        self._check_launch(token, count)
+        token = self._check_launch(token, count)
         seconds = self._decode.profile(token, self.position, count)
-        self.position += count
+        self._position += count
         return seconds
 
     def best_token(self) -> int:
@@ -182,19 +221,43 @@ class Llama:
         if not 0 < count <= longest:
             raise GenerationError(f"{count} tokens in one chunk, which holds 1 to {longest}")
 
-    def _check_launch(self, token: int, count: int) -> None:
-        self._check([token])
+    def _check_launch(self, token: int, count: int) -> int:
+        token = self._check_token(token)
         if not 1 <= count <= min(MOST_TOKENS, self.context - self.position):
             raise GenerationError(f"{count} tokens in one launch, with room for {self.context - self.position}")
+        return token
 
-    def _check(self, tokens: Sequence[int]) -> None:
-        if not len(tokens):
-            raise GenerationError("no tokens: the prompt is empty")
-        bad = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
-        if bad is not None:
-            raise GenerationError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
-        if self.position + len(tokens) > self.context:
-            raise GenerationError(
-                f"{self.position + len(tokens)} tokens do not fit the context of {self.context}; ask for a longer one "
-                f"(this model allows {self.config.max_position_embeddings})"
-            )
+    def _check_token(self, token: int) -> int:
+        token = checks.whole_number("a token id", token)
+        if not 0 <= token < self.config.vocab_size:
+            raise GenerationError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
+        self._check_room(1)
+        return token
+
+    def _check(self, tokens: Tokens) -> np.ndarray:
+        ids = checks.token_ids(tokens, self.config.vocab_size)
+        self._check_room(len(ids))
+        return ids
+
+    def _check_room(self, count: int) -> None:
+        if self.position + count > self.context:
+            raise GenerationError(too_long(self.position + count, self.context, self.config.max_position_embeddings))
+
+
+def positions(config: ModelConfig, context: int | None) -> int:
+    """Positions of the KV cache where `context` are asked for. Raises GenerationError for what the model does not have.
+
+    By default as many as the model allows, at most DEFAULT_CONTEXT; always a multiple of 16.
+    """
+    wanted = min(config.max_position_embeddings, DEFAULT_CONTEXT)
+    if context is not None:
+        wanted = checks.whole_number("context", context)
+        if not 1 <= wanted <= config.max_position_embeddings:
+            raise GenerationError(f"context must be between 1 and {config.max_position_embeddings}, not {context}")
+    return -(-wanted // 16) * 16
+
+
+def too_long(tokens: int, context: int, most: int) -> str:
+    """What is said of more tokens than the context holds; `most`: positions that the model has been trained for."""
+    more = f"ask for a longer one with context= (--context), up to this model's {most}"
+    return f"{tokens} tokens do not fit the context of {context}; {more if context < most else 'the model has no more'}"

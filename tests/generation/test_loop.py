@@ -171,8 +171,8 @@ def test_the_first_token_is_dense_whatever_the_policy(llama, calibration):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5}, {"temperature": 2.0, "top_k": 9}])
 def test_runs_repeat(model, options):
-    first = model.generate(PROMPT, 16, **options)
-    second = model.generate(PROMPT, 16, **options)
+    first = model.generate(PROMPT, max_new_tokens=16, **options)
+    second = model.generate(PROMPT, max_new_tokens=16, **options)
     assert (first.text, first.token_ids) == (second.text, second.token_ids)
 
 
@@ -199,8 +199,8 @@ def test_a_run_left_half_way_does_not_reach_the_next(llama):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "seed": 3}, {"chat": True}])
 def test_pieces_add_up_to_the_text(model, options):
-    pieces = list(model.stream(PROMPT, 24, **options))
-    whole = model.generate(PROMPT, 24, **options)
+    pieces = list(model.stream(PROMPT, max_new_tokens=24, **options))
+    whole = model.generate(PROMPT, max_new_tokens=24, **options)
     assert "".join(map(str, pieces)) == whole.text
     assert [piece.token for piece in pieces] == whole.token_ids
     assert [piece.finish_reason for piece in pieces] == [None] * 23 + [whole.finish_reason]
@@ -209,11 +209,11 @@ def test_pieces_add_up_to_the_text(model, options):
 
 
 def test_the_stop_token_is_not_part_of_the_text(model, monkeypatch):
-    free = model.generate(PROMPT, 8)
+    free = model.generate(PROMPT, max_new_tokens=8)
     stop = free.token_ids[3]
     config = dataclasses.replace(model.container.config, eos_token_ids=(stop,))
     monkeypatch.setattr(model, "container", dataclasses.replace(model.container, config=config))
-    made = model.generate(PROMPT, 8)
+    made = model.generate(PROMPT, max_new_tokens=8)
     first = free.token_ids.index(stop)
     assert made.finish_reason == "stop"
     assert made.token_ids == free.token_ids[: first + 1]

@@ -133,6 +133,21 @@ def test_last_and_no_logits() -> None:
     assert model.prefill(TOKENS, logits="none").shape == (0, model.config.vocab_size)
 
 
+@pytest.mark.parametrize("wanted", ["typo", "", None, True])
+def test_an_unknown_word_for_logits(wanted: Any) -> None:
+    with pytest.raises(GenerationError, match='logits must be "all", "last" or "none"'):
+        fresh("gqa").prefill(TOKENS, logits=wanted)
+
+
+@pytest.mark.parametrize("warm_up", ["warm_up_prefill", "warm_up_decode"])
+def test_warming_up_needs_a_free_position(warm_up: str) -> None:
+    """Beyond the last one there is other memory."""
+    model = fresh("gqa")
+    model.prefill([7] * model.context, "none")
+    with pytest.raises(GenerationError, match="65 tokens do not fit the context of 64"):
+        getattr(model, warm_up)()
+
+
 def test_best_token_is_the_argmax() -> None:
     model = fresh("gqa")
     for token in TOKENS:

@@ -6,8 +6,6 @@ inputs that the decode step would skip: every token is then treated as if it wer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from spqt_ti.backend import host_view, ndarray, ti
@@ -16,7 +14,7 @@ from spqt_ti.kernels.cpu.vectors import f32x16
 from spqt_ti.model.cpu.plans import COUNT, LAYER, LOGIT_ROWS, MASKED, SITE_TABLE, START, ChunkPlan
 from spqt_ti.model.cpu.prefill_kernels import make_prefill_kernels
 from spqt_ti.model.cpu.weights import Weights
-from spqt_ti.model.engine import CHUNK, Observer
+from spqt_ti.model.engine import CHUNK, Observer, Tokens
 from spqt_ti.model.sites import SITES
 
 
@@ -46,7 +44,7 @@ class Prefill:
             self.logits(0, 1)
             self._warm = True
 
-    def run(self, tokens: Sequence[int], start: int, masked: bool = False, observer: Observer | None = None) -> None:
+    def run(self, tokens: Tokens, start: int, masked: bool = False, observer: Observer | None = None) -> None:
         """Put up to CHUNK tokens, the first at position `start`, through every block; their hidden states stay for
         `logits`.
         """
@@ -58,7 +56,7 @@ class Prefill:
                 for site in SITES:
                     observer(layer, site, self._input(site, len(tokens)))
 
-    def embed(self, tokens: Sequence[int]) -> None:
+    def embed(self, tokens: Tokens) -> None:
         """Make the embeddings of up to CHUNK tokens the hidden states."""
         w, count = self._weights, len(tokens)
         host_view(self._tokens)[:count] = tokens

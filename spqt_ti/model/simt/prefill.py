@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.submission import Submission
 from spqt_ti.kernels.simt.transfer import zeros
-from spqt_ti.model.engine import CHUNK, Observer
+from spqt_ti.model.engine import CHUNK, Observer, Tokens
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.chunk_kernels import make_chunk_kernels
 from spqt_ti.model.sites import SITES
@@ -34,7 +32,7 @@ class SimtPrefill:
             self.logits(0, 1)
             self._warm = True
 
-    def run(self, tokens: Sequence[int], start: int, masked: bool = False, observer: Observer | None = None) -> None:
+    def run(self, tokens: Tokens, start: int, masked: bool = False, observer: Observer | None = None) -> None:
         """Put up to CHUNK tokens, the first at position `start`, through every block."""
         m, count = self._arrays, len(tokens)
         self.embed(tokens)
@@ -47,7 +45,7 @@ class SimtPrefill:
                     # The products mask what they read; the array keeps every input.
                     observer(layer, site, m.gates.masked(layer, place, inputs) if masked else inputs)
 
-    def embed(self, tokens: Sequence[int]) -> None:
+    def embed(self, tokens: Tokens) -> None:
         """Make the embeddings of up to CHUNK tokens the hidden states."""
         m = self._arrays
         self._tokens.from_numpy(np.pad(np.array(tokens, np.int32), (0, CHUNK - len(tokens))))

@@ -33,7 +33,16 @@ def available(name: str) -> bool:
 
 
 def _load(name: str):
-    return ti.lang.source_builder.SourceBuilder.from_file(str(_FOLDER / f"{name}.bc")) if available(name) else None
+    return _builder(name) if available(name) else None
+
+
+@functools.cache
+def _builder(name: str):
+    """The functions of `name`.bc, once per process. A builder's temporary folder is not for bitcode: it goes."""
+    builder = ti.lang.source_builder.SourceBuilder.from_file(str(_FOLDER / f"{name}.bc"))
+    os.rmdir(builder.td)
+    builder.td = None  # nothing to remove on exit
+    return builder
 
 
 def load():
