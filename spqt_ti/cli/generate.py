@@ -7,9 +7,10 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-from spqt_ti.cli.output import megabytes, print_json
+from spqt_ti.cli.output import for_terminal, megabytes, print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.errors import GenerationError
+from spqt_ti.texts import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,14 +24,19 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "generate",
         help="generate text from a prompt",
-        description="Generate text. It goes to stdout as it comes; a last line on stderr gives speed, skipped weights "
-        "and bytes read. A model that is not quantised yet is quantised once, into the cache folder.",
+        description="Generate text. It goes to stdout as it comes; stderr then has speed, skipped weights and bytes "
+        "read, and why a text was cut off. A model that is not quantised yet is quantised once, into the cache folder.",
     )
     parser.add_argument(
         "model", metavar="MODEL", help="quantised directory, Hugging Face directory, .gguf file, hub id or known name"
     )
-    parser.add_argument("prompt", metavar="PROMPT", help="text to go on from; with --chat, a question")
-    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", help="a message, or with --raw text to go on from; - reads it from stdin"
+    )
+    parser.add_argument("--file", metavar="FILE", help="read the prompt from a UTF-8 text file")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--chat", action="store_true", help="use the model's chat template (default where it has one)")
+    form.add_argument("--raw", action="store_true", help="no chat template: go on from the prompt as it is")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most (default: %(default)s)")
     _add_sparsity(parser)
     _add_sampling(parser)
@@ -79,14 +85,20 @@ def _seed(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Load the model, generate, report."""
-    try:
-        arguments.prompt.encode()
-    except UnicodeEncodeError as error:
-        raise GenerationError("the prompt is not valid UTF-8") from error
+    prompt = _prompt(arguments)
     with held_back():
-        from spqt_ti import load
-    model = load(
-        arguments.model,
+        from spqt_ti import api
+        from spqt_ti.generation.sampling import Sampling
+    sampling = Sampling(**{name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")})
+    request = api.Request(prompt, arguments.max_new_tokens, sampling, arguments.chat)
+    if arguments.policy is None:
+        api.check_level(arguments.sparsity)
+    container = api.open_quantized(arguments.model, arguments.backend)
+    if container.chat_template is not None and not arguments.raw:
+        request = dataclasses.replace(request, chat=True)
+    api.check_prompt(container, request, arguments.context)
+    model = api.load(
+        container,
         backend=arguments.backend,
         sparsity=arguments.sparsity if arguments.policy is None else arguments.policy,
         threads=arguments.threads,
@@ -94,29 +106,57 @@ def run(arguments: argparse.Namespace) -> None:
         calibration_text=arguments.calibration_text,
         exact=arguments.exact,
     )
-    options = {
-        name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "seed", "top_k", "top_p", "chat")
-    }
+    options: dict[str, Any] = {
+        "max_new_tokens": request.max_new_tokens, "sampling": request.sampling, "chat": request.chat
+    }  # fmt: skip
     if arguments.json:
-        _print_generation(model.generate(arguments.prompt, **options))
+        _print_generation(model.generate(prompt, **options))
         return
-    stats = _print_stream(model.stream(arguments.prompt, **options))
-    if stats is not None:
-        print(summary(stats), file=sys.stderr)
+    last = _print_stream(model.stream(prompt, **options))
+    if last is not None and last.stats is not None:
+        print(summary(last.stats), file=sys.stderr)
+        end = ended(last.finish_reason, arguments.max_new_tokens)
+        if end:
+            print(f"spqt: {end}", file=sys.stderr)
 
 
-def _print_stream(pieces: Iterable[Piece]) -> Stats | None:
-    """Print pieces as they come, then a line end, even if Ctrl-C cuts them off; return the last one's stats."""
-    stats, begun = None, False
+def _prompt(arguments: argparse.Namespace) -> str:
+    """The prompt from the command line, a file, or stdin. Raises GenerationError where it cannot be read."""
+    if (arguments.prompt is not None) == (arguments.file is not None):
+        arguments.parser.error("give a PROMPT, - to read it from stdin, or --file FILE, and one of them only")
+    if arguments.file is not None:
+        return read_text(arguments.file, GenerationError)
+    if arguments.prompt != "-":
+        return str(arguments.prompt)
+    if sys.stdin is None:
+        raise GenerationError("there is no stdin to read the prompt from")
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise GenerationError(f"stdin is not UTF-8 text: {error}") from error
+
+
+def ended(reason: str | None, wanted: int) -> str:
+    """Why a text ended where the model would have gone on; nothing at its own end."""
+    if reason == "length":
+        return f"cut off after {wanted} tokens: ask for more with --max-new-tokens"
+    if reason == "context":
+        return "cut off because the context is full: ask for a longer one with --context"
+    return ""
+
+
+def _print_stream(pieces: Iterable[Piece]) -> Piece | None:
+    """Print pieces as they come, then a line end, even if Ctrl-C cuts them off; return the last one."""
+    last = None
+    shown = for_terminal if sys.stdout.isatty() else str
     try:
         for piece in pieces:
-            begun = True
-            print(piece.text, end="", flush=True)
-            stats = piece.stats or stats
+            last = piece
+            print(shown(piece.text), end="", flush=True)
     finally:
-        if begun:
+        if last is not None:
             print(flush=True)
-    return stats
+    return last
 
 
 def summary(stats: Stats) -> str:

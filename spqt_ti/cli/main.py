@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from spqt_ti.cli import backends, bench, calibrate, compare, generate, info, perplexity, pull, quantize, tune
 from spqt_ti.cli.output import print_error, print_log
 from spqt_ti.cli.signals import terminate_cleanly
+from spqt_ti.cli.streams import open_streams
 from spqt_ti.errors import SpqtError
 
 _COMMANDS = (pull, quantize, info, generate, calibrate, perplexity, backends, compare, bench, tune)
@@ -45,7 +46,8 @@ class _Version(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return its exit code."""
-    arguments = build_parser().parse_args(argv)
+    open_streams()
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
     # A terminal that cannot show a character gets a replacement, not an exception.
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure:
@@ -58,6 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         return _report(error)
     return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line; exits with code 2 and a line that names the command's own help where it is wrong."""
+    parser = build_parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def _report(error: BaseException) -> int:
@@ -92,7 +106,17 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_parser(commands)
+    _name_themselves(commands)
     return parser
+
+
+def _name_themselves(commands: Any) -> None:
+    """A parsed command line has `parser`, the one of its command, or of the command's command."""
+    for parser in commands.choices.values():
+        parser.set_defaults(parser=parser)
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                _name_themselves(action)
 
 
 def _silence_stdout() -> None:

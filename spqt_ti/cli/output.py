@@ -34,6 +34,16 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
+def for_terminal(text: str) -> str:
+    """`text` with control characters but tabs and line ends made visible: a token must not command the terminal."""
+    return "".join(_PICTURE.get(c, c) for c in text)
+
+
+# C0 as Unicode's control pictures; DEL has one of its own, C1 has none.
+_PICTURE = {chr(c): chr(0x2400 + c) for c in range(32) if chr(c) not in "\t\n"}
+_PICTURE |= {"\x7f": "\u2421"} | {chr(c): "\ufffd" for c in range(0x80, 0xA0)}
+
+
 def print_error(message: str) -> None:
     """`spqt: error: ...` on stderr, in one line whatever the message holds (names in damaged files, for instance)."""
     line = "".join(c if c.isprintable() else " " for c in message)

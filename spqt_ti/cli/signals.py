@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as exceptions that unwind cleanly."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGQUIT as exceptions that unwind cleanly."""
 
 from __future__ import annotations
 
@@ -7,23 +7,32 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
+# What ends a program from outside: asked to, its terminal gone, and Ctrl-\\. Not all systems have all of them.
+_ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+
 
 @contextlib.contextmanager
 def terminate_cleanly() -> Iterator[None]:
-    """SIGTERM ends the program like an exception, as SIGINT does, so that half-written directories are removed."""
+    """These signals end the program like an exception, as SIGINT does, so that half-written files are removed.
+
+    One that the caller ignores (nohup) stays ignored.
+    """
 
     def stop(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        for number in _ENDINGS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
     except ValueError:  # not the main thread: the program around us decides
-        yield
-        return
+        pass
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -32,7 +41,7 @@ def held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDINGS})
     try:
         yield
     finally:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import sys
 
 import pytest
 from tiny_models import random_weights, tiny_config, write_huggingface
 
-import spqt_ti
+from spqt_ti import api
 from spqt_ti.api import Generation, Piece
 from spqt_ti.cli import main as cli
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import GenerationError
 from spqt_ti.generation.loop import Stats
+from spqt_ti.generation.sampling import Sampling
+from spqt_ti.model.runner import Llama
 
 STATS = Stats(
     prompt_tokens=5,
@@ -25,26 +29,32 @@ STATS = Stats(
     bytes_per_token=71_600_000.0,
 )
 SUMMARY = "prompt 5 tokens, 50.0/s; decoded 2, 100.0/s; 32% of the weights skipped, 71.6 MB read per token\n"
-DEFAULTS = {"max_new_tokens": 64, "temperature": 0.0, "seed": 0, "top_k": None, "top_p": None, "chat": False}
+DEFAULTS = {"max_new_tokens": 64, "sampling": Sampling(), "chat": False}
 
 
 class FakeModel:
-    """Answers " Paris." in three pieces and remembers what it was asked."""
+    """Answers " Paris." in three pieces and remembers what it was asked. It is its own container."""
 
     def __init__(self, error: BaseException | None = None) -> None:
-        self.error, self.loaded, self.asked = error, {}, {}
+        self.error, self.opened, self.loaded, self.asked = error, (), {}, {}
+        self.chat_template: str | None = None
+        self.pieces = [Piece(" Par", 1), Piece("is", 2), Piece(".", 3, "length", STATS)]
 
-    def load(self, name, **options):
-        self.loaded = {"name": name, **options}
+    def open(self, name, backend):
+        self.opened = name, backend
+        return self
+
+    def load(self, container, **options):
+        assert container is self
+        self.loaded = options
         return self
 
     def stream(self, prompt, **options):
         self.asked = {"prompt": prompt, **options}
-        yield Piece(" Par", 1)
-        if self.error:
-            raise self.error
-        yield Piece("is", 2)
-        yield Piece(".", 3, "length", STATS)
+        for piece in self.pieces:
+            yield piece
+            if self.error:
+                raise self.error
 
     def generate(self, prompt, **options):
         pieces = list(self.stream(prompt, **options))
@@ -54,7 +64,9 @@ class FakeModel:
 @pytest.fixture
 def fake(monkeypatch):
     model = FakeModel()
-    monkeypatch.setattr(spqt_ti, "load", model.load)
+    monkeypatch.setattr(api, "open_quantized", model.open)
+    monkeypatch.setattr(api, "check_prompt", lambda container, request, context: None)
+    monkeypatch.setattr(api, "load", model.load)
     return model
 
 
@@ -62,9 +74,9 @@ def test_text_goes_to_stdout_and_numbers_to_stderr(fake, capsys):
     assert cli.main(["generate", "tiny", "The capital of France is"]) == 0
     output = capsys.readouterr()
     assert output.out == " Paris.\n"
-    assert output.err == SUMMARY
+    assert output.err == SUMMARY + "spqt: cut off after 64 tokens: ask for more with --max-new-tokens\n"
+    assert fake.opened == ("tiny", None)
     assert fake.loaded == {
-        "name": "tiny",
         "backend": None,
         "sparsity": 0.0,
         "threads": None,
@@ -80,7 +92,7 @@ def test_what_auto_took_goes_to_stderr(fake, capsys, monkeypatch):
         logging.getLogger("spqt_ti.backend").info("backend auto: cpu (this machine's CPU)")
         return fake.load(*arguments, **options)
 
-    monkeypatch.setattr(spqt_ti, "load", load)
+    monkeypatch.setattr(api, "load", load)
     assert cli.main(["generate", "tiny", "hello", "--json"]) == 0
     output = capsys.readouterr()
     assert output.err == "spqt: backend auto: cpu (this machine's CPU)\n"
@@ -92,9 +104,9 @@ def test_options_reach_the_model(fake):
     machine = "--context 128 --backend cpu --calibration-text sample.txt --exact"
     assert cli.main(["generate", "tiny", "hello", *options.split(), *machine.split()]) == 0
     loaded = {"backend": "cpu", "sparsity": 0.4, "threads": 2, "context": 128, "calibration_text": "sample.txt"}
-    assert fake.loaded == {"name": "tiny", "exact": True, **loaded}
-    expected = {"max_new_tokens": 9, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "seed": 3, "chat": True}
-    assert fake.asked == {"prompt": "hello", **expected}
+    assert fake.opened == ("tiny", "cpu")
+    assert fake.loaded == {"exact": True, **loaded}
+    assert fake.asked == {"prompt": "hello", "max_new_tokens": 9, "sampling": Sampling(0.7, 40, 0.9, 3), "chat": True}
 
 
 def test_policy_file(fake):
@@ -137,9 +149,78 @@ def test_a_cut_off_text_ends_its_line(error, code, said, fake, capsys):
     assert output.err == said
 
 
-def test_prompt_that_is_not_utf8(fake, capsys):
-    assert cli.main(["generate", "tiny", "caf\udce9"]) == 1
-    assert capsys.readouterr().err == "spqt: error: the prompt is not valid UTF-8\n"
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("stop", ""),
+        ("length", "spqt: cut off after 9 tokens: ask for more with --max-new-tokens\n"),
+        ("context", "spqt: cut off because the context is full: ask for a longer one with --context\n"),
+    ],
+)
+def test_why_a_text_was_cut_off(reason, said, fake, capsys):
+    fake.pieces = [Piece("x", 1, reason, STATS)]
+    assert cli.main(["generate", "tiny", "hello", "--max-new-tokens", "9"]) == 0
+    assert capsys.readouterr().err == SUMMARY + said
+
+
+@pytest.mark.parametrize(
+    ("template", "option", "chat"),
+    [("{{ x }}", None, True), (None, None, False), ("{{ x }}", "--raw", False), (None, "--chat", True)],
+)
+def test_the_chat_template_is_used_where_there_is_one(template, option, chat, fake):
+    fake.chat_template = template
+    assert cli.main(["generate", "tiny", "hello", *([option] if option else [])]) == 0
+    assert fake.asked["chat"] is chat
+
+
+def test_controls_are_shown_and_not_sent_to_a_terminal(fake, capsys, monkeypatch):
+    fake.pieces = [Piece("a\x1b[31m\x9b\tb\n", 1, "stop", STATS)]
+    assert cli.main(["generate", "tiny", "hello"]) == 0
+    assert capsys.readouterr().out == "a\x1b[31m\x9b\tb\n\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["generate", "tiny", "hello"]) == 0
+    assert capsys.readouterr().out == "a\u241b[31m\ufffd\tb\n\n"
+
+
+# Prompts --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"), [(b"hi there\n", "hi there"), ("naïve\n\n".encode(), "naïve\n"), (b"-", "-")]
+)
+def test_a_prompt_from_stdin(typed, read, fake, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    assert cli.main(["generate", "tiny", "-"]) == 0
+    assert fake.asked["prompt"] == read
+
+
+def test_a_prompt_from_a_file(fake, tmp_path):
+    (tmp_path / "prompt.txt").write_text("long ago", encoding="utf-8")
+    assert cli.main(["generate", "tiny", "--file", str(tmp_path / "prompt.txt")]) == 0
+    assert fake.asked["prompt"] == "long ago"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--file", "/nowhere.txt"], "/nowhere.txt: cannot be read: No such file"),
+        (["-"], "stdin is not UTF-8"),
+        (["caf\udce9"], "the prompt is not valid UTF-8 text (lone surrogate U+DCE9 at character 3)"),
+    ],
+)
+def test_prompts_that_cannot_be_had(arguments, message, fake, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    assert cli.main(["generate", "tiny", *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not fake.opened
+
+
+@pytest.mark.parametrize("arguments", [[], ["hello", "--file", "x"]])
+def test_one_prompt_is_wanted(arguments, fake, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", "tiny", *arguments])
+    assert stop.value.code == 2
+    assert "give a PROMPT, - to read it from stdin, or --file FILE" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +250,7 @@ def test_a_real_model(tiny, capsys):
     ("options", "message"),
     [
         (["--sparsity", "1.5"], "sparsity must be between 0 and 0.99"),
+        (["--sparsity", "40"], "sparsity must be between 0 and 0.99, not 40.0; did you mean 0.4?"),
         (["--sparsity", "nan"], "sparsity must be between 0 and 0.99"),
         (["--policy", "/nowhere.json"], "/nowhere.json: cannot read the policy"),
         (["--threads", "0"], "threads must be between 1 and"),
@@ -181,7 +263,8 @@ def test_a_real_model(tiny, capsys):
     ],
     ids=str,
 )
-def test_values_out_of_range(options, message, tiny, capsys):
+def test_values_out_of_range(options, message, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(Llama, "__init__", None)  # nothing is loaded for what cannot be served
     assert cli.main(["generate", str(tiny), "hello", *options]) == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -190,9 +273,22 @@ def test_values_out_of_range(options, message, tiny, capsys):
     assert message in line
 
 
-@pytest.mark.parametrize("prompt", ["", "fox " * 400], ids=["empty", "too long"])
-def test_prompts_that_cannot_be_served(prompt, tiny, capsys):
-    assert cli.main(["generate", str(tiny), prompt]) == 1
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["", "--raw"], "the prompt is empty"),
+        (["fox " * 400, "--raw"], "do not fit the context of 256; the model has no more"),
+        (
+            ["fox " * 40, "--context", "20"],
+            "do not fit the context of 32; ask for a longer one with context= (--context)",
+        ),
+    ],
+    ids=["empty", "too long", "context"],
+)
+def test_prompts_that_cannot_be_served(arguments, message, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(Llama, "__init__", None)
+    assert cli.main(["generate", str(tiny), *arguments]) == 1
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("spqt: error: ")
+    assert message in output.err

@@ -18,6 +18,7 @@ import pytest
 from tiny_models import random_weights, tiny_config, write_gguf, write_huggingface, write_safetensors
 
 import spqt_ti
+from spqt_ti import api
 from spqt_ti.cli import main as cli
 from spqt_ti.container import container as container_module
 from spqt_ti.errors import SpqtError
@@ -89,7 +90,6 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["dance"],
         ["quantize", "only-a-source"],
         ["quantize", "a", "b", "--layout", "diagonal"],
@@ -101,6 +101,35 @@ def test_version(capsys):
 )
 def test_wrong_usage_is_one_line(arguments, capsys):
     assert "--help)" in fails(capsys, *arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["generate", "model", "prompt", "--min-q", "0.1"], "spqt generate"),
+        (["bench", "decode", "model", "--wrong"], "spqt bench decode"),
+        (["--wrong", "generate", "model", "prompt"], "spqt generate"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_an_unknown_option_names_the_commands_own_help(arguments, command, capsys):
+    line = fails(capsys, *arguments, code=2)
+    assert "unrecognized arguments: --" in line
+    assert f"(see {command} --help)" in line
+
+
+def test_no_command_shows_the_usage(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("usage: spqt")
+
+
+def test_python_m_is_the_command():
+    result = subprocess.run([sys.executable, "-m", "spqt_ti", "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"spqt {spqt_ti.__version__}\n")
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -262,7 +291,13 @@ sys.exit(main(["quantize", *sys.argv[1:]]))
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"), [(signal.SIGINT, 130, "spqt: interrupted\n"), (signal.SIGTERM, 143, "")]
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "spqt: interrupted\n"),
+        (signal.SIGTERM, 143, ""),
+        (signal.SIGHUP, 129, ""),
+        (signal.SIGQUIT, 131, ""),
+    ],
 )
 def test_signals_in_another_process(number, code, said, source, tmp_path):
     """In the middle of writing: the temporary directory, which is there then, is gone afterwards."""
@@ -299,6 +334,13 @@ def test_full_stdout(source):
     assert result.stderr == "spqt: error: [Errno 28] No space left on device\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams(closed, source):
+    script = f"{sys.executable} -m spqt_ti.cli.main info {source} {closed}"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_characters_that_stdout_cannot_show(tmp_path):
     source = write_huggingface(tmp_path / "modèle", CONFIG, WEIGHTS)
     command = [sys.executable, "-m", "spqt_ti.cli.main", "info", source]
@@ -309,7 +351,7 @@ def test_characters_that_stdout_cannot_show(tmp_path):
 
 
 def test_errors_nobody_foresaw_are_not_hidden(monkeypatch):
-    monkeypatch.setattr(spqt_ti, "load", lambda *unused, **options: 1 / 0)
+    monkeypatch.setattr(api, "open_quantized", lambda *unused: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["generate", "model", "hello"])
 
@@ -323,10 +365,10 @@ def test_errors_nobody_foresaw_are_not_hidden(monkeypatch):
     ],
 )
 def test_known_errors_are_one_line(error, message, monkeypatch, capsys):
-    def load(*unused, **options):
+    def open_quantized(*unused):
         raise error
 
-    monkeypatch.setattr(spqt_ti, "load", load)
+    monkeypatch.setattr(api, "open_quantized", open_quantized)
     monkeypatch.setattr(cli, "_silence_stdout", lambda: None)  # pytest's stdout is needed
     assert fails(capsys, "generate", "model", "hello") == f"spqt: error: {message}"
 
