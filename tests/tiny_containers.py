@@ -27,15 +27,16 @@ _ON_CPU = (
     ("narrow_heads", "biases"),
     ("multiple_of_256",),
     ("llama3_rope",),
-    ("linear_rope", "qwen2"),
-    ("mistral",),
+    ("linear_rope", "gelu_tanh"),
+    ("mistral", "relu"),
+    ("qwen2", "gelu"),
 )
 _ON_GPUS = (
     ("gqa",),
-    ("mha", "tied", "wide_heads", "linear_rope"),
+    ("mha", "tied", "wide_heads", "linear_rope", "gelu_tanh"),
     ("mqa", "narrow_heads", "biases", "llama3_rope"),
-    ("multiple_of_256", "mistral"),
-    ("qwen2",),
+    ("multiple_of_256", "mistral", "relu"),
+    ("qwen2", "gelu"),
 )
 MODELS = {
     "+".join(names): {key: value for name in names for key, value in tiny_models.CASES[name].items()}

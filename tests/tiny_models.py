@@ -47,8 +47,11 @@ CASES: dict[str, dict[str, Any]] = {
     "narrow_heads": {"head_dim": 16},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "multiple_of_256": {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64},
-    "mistral": {"model_type": "mistral"},
-    "qwen2": {"model_type": "qwen2"},
+    "mistral": {"model_type": "mistral", "sliding_window": 5},
+    "qwen2": {"model_type": "qwen2", "sliding_window": 17, "layer_types": ("sliding_attention", "full_attention")},
+    "gelu": {"hidden_act": "gelu"},
+    "gelu_tanh": {"hidden_act": "gelu_pytorch_tanh"},
+    "relu": {"hidden_act": "relu"},
 }
 
 

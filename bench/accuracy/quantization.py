@@ -56,9 +56,9 @@ def without_grid(w: np.ndarray, seed: int = 0) -> np.ndarray:
 def with_blocks(model: FloatModel, change: Callable[[np.ndarray], np.ndarray]) -> FloatModel:
     """The model with the matrices of its blocks changed, stacked as the container stacks them."""
     changed = copy.copy(model)
-    changed.blocks = [
-        dataclasses.replace(block, matrices={site: change(w) for site, w in block.matrices.items()})
-        for block in model.blocks
+    changed.layers = [
+        dataclasses.replace(layer, matrices={site: change(w) for site, w in layer.matrices.items()})
+        for layer in model.layers
     ]
     return changed
 
@@ -88,9 +88,9 @@ def errors(name: str, source: FloatModel, variants: dict[str, FloatModel]) -> li
         for layout, variant in variants.items():
             found = [
                 relative_rmse(ours.matrices[site], theirs.matrices[site])
-                for ours, theirs in zip(variant.blocks, source.blocks, strict=True)
+                for ours, theirs in zip(variant.layers, source.layers, strict=True)
             ]
-            shape = "x".join(str(n) for n in source.blocks[0].matrices[site].shape)
+            shape = "x".join(str(n) for n in source.layers[0].matrices[site].shape)
             row = {"weights": name, "site": site, "shape": shape, "layout": layout, "mean": float(np.mean(found))}
             rows.append(row | {"best": min(found), "worst": max(found)})
     return rows

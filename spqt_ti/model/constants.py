@@ -1,4 +1,4 @@
-"""The small f32 tensors of a model in one array: norms, biases and the RoPE table."""
+"""The small f32 tensors of a model in one array: norms, biases, windows and the RoPE table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spqt_ti.container.container import Container
+from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.shared.rope import rope_table
 from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
 from spqt_ti.model.sites import MODULES
@@ -15,7 +16,8 @@ from spqt_ti.model.sites import MODULES
 
 @dataclass(frozen=True)
 class Constants:
-    """Per layer its norms and the biases that exist ("qkv_bias", ...), then the final norm and the RoPE table.
+    """Per layer its norms, the biases that exist ("qkv_bias", ...) and, where some layer of the model does not see all
+    of the context, its "window": the positions that it sees, 16 times. Then the final norm and the RoPE table.
 
     `values` f32 [n]; `layer`: name -> first value among those of a layer, which take `stride` values.
     """
@@ -33,11 +35,16 @@ class Constants:
         pieces: list[np.ndarray] = []
         first: dict[str, int] = {}
         stride = 0
+        whole = config.max_position_embeddings
+        windows = [window if window < whole else context for window in config.windows()]
         for layer in range(config.num_hidden_layers):
             for name, tensor in _tensors(config):
                 if layer == 0:
                     first[name] = _size(pieces)
                 pieces.append(container.read(f"model.layers.{layer}.{tensor}"))
+            if min(windows) < context:  # exact: integers below 2^24
+                first.setdefault("window", _size(pieces))
+                pieces.append(np.full(LANES, windows[layer], np.float32))
             stride = stride or _size(pieces)
         final_norm = _size(pieces)
         pieces.append(container.read("model.norm.weight"))

@@ -22,9 +22,9 @@ from spqt_ti.sources import gguf_file
 from spqt_ti.sources.gguf_file import GgufFile, unpermute
 from spqt_ti.sources.open import open_checkpoint
 
-# transformers' Mistral and Llama are one architecture in GGUF; Mistral is the one with a window.
-GGUF_CASES = {name: changes for name, changes in CASES.items() if name != "mistral"}
-GGUF_CASES["window"] = {"model_type": "mistral", "sliding_window": 5}
+# GGUF does not say which layers a window is for, nor another activation than the architecture's.
+GGUF_CASES = {name: changes for name, changes in CASES.items() if not {"layer_types", "hidden_act"} & set(changes)}
+GGUF_CASES["qwen2"] = {"model_type": "qwen2"}
 K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 
 

@@ -85,14 +85,15 @@ class Places(NamedTuple):
     softmax: Any
 
 
-def make_attend(shape: CacheShape, group: int):
+def make_attend(shape: CacheShape, group: int, windowed: bool = False):
     """Build the ti.func of the attention of `group` query heads that share a KV head, over some blocks of positions.
 
     Arguments: the cache with the first vector of the head's keys, behind which its values lie; `a` with the first
-    vector of the queries (one after the other); the blocks first_block..last_block-1 of the positions up to `position`;
-    Places in `a`, with scratch of `group` times context / 16 vectors at `scores`. It writes, for head h, the sum over p
-    of exp(s_p - m) v_p to the head_dim / 16 vectors from a[out + h head_dim / 16], and m and the sum of exp(s_p - m) to
-    lanes 0 and 1 of a[softmax + h].
+    vector of the queries (one after the other); the blocks first_block..last_block-1 of the positions from `begin`
+    (which is in the first block of all, and 0 unless `windowed`) to `position`; Places in `a`, with scratch of `group`
+    times context / 16 vectors at `scores`. It writes, for head h, the sum over p of exp(s_p - m) v_p to the
+    head_dim / 16 vectors from a[out + h head_dim / 16], and m and the sum of exp(s_p - m) to lanes 0 and 1 of
+    a[softmax + h].
     """
     head_dim, head_vectors, blocks = shape.head_dim, shape.head_dim // 16, shape.context // 16
     together = max(1, SUMS // head_vectors)
@@ -104,8 +105,10 @@ def make_attend(shape: CacheShape, group: int):
         chains = max(1, 4 // count)  # sums per head: one alone would wait for the latency of each addition
 
         @ti.func
-        def scores_of(cache: ti.template(), keys, a: ti.template(), query, first_block, last_block, position, scores):
-            """Scores of `count` heads to a[scores + h blocks + block]; positions beyond `position` get LOWEST."""
+        def scores_of(
+            cache: ti.template(), keys, a: ti.template(), query, first_block, last_block, begin, position, scores
+        ):  # fmt: skip
+            """Scores of `count` heads to a[scores + h blocks + block]; positions that are not seen get LOWEST."""
             one = f32x16(1.0)  # times f16 gives f32; `ti.cast` of a vector aborts
             for block in range(first_block, last_block):
                 parts = [f32x16(0.0) for _ in ti.static(range(count * chains))]
@@ -123,6 +126,10 @@ def make_attend(shape: CacheShape, group: int):
                     if block == position >> 4:
                         last_lane = position & 15
                         score = f32x16(*[ti.select(i <= last_lane, score[i], LOWEST) for i in ti.static(range(16))])
+                    if ti.static(windowed):
+                        lane = begin - block * 16
+                        if lane > 0:
+                            score = f32x16(*[ti.select(i >= lane, score[i], LOWEST) for i in ti.static(range(16))])
                     a[scores + h * blocks + block] = score
 
         return scores_of
@@ -130,8 +137,9 @@ def make_attend(shape: CacheShape, group: int):
     def make_sums(count: int):
         @ti.func
         def sums_of(
-            cache: ti.template(), values, first_block, last_block, position, a: ti.template(), scores, out, softmax
-        ):
+            cache: ti.template(), values, first_block, last_block, begin, position, a: ti.template(), scores, out,
+            softmax,
+        ):  # fmt: skip
             """Weighted sums of the values for `count` heads, from their scores."""
             one = f32x16(1.0)
             highest = [f32x16(LOWEST) for _ in ti.static(range(count))]
@@ -143,13 +151,19 @@ def make_attend(shape: CacheShape, group: int):
             sums = [f32x16(0.0) for _ in ti.static(range(count * head_vectors))]
             for block in range(first_block, last_block):
                 seen = ti.min(16, position + 1 - block * 16)
+                hidden = 0
+                if ti.static(windowed):
+                    hidden = ti.max(0, begin - block * 16)
                 for h in ti.static(range(count)):
                     weight = exp_lanes(a[scores + h * blocks + block] - most[h])
                     if seen < 16:
                         weight = f32x16(*[ti.select(i < seen, weight[i], 0.0) for i in ti.static(range(16))])
+                    if ti.static(windowed):  # noqa: SIM102
+                        if hidden > 0:
+                            weight = f32x16(*[ti.select(i >= hidden, weight[i], 0.0) for i in ti.static(range(16))])
                     totals[h] += weight
                     a[scores + h * blocks + block] = weight
-                for i in range(seen):
+                for i in range(hidden, seen):
                     for d in ti.static(range(head_vectors)):
                         v = one * cache[values + (block * 16 + i) * head_vectors + d]
                         for h in ti.static(range(count)):
@@ -168,14 +182,16 @@ def make_attend(shape: CacheShape, group: int):
 
     @ti.func
     def attend(
-        cache: ti.template(), keys, a: ti.template(), query, first_block, last_block, position, places: ti.template()
+        cache: ti.template(), keys, a: ti.template(), query, first_block, last_block, begin, position,
+        places: ti.template(),
     ):  # fmt: skip
         values = keys + shape.half_stride
         for party in ti.static(range(len(parties))):
             first = ti.static(parties[party][0])
             scores = places.scores + first * blocks
             out = places.out + first * head_vectors
-            score_funcs[party](cache, keys, a, query + first * head_vectors, first_block, last_block, position, scores)
-            sum_funcs[party](cache, values, first_block, last_block, position, a, scores, out, places.softmax + first)
+            queries, softmax = query + first * head_vectors, places.softmax + first
+            score_funcs[party](cache, keys, a, queries, first_block, last_block, begin, position, scores)
+            sum_funcs[party](cache, values, first_block, last_block, begin, position, a, scores, out, softmax)
 
     return attend

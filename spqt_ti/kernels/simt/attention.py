@@ -47,8 +47,9 @@ def make_attention(layout: CacheLayout, threads: int):
     """Build the ti.func of one thread of a group of `threads` that attends with one query.
 
     Arguments: cache; first entry of the keys of layer and head in it; `own`, shared f32 [3 head_dim]: the query, and
-    key and value of its position, written before the group's last barrier; the query's position; t. The result comes
-    in the place of the query, for the whole group. Raises ValueError for heads of more entries than threads.
+    key and value of its position, written before the group's last barrier; the first position that the query sees; its
+    own; t. The result comes in the place of the query, for the whole group. Raises ValueError for heads of more entries
+    than threads.
     """
     head_dim, context = layout.head_dim, layout.context
     if head_dim > threads or 3 * head_dim > SHARED or threads > SHARED:
@@ -98,7 +99,7 @@ def make_attention(layout: CacheLayout, threads: int):
         return total
 
     @ti.func
-    def attend(cache: ti.template(), keys, own: ti.template(), position, t):
+    def attend(cache: ti.template(), keys, own: ti.template(), begin, position, t):
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
         weights = ti.simt.block.SharedArray((SHARED,), ti.f32)
         pieces = ti.simt.block.SharedArray((SHARED,), ti.f32)  # parts * threads
@@ -109,8 +110,8 @@ def make_attention(layout: CacheLayout, threads: int):
             added = own[2 * head_dim + t]
         highest = group_sum(shared, t, product, threads) * scale
         total = 1.0
-        for tile in range((position + threads - 1) >> threads_log2):
-            first = tile << threads_log2
+        for tile in range((position - begin + threads - 1) >> threads_log2):
+            first = begin + (tile << threads_log2)
             ti.simt.block.sync()
             score(cache, keys, own, pieces, first, position, t)
             ti.simt.block.sync()

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
-from spqt_ti.kernels.cpu.attention import LOWEST, CacheShape, Places, make_attend, make_writers
+from spqt_ti.kernels.cpu.attention import LOWEST, CacheShape, Places, make_attend
 from spqt_ti.kernels.cpu.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.cpu.head import make_head
+from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
-from spqt_ti.kernels.cpu.rope import rotate
 from spqt_ti.kernels.cpu.stopwatch import Clock, make_stopwatch
 from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
+from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.model.cpu.plans import POSITION, STEPS, TOKEN, IntegerPlan, Long, Scratch, site_row
 from spqt_ti.model.cpu.weights import SiteField, Weights
 
@@ -84,14 +85,17 @@ def make_decode_kernel(
     eps = config.rms_norm_eps
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constants["attention_norm"], weights.layer_constants["ffn_norm"]
-    constants_stride, final_norm, rope = weights.constants_stride, weights.final_norm, weights.rope
+    constants_stride, final_norm = weights.constants_stride, weights.final_norm
     gates, gate_plan = weights.gates, weights.gate_plan
     tiles, head_tile, vocabulary = weights.vocabulary_tiles, weights.head_tile, config.vocab_size
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
     gemv = make_gemv(workers, exact)
     collect, collect_weighted = make_collect()
-    attend, (write_key, write_value) = make_attend(cache_shape, group), make_writers(cache_shape)
+    attend = make_attend(cache_shape, group, weights.head_constants.window is not None)
+    place_head = make_place_head(cache_shape, heads, weights.head_constants)
+    first_seen = make_first_seen(weights.head_constants)
+    activate = make_activate(config.hidden_act, exp_lanes)
     read_clock, mark = make_stopwatch(profile)
 
     @ti.func
@@ -167,27 +171,21 @@ def make_decode_kernel(
 
     @ti.func
     def place_heads(d: ti.template(), layer, position):
-        """Sum q, k, v of the worker's heads, rotate q and k, and put k and v into the cache."""
-        row = (rope * 16) + position * head_dim
+        """Sum q, k, v of the worker's heads, and place them."""
         first = share_start(heads + 2 * kv_heads, d.worker, workers)
         for head in range(first, share_start(heads + 2 * kv_heads, d.worker + 1, workers)):
             start = scratch.query + head * head_vectors
             for i in range(head_vectors):
                 d.a[start + i] = summed(d, layer, 0, head * head_vectors + i)
-            if head < heads + kv_heads:
-                rotate(d.a, start * 16, d.constants, row, head_dim // 2)
-            keys = layer * cache_layer + (head - heads) * 2 * half_stride
-            if head >= heads and head < heads + kv_heads:
-                write_key(d.cache, keys, position, d.a, start * 16)
-            if head >= heads + kv_heads:
-                write_value(d.cache, keys - kv_heads * 2 * half_stride + half_stride, position, d.a, start)
+            place_head(d.a, start, d.constants, d.cache, layer, head, position)
 
     @ti.func
     def attend_share(d: ti.template(), layer, position):
         """Every head over the worker's share of the positions."""
-        blocks = (position >> 4) + 1
-        first = share_start(blocks, d.worker, workers)
-        last = share_start(blocks, d.worker + 1, workers)
+        begin = first_seen(d.constants, layer, position)
+        blocks = (position >> 4) + 1 - (begin >> 4)
+        first = (begin >> 4) + share_start(blocks, d.worker, workers)
+        last = (begin >> 4) + share_start(blocks, d.worker + 1, workers)
         for kv_head in range(kv_heads):
             head = kv_head * group
             keys = layer * cache_layer + kv_head * 2 * half_stride
@@ -195,7 +193,7 @@ def make_decode_kernel(
             out = scratch.heads + (d.worker * heads + head) * head_vectors
             softmax = scratch.softmax + d.worker * heads + head
             attend(
-                d.cache, keys, d.a, scratch.query + head * head_vectors, first, last, position,
+                d.cache, keys, d.a, scratch.query + head * head_vectors, first, last, begin, position,
                 ti.static(Places(scores, out, softmax)),
             )  # fmt: skip
 
@@ -221,11 +219,11 @@ def make_decode_kernel(
 
     @ti.func
     def gate(d: ti.template(), layer):
-        """activation = silu(gate) * up on the worker's share."""
+        """The activation, input of down, on the worker's share."""
         for i in range(share_start(width, d.worker, workers), share_start(width, d.worker + 1, workers)):
             g = summed(d, layer, 2, i)
             up = summed(d, layer, 2, width + i)
-            d.a[scratch.activation + i] = g / (1.0 + exp_lanes(0.0 - g)) * up
+            d.a[scratch.activation + i] = activate(g, up)
 
     @ti.func
     def score_vocabulary(d: ti.template(), x):

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.arguments import Matrix
-from spqt_ti.kernels.cpu.attention import CacheShape, Places, make_attend, make_writers
+from spqt_ti.kernels.cpu.attention import CacheShape, Places, make_attend
 from spqt_ti.kernels.cpu.head import make_head
+from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
 from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, Tokens, make_matmul, make_vocabulary_matmul
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
-from spqt_ti.kernels.cpu.rope import rotate
 from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
+from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.model.cpu.plans import COUNT, LAYER, MASKED, START, ChunkPlan, site_row
 from spqt_ti.model.cpu.weights import SiteField, Weights
 
@@ -45,14 +46,17 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     eps = config.rms_norm_eps
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constants["attention_norm"], weights.layer_constants["ffn_norm"]
-    constants_stride, final_norm, rope = weights.constants_stride, weights.final_norm, weights.rope
+    constants_stride, final_norm = weights.constants_stride, weights.final_norm
     gates, gate_plan = weights.gates, weights.gate_plan
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     inputs, output, stride = plan.inputs, plan.output, plan.output_stride
     head_tile, tiles = weights.head_tile, weights.vocabulary_tiles
     _, embed = make_head(config.hidden_size)
     matmul = make_matmul(workers)
-    attend, (write_key, write_value) = make_attend(cache_shape, group), make_writers(cache_shape)
+    attend = make_attend(cache_shape, group, weights.head_constants.window is not None)
+    place_head = make_place_head(cache_shape, heads, weights.head_constants)
+    first_seen = make_first_seen(weights.head_constants)
+    activate = make_activate(config.hidden_act, exp_lanes)
     vocabulary_matmul = make_vocabulary_matmul(config.hidden_size, workers)
 
     @ti.func
@@ -115,21 +119,14 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
 
     @ti.func
     def place_heads(d: ti.template()):
-        """Bias and rotate the worker's heads in place for every token; put k and v into the cache."""
+        """Bias and place the worker's heads for every token."""
         first = share_start(heads + 2 * kv_heads, d.worker, workers)
         for head in range(first, share_start(heads + 2 * kv_heads, d.worker + 1, workers)):
-            keys = d.layer * cache_layer + (head - heads) * 2 * half_stride
-            values = keys - kv_heads * 2 * half_stride + half_stride
             for token in range(d.count):
                 at = output + token * stride + head * head_vectors
                 for i in range(head_vectors):
                     d.a[at + i] = biased(d, 0, token, head * head_vectors + i)
-                if head < heads + kv_heads:
-                    rotate(d.a, at * 16, d.constants, rope * 16 + (d.start + token) * head_dim, head_dim // 2)
-                if head >= heads and head < heads + kv_heads:
-                    write_key(d.cache, keys, d.start + token, d.a, at * 16)
-                if head >= heads + kv_heads:
-                    write_value(d.cache, values, d.start + token, d.a, at)
+                place_head(d.a, at, d.constants, d.cache, d.layer, head, d.start + token)
 
     @ti.func
     def attend_tokens(d: ti.template()):
@@ -139,6 +136,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
         for i in range((d.count + workers - 1 - d.worker) // workers):
             token = i * workers + d.worker
             position = d.start + token
+            begin = first_seen(d.constants, d.layer, position)
             for kv_head in range(kv_heads):
                 head = kv_head * group
                 keys = d.layer * cache_layer + kv_head * 2 * half_stride
@@ -146,7 +144,8 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
                 out = inputs[1] + token * attention + head * head_vectors
                 softmax = plan.softmax + d.worker * group
                 attend(
-                    d.cache, keys, d.a, output + token * stride + head * head_vectors, 0, (position >> 4) + 1, position,
+                    d.cache, keys, d.a, output + token * stride + head * head_vectors, begin >> 4, (position >> 4) + 1,
+                    begin, position,
                     ti.static(Places(scores, out, softmax)),
                 )  # fmt: skip
                 for h in range(group):
@@ -164,13 +163,13 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
 
     @ti.func
     def gate(d: ti.template()):
-        """Input of down: silu(gate) * up."""
+        """Input of down."""
         for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
             at = inputs[3] + token * width
             for i in range(width):
                 g = biased(d, 2, token, i)
                 up = biased(d, 2, token, width + i)
-                d.a[at + i] = g / (1.0 + exp_lanes(0.0 - g)) * up
+                d.a[at + i] = activate(g, up)
             if d.masked == 1:
                 mask(d, 3, at, width)
 

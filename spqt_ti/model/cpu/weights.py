@@ -17,6 +17,7 @@ from spqt_ti.container.container import Container
 from spqt_ti.errors import BackendError
 from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS
 from spqt_ti.kernels.cpu.gemv import preferred_panel_bands
+from spqt_ti.kernels.cpu.heads import HeadConstants
 from spqt_ti.kernels.cpu.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.zigzag import split
 from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
@@ -111,7 +112,13 @@ class Weights:
         config, constants = container.config, Constants.read(container, self.context)
         self.layer_constants = {name: first // 16 for name, first in constants.layer.items()}
         self.constants_stride = constants.stride // 16
-        self.final_norm, self.rope = constants.final_norm // 16, constants.rope // 16
+        self.final_norm = constants.final_norm // 16
+        self.head_constants = HeadConstants(
+            constants.rope // 16,
+            self.constants_stride,
+            config.rms_norm_eps,
+            *map(self.layer_constants.get, ("q_norm", "k_norm", "window")),
+        )
         self.gates = constants.values.size // 16
         self.gate_plan = GatePlan.plan(config.num_hidden_layers, int(inputs_per_site(config).max()))
         self.constants = _allocate(f32x16, self.gates + self.gate_plan.vectors, "norms, RoPE table and gates")

@@ -4,6 +4,7 @@ A block is several kernels because a product shares more memory than other tasks
 """
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.attention import (
     CacheLayout,
@@ -16,9 +17,9 @@ from spqt_ti.kernels.simt.collect import Rule
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import Best, Tiles, make_head
+from spqt_ti.kernels.simt.heads import make_first_seen, make_inverse_size, make_place_pair
 from spqt_ti.kernels.simt.matmul import THREADS as MATMUL_THREADS
 from spqt_ti.kernels.simt.norm import make_norm
-from spqt_ti.kernels.simt.pointwise import rotated, swiglu
 from spqt_ti.kernels.simt.products import make_matmul, matmul_threads
 from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
 from spqt_ti.kernels.simt.submission import Launch
@@ -54,9 +55,15 @@ def make_chunk_kernels(
     attend_threads = max(_GROUP, 1 << (head_dim - 1).bit_length())
     attend, load_own = make_attention(cache_layout, attend_threads), make_load_own(cache_layout)
     store_own, write_pair = make_store_own(head_dim), make_write_pair(cache_layout)
+    places_of_heads = floats.head_constants(constants, config.rms_norm_eps)
+    normalised, normal_heads = places_of_heads.q_norm is not None, heads + kv_heads
+    place_pair, inverse_size = make_place_pair(head_dim, places_of_heads), make_inverse_size(head_dim, places_of_heads)
+    first_seen = make_first_seen(places_of_heads)
+    activate = make_activate(config.hidden_act, ti.exp)
     score_tile, embed, _ = make_head(hidden, config.vocab_size)
     run = -(-hidden // _GROUP)
     pairs = (heads + 2 * kv_heads) * half
+    factor_threads = round_up(CHUNK * normal_heads, _GROUP)
     pair_threads, width_threads = round_up(CHUNK * pairs, _GROUP), round_up(CHUNK * width, _GROUP)
     group_log2, attend_log2, head_log2 = log2(_GROUP), log2(attend_threads), log2(HEAD_THREADS)
 
@@ -125,6 +132,16 @@ def make_chunk_kernels(
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[QKV]):
             multiply(i, quants, headers, a, layer, QKV, count, masked)
+        if ti.static(normalised):
+            ti.loop_config(block_dim=_GROUP)
+            for i in range(factor_threads):
+                token = i // normal_heads
+                if token < count:
+                    squares = 0.0
+                    for d in range(head_dim):
+                        value = output(a, layer, QKV, token, (i - token * normal_heads) * head_dim + d)
+                        squares += value * value
+                    a[floats.chunk_factors + i] = inverse_size(squares)
         ti.loop_config(block_dim=_GROUP)
         for i in range(pair_threads):
             token = i // pairs
@@ -134,8 +151,10 @@ def make_chunk_kernels(
                 low = output(a, layer, QKV, token, head * head_dim + d)
                 high = output(a, layer, QKV, token, head * head_dim + d + half)
                 if head < heads + kv_heads:
-                    angle = floats.constants + constants.rope + (start + token) * head_dim + d
-                    low, high = rotated(low, high, a[angle], a[angle + half])
+                    factor = 1.0
+                    if ti.static(normalised):
+                        factor = a[floats.chunk_factors + token * normal_heads + head]
+                    low, high = place_pair(a, low, high, d, layer, start + token, head < heads, factor)
                 if head < heads:
                     query = floats.chunk_query + token * attention + head * head_dim + d
                     a[query] = low
@@ -157,7 +176,7 @@ def make_chunk_kernels(
                 keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
                 at = token * attention + head * head_dim
                 load_own(cache, keys, a, floats.chunk_query + at, start + token, own, t)
-                attend(cache, keys, own, start + token, t)
+                attend(cache, keys, own, first_seen(a, layer, start + token), start + token, t)
                 store_own(own, a, floats.chunk_inputs[OUT] + at, t)
 
     @ti.kernel
@@ -192,7 +211,7 @@ def make_chunk_kernels(
             if token < count:
                 gate = output(a, layer, GATE_UP, token, i - token * width)
                 up = output(a, layer, GATE_UP, token, width + i - token * width)
-                a[floats.chunk_inputs[DOWN] + i] = swiglu(gate, up)
+                a[floats.chunk_inputs[DOWN] + i] = activate(gate, up)
 
     @ti.kernel
     def multiply_down(

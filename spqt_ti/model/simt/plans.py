@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.gemv import partial_size
+from spqt_ti.kernels.simt.heads import HeadConstants
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
 from spqt_ti.model.gates import GatePlan
@@ -35,6 +36,7 @@ class FloatPlan:
     chunk_hidden: int
     chunk_inputs: tuple[int, ...]  # per site
     chunk_query: int
+    chunk_factors: int  # of the norms of each head of q and k, where a model has such
     chunk_output: int
     size: int
 
@@ -55,6 +57,9 @@ class FloatPlan:
             "chunk_hidden": CHUNK * config.hidden_size,
             **{f"chunk_{site}": CHUNK * places[site].shape.cols for site in SITES},
             "chunk_query": CHUNK * attention,
+            "chunk_factors": CHUNK * (config.num_attention_heads + config.num_key_value_heads)
+            if "q_norm" in constants.layer
+            else 0,
             "chunk_output": CHUNK * max(place.shape.padded_rows for place in places.values()),
         }
         starts, at = {}, 0
@@ -63,6 +68,12 @@ class FloatPlan:
             at += size
         inputs = tuple(starts.pop(f"chunk_{site}") for site in SITES)
         return cls(**starts, chunk_inputs=inputs, size=at)
+
+    def head_constants(self, constants: Constants, eps: float) -> HeadConstants:
+        """Where in the f32 array the constants of heads are."""
+        layer = {name: self.constants + first for name, first in constants.layer.items()}
+        names = ("q_norm", "k_norm", "window")
+        return HeadConstants(self.constants + constants.rope, constants.stride, eps, *map(layer.get, names))
 
 
 @dataclass(frozen=True)

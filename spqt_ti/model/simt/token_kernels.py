@@ -6,6 +6,7 @@ SwiGLU compute, they collect, a segment of the list per group.
 """
 
 from spqt_ti.backend import ti
+from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.active_list import SEGMENT, ActiveList
 from spqt_ti.kernels.simt.attention import CacheLayout, make_append_own, make_attention, make_store_own
@@ -14,8 +15,8 @@ from spqt_ti.kernels.simt.gemv import group_count, make_gemv, make_sum_of_groups
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import Best, Tiles, make_head
+from spqt_ti.kernels.simt.heads import make_first_seen, make_place_own, make_place_pair
 from spqt_ti.kernels.simt.norm import make_norm
-from spqt_ti.kernels.simt.pointwise import rotated, swiglu
 from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import MOST_TOKENS
@@ -52,6 +53,12 @@ def make_token_kernels(
     norm = make_norm(hidden, _ONE_GROUP, config.rms_norm_eps)
     attend, append_own = make_attention(cache_layout, _ATTEND), make_append_own(cache_layout)
     store_own = make_store_own(head_dim)
+    places_of_heads = floats.head_constants(constants, config.rms_norm_eps)
+    normalised = places_of_heads.q_norm is not None
+    place_pair = make_place_pair(head_dim, places_of_heads)
+    place_own = make_place_own(head_dim, _ATTEND, places_of_heads)
+    first_seen = make_first_seen(places_of_heads)
+    activate = make_activate(config.hidden_act, ti.exp)
     score_tile, embed, best_token = make_head(hidden, config.vocab_size)
     run = -(-hidden // _ONE_GROUP)
     attend_log2, segment_log2, head_log2 = log2(_ATTEND), log2(SEGMENT), log2(HEAD_THREADS)
@@ -130,7 +137,7 @@ def make_token_kernels(
 
     @ti.func
     def fill_own(a: ti.template(), layer, head, position, own: ti.template(), t):
-        """A head's query, and the key and value that it shares with its group of heads, the first two rotated, from the
+        """A head's query, and the key and value that it shares with its group of heads, the first two placed, from the
         stacked q, k, v.
         """
         ti.simt.block.sync()
@@ -141,12 +148,14 @@ def make_token_kernels(
             stacked = ti.select(part == 0, head, heads + (part - 1) * kv_heads + head // group)
             low = output(a, layer, QKV, stacked * head_dim + d)
             high = output(a, layer, QKV, stacked * head_dim + d + half)
-            if part < 2:
-                angle = floats.constants + constants.rope + position * head_dim + d
-                low, high = rotated(low, high, a[angle], a[angle + half])
+            if ti.static(not normalised):  # noqa: SIM102
+                if part < 2:
+                    low, high = place_pair(a, low, high, d, layer, position, part == 0, 1.0)
             own[part * head_dim + d] = low
             own[part * head_dim + d + half] = high
             pair += _ATTEND
+        if ti.static(normalised):
+            place_own(a, own, layer, position, t)
         ti.simt.block.sync()
 
     @ti.kernel
@@ -171,7 +180,7 @@ def make_token_kernels(
             fill_own(a, layer, head, position, own, t)
             if head - head // group * group == 0:  # the first of those that share it
                 append_own(cache, keys, position, own, t)
-            attend(cache, keys, own, position, t)
+            attend(cache, keys, own, first_seen(a, layer, position), position, t)
             store_own(own, a, floats.attention + head * head_dim, t)
             collect(own, 0, a, integers, layer, OUT, head, t)
         ti.loop_config(block_dim=block_dims[OUT])
@@ -191,7 +200,7 @@ def make_token_kernels(
                 j = i * per_thread + k
                 if j < width:
                     up = output(a, layer, GATE_UP, width + j)
-                    a[floats.activation + j] = swiglu(output(a, layer, GATE_UP, j), up)
+                    a[floats.activation + j] = activate(output(a, layer, GATE_UP, j), up)
             collect(a, floats.activation + segment * segments[DOWN].length, a, integers, layer, DOWN, segment, t)
         ti.loop_config(block_dim=block_dims[DOWN])
         for i in range(threads[DOWN]):

@@ -22,9 +22,9 @@ def _runtime():
 
 
 @functools.cache
-def make_kernels(shape: CacheShape, group: int):
+def make_kernels(shape: CacheShape, group: int, windowed: bool):
     head_dim = shape.head_dim
-    attend, (write_key, write_value) = make_attend(shape, group), make_writers(shape)
+    attend, (write_key, write_value) = make_attend(shape, group, windowed), make_writers(shape)
     scores = group * head_dim // 16
     out, softmax = scores + group * CONTEXT // 16, scores + group * (CONTEXT + head_dim) // 16
 
@@ -37,11 +37,12 @@ def make_kernels(shape: CacheShape, group: int):
 
     @ti.kernel
     def run(
-        cache: array_of(shape.dtype), keys: ti.i32, a: array_of(f32x16), first: ti.i32, last: ti.i32, position: ti.i32
+        cache: array_of(shape.dtype), keys: ti.i32, a: array_of(f32x16), first: ti.i32, last: ti.i32, begin: ti.i32,
+        position: ti.i32,
     ):  # fmt: skip
         """The queries are first in `a`; scores, the weighted sums, and maxima with sums of weights follow them."""
         for _ in range(1):
-            attend(cache, keys, a, 0, first, last, position, ti.static(Places(scores, out, softmax)))
+            attend(cache, keys, a, 0, first, last, begin, position, ti.static(Places(scores, out, softmax)))
 
     return write, run
 
@@ -49,35 +50,37 @@ def make_kernels(shape: CacheShape, group: int):
 class Cache:
     """A KV cache of two layers and two heads; what no test wrote is NaN, as stale as can be."""
 
-    def __init__(self, head_dim: int, group: int = 1, half: bool = False) -> None:
+    def __init__(self, head_dim: int, group: int = 1, half: bool = False, windowed: bool = False) -> None:
         self.head_dim, self.group, self.shape = head_dim, group, CacheShape(2, 2, head_dim, CONTEXT, half)
         stale = np.full(self.shape.vectors * 16, np.nan, np.float16 if half else np.float32)
         self.array = upload(stale, self.shape.dtype)
-        self._write, self._run = make_kernels(self.shape, group)
+        self._write, self._run = make_kernels(self.shape, group, windowed)
 
     def start(self, layer: int, head: int) -> tuple[int, int]:
         """First vectors of the keys and the values."""
         keys = layer * self.shape.layer_stride + head * 2 * self.shape.half_stride
         return keys, keys + self.shape.half_stride
 
-    def write(self, keys: np.ndarray, values: np.ndarray, layer: int = 1, head: int = 1) -> None:
-        for position, (key, value) in enumerate(zip(keys, values, strict=True)):
+    def write(self, keys: np.ndarray, values: np.ndarray, layer: int = 1, head: int = 1, begin: int = 0) -> None:
+        for position, (key, value) in enumerate(zip(keys, values, strict=True), begin):
             self._write(self.array, *self.start(layer, head), position, upload(np.concatenate([key, value])))
 
     def attend(
-        self, query: np.ndarray, position: int, blocks: tuple[int, int] | None = None, layer: int = 1, head: int = 1
-    ) -> tuple[float, float, np.ndarray]:
+        self, query: np.ndarray, position: int, blocks: tuple[int, int] | None = None, layer: int = 1, head: int = 1,
+        begin: int = 0,
+    ) -> tuple[float, float, np.ndarray]:  # fmt: skip
         """Maximum, sum of weights and weighted sum of values over some blocks (default: all that are needed)."""
-        return self.attend_group(query[None], position, blocks, layer, head)[0]
+        return self.attend_group(query[None], position, blocks, layer, head, begin)[0]
 
     def attend_group(
-        self, queries: np.ndarray, position: int, blocks: tuple[int, int] | None = None, layer: int = 1, head: int = 1
-    ) -> list[tuple[float, float, np.ndarray]]:
+        self, queries: np.ndarray, position: int, blocks: tuple[int, int] | None = None, layer: int = 1, head: int = 1,
+        begin: int = 0,
+    ) -> list[tuple[float, float, np.ndarray]]:  # fmt: skip
         """The same of every query [group, head_dim] of the KV head."""
-        first, last = blocks or (0, position // 16 + 1)
+        first, last = blocks or (begin // 16, position // 16 + 1)
         group, scratch = self.group, np.full(self.group * (CONTEXT + self.head_dim + 16), np.nan)
         a = upload(np.concatenate([queries.reshape(-1), scratch]))
-        self._run(self.array, self.start(layer, head)[0], a, first, last, position)
+        self._run(self.array, self.start(layer, head)[0], a, first, last, begin, position)
         result = download(a)
         softmax = result[-16 * group :].reshape(group, 16)
         sums = result[: -16 * group][-group * self.head_dim :].reshape(group, self.head_dim)
@@ -177,6 +180,20 @@ def test_later_positions_weigh_nothing() -> None:
     cache.write(keys[:21], values[:21])
     _, total, out = cache.attend(query, 20)
     np.testing.assert_allclose(out / total, expected_attention(query, keys[:21], values[:21]), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [1, 5, 15, 16, 17, 33, CONTEXT])
+def test_positions_before_a_window_are_not_seen(window) -> None:
+    """They are NaN here. Shares of the blocks join as they do without a window."""
+    for position in POSITIONS:
+        begin = max(0, position + 1 - window)
+        query, keys, values = random_sequence(48, position + 1 - begin)
+        cache = Cache(48, windowed=True)
+        cache.write(keys, values, begin=begin)
+        first, last = begin // 16, position // 16 + 1
+        for cut in range(first, last + 1):
+            parts = [cache.attend(query, position, share, begin=begin) for share in ((first, cut), (cut, last))]
+            np.testing.assert_allclose(join(parts), expected_attention(query, keys, values), rtol=0, atol=2e-6)
 
 
 def test_layers_and_heads_do_not_touch() -> None:

@@ -23,8 +23,8 @@ TILE = 128  # threads, and positions of a tile
 
 @functools.cache
 def kernels(head_dim: int):
-    """attend(cache, a, position): a holds a query, then its result; write(cache, a, position): key and value of a;
-    append(cache, a, position): as both, with query, key and value in a, then the result.
+    """attend(cache, a, begin, position): a holds a query, then its result; write(cache, a, position): key and value of
+    a; append(cache, a, position): as both, with query, key and value in a, then the result.
     """
     layout = CacheLayout(1, 1, head_dim, CONTEXT)
     attend_one, write_pair = make_attention(layout, TILE), make_write_pair(layout)
@@ -36,12 +36,12 @@ def kernels(head_dim: int):
     array = ti.types.ndarray(dtype=ti.f32, ndim=1)
 
     @ti.kernel
-    def attend(cache: array, a: array, position: ti.i32):
+    def attend(cache: array, a: array, begin: ti.i32, position: ti.i32):
         ti.loop_config(block_dim=TILE)
         for t in range(TILE):
             own = ti.simt.block.SharedArray((SHARED,), ti.f32)
             load_own(cache, 0, a, 0, position, own, t)
-            attend_one(cache, 0, own, position, t)
+            attend_one(cache, 0, own, begin, position, t)
             store_own(own, a, head_dim, t)
 
     @ti.kernel
@@ -55,7 +55,7 @@ def kernels(head_dim: int):
                     own[part * head_dim + t] = a[part * head_dim + t]
             ti.simt.block.sync()
             append_own(cache, 0, position, own, t)
-            attend_one(cache, 0, own, position, t)
+            attend_one(cache, 0, own, 0, position, t)
             store_own(own, a, 3 * head_dim, t)
 
     @ti.kernel
@@ -88,7 +88,7 @@ def test_against_float64(head_dim: int, scale: int) -> None:
     for position in (0, 1, TILE - 1, TILE, CONTEXT - 1):
         q = scale * generator.standard_normal(head_dim).astype(np.float32)
         a = upload(np.concatenate([q, np.zeros_like(q)]))
-        attend(cache, a, position)
+        attend(cache, a, 0, position)
         wanted = expected(q, keys[: position + 1], values[: position + 1])
         np.testing.assert_allclose(a.to_numpy()[head_dim:], wanted, atol=2e-5)
         before = cache.to_numpy()
@@ -96,6 +96,24 @@ def test_against_float64(head_dim: int, scale: int) -> None:
         append(cache, both, position)
         np.testing.assert_allclose(both.to_numpy()[3 * head_dim :], wanted, atol=2e-5)
         np.testing.assert_array_equal(cache.to_numpy(), before)  # what was there
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, TILE - 1, TILE, TILE + 1, CONTEXT])
+def test_positions_before_the_first_seen_are_not_read(window: int) -> None:
+    """They are NaN here."""
+    attend, write, _, layout = kernels(64)
+    generator = np.random.default_rng(window)
+    keys, values = generator.standard_normal((2, CONTEXT, 64), dtype=np.float32)
+    for position in (0, 17, CONTEXT - 1):
+        begin = max(0, position + 1 - window)
+        cache = upload(np.full(layout.size, np.nan, np.float32))
+        for seen in range(begin, position + 1):
+            write(cache, upload(np.concatenate([keys[seen], values[seen]])), seen)
+        q = generator.standard_normal(64).astype(np.float32)
+        a = upload(np.concatenate([q, np.zeros_like(q)]))
+        attend(cache, a, begin, position)
+        wanted = expected(q, keys[begin : position + 1], values[begin : position + 1])
+        np.testing.assert_allclose(a.to_numpy()[64:], wanted, atol=2e-5)
 
 
 def test_cache_layout() -> None:

@@ -19,7 +19,9 @@ def embedded(case: str, tokens: list[int]) -> np.ndarray:
     return tiny_containers.container(case).dequantize("model.embed_tokens")[tokens][None]
 
 
-@pytest.mark.parametrize("case", ["gqa", "mqa+wide_heads", "narrow_heads+biases", "llama3_rope"])
+@pytest.mark.parametrize(
+    "case", ["gqa", "mqa+wide_heads", "narrow_heads+biases", "llama3_rope", "mistral+relu", "qwen2+gelu"]
+)
 def test_block_reads_what_the_model_reads(case: str) -> None:
     model, seen = tiny_containers.llama(case), {}
     model.reset()

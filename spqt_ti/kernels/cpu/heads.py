@@ -1,0 +1,65 @@
+"""What happens to a head of q, k or v between its product and attention."""
+
+from dataclasses import dataclass
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.cpu.attention import CacheShape, make_writers
+from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
+from spqt_ti.kernels.cpu.rope import rotate
+
+
+@dataclass(frozen=True)
+class HeadConstants:
+    """First vectors, among the constants (f32 x 16), of what heads need: the RoPE table, and within a layer's `stride`
+    vectors the weights of the norms of q and k, and the layer's window; None where a model has no such thing.
+    """
+
+    rope: int
+    stride: int
+    eps: float  # of those norms
+    q_norm: int | None = None
+    k_norm: int | None = None
+    window: int | None = None
+
+
+def make_place_head(shape: CacheShape, heads: int, places: HeadConstants):
+    """Build the ti.func that takes a head from its product, bias included, to where attention reads it.
+
+    Arguments: `a` and the vector at which the head begins; constants; cache; layer; the head's number among the `heads`
+    of q, those of k and those of v; its position. A head of q or k is normalised where the model does that, and
+    rotated, in place; those of k and v go into the cache.
+    """
+    head_dim, head_vectors, kv_heads = shape.head_dim, shape.head_dim // 16, shape.kv_heads
+    half_stride, normalised = shape.half_stride, places.q_norm is not None
+    write_key, write_value = make_writers(shape)
+
+    @ti.func
+    def place_head(a: ti.template(), at, constants: ti.template(), cache: ti.template(), layer, head, position):
+        if head < heads + kv_heads:
+            if ti.static(normalised):
+                weight = layer * places.stride + ti.select(head < heads, places.q_norm, places.k_norm)
+                factor = 1.0 / ti.sqrt(square_sum(a, at, at + head_vectors) / head_dim + places.eps)
+                scaled_copy(a, at, constants, weight, factor, at, head_vectors)
+            rotate(a, at * 16, constants, places.rope * 16 + position * head_dim, head_dim // 2)
+        keys = layer * shape.layer_stride + (head - heads) * 2 * half_stride
+        if head >= heads and head < heads + kv_heads:
+            write_key(cache, keys, position, a, at * 16)
+        if head >= heads + kv_heads:
+            write_value(cache, keys - kv_heads * 2 * half_stride + half_stride, position, a, at)
+
+    return place_head
+
+
+def make_first_seen(places: HeadConstants):
+    """Build the ti.func of the first position that a token at `position` attends to in a layer."""
+    windowed = places.window is not None
+
+    @ti.func
+    def first_seen(constants: ti.template(), layer, position):
+        first = 0
+        if ti.static(windowed):
+            window = ti.cast(constants[layer * places.stride + places.window][0], ti.i32)
+            first = ti.max(0, position + 1 - window)
+        return first
+
+    return first_seen

@@ -1,0 +1,163 @@
+"""The model in NumPy, a layer at a time, in the precision of its weights (f32 or f64).
+
+What kernels are compared with, and calibrations that try many masks on the same inputs. Weights may be of any origin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
+from spqt_ti.model.sites import SITES
+
+# Called with (site, inputs [windows, tokens, cols]); returns the inputs that the site's matrix sees.
+Mask = Callable[[str, np.ndarray], np.ndarray]
+# The same for every layer, which comes first.
+LayerMask = Callable[[int, str, np.ndarray], np.ndarray]
+
+# Site -> the projections that are stacked in its matrix.
+PROJECTIONS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+_erfc = np.frompyfunc(math.erfc, 1, 1)
+
+
+@dataclass
+class Trace:
+    """A run of a layer: `inputs` of each site before masking, the residual stream `middle` after attention, `output`;
+    all [windows, tokens, cols].
+    """
+
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)
+    middle: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    output: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights of layer `index`, f32 or f64: matrices [rows, cols] and biases by site, norms by role."""
+
+    config: ModelConfig
+    index: int
+    matrices: dict[str, np.ndarray]
+    biases: dict[str, np.ndarray]
+    norms: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, config: ModelConfig, index: int, weights: Mapping[str, np.ndarray]) -> Layer:
+        """From weights by Hugging Face name, [out, in]."""
+        prefix = f"model.layers.{index}."
+
+        def stacked(site: str, kind: str) -> np.ndarray:
+            return np.concatenate([weights[f"{prefix}{part}.{kind}"] for part in PROJECTIONS[site]])
+
+        return cls(
+            config,
+            index,
+            {site: stacked(site, "weight") for site in SITES},
+            {site: stacked(site, "bias") for site in SITES if config.has_bias(PROJECTIONS[site][0])},
+            {norm.role: weights[prefix + norm.tensor] for norm in config.norms()},
+        )
+
+    def run(self, x: np.ndarray, mask: Mask, since: str = SITES[0], before: Trace | None = None) -> Trace:
+        """Run the layer on x [windows, tokens, hidden], the first token of a window at position 0.
+
+        With `since` and `before`, a run whose masks differ only at that site and after it, earlier parts are reused.
+        """
+        first = SITES.index(since) if before is not None else 0
+        trace = Trace(dict(before.inputs), before.middle) if before is not None else Trace()
+        if before is None:
+            trace.inputs["qkv"] = self._normalised(x, self.norms["attention_norm"])
+        if first == 0:
+            trace.inputs["o"] = self._attend(self._linear("qkv", trace, mask))
+        if first <= 1:
+            trace.middle = x + self._linear("o", trace, mask)
+            trace.inputs["gate_up"] = self._normalised(trace.middle, self.norms["ffn_norm"])
+        if first <= 2:
+            gate, up = np.split(self._linear("gate_up", trace, mask), 2, axis=-1)
+            trace.inputs["down"] = activated(self.config.hidden_act, gate) * up
+        trace.output = trace.middle + self._linear("down", trace, mask)
+        return trace
+
+    def _linear(self, site: str, trace: Trace, mask: Mask) -> np.ndarray:
+        y = mask(site, trace.inputs[site]) @ self.matrices[site].T
+        return y + self.biases[site] if site in self.biases else y
+
+    def _normalised(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return normalised(x, weight, self.config.rms_norm_eps)
+
+    def _attend(self, qkv: np.ndarray) -> np.ndarray:
+        """Causal grouped-query attention, [windows, tokens, heads * head_dim]."""
+        c = self.config
+        windows, tokens, _ = qkv.shape
+        heads = qkv.reshape(windows, tokens, -1, c.head_dim).transpose(0, 2, 1, 3)
+        q, k, v = np.split(heads, [c.num_attention_heads, c.num_attention_heads + c.num_key_value_heads], axis=1)
+        if "q_norm" in self.norms:
+            q, k = self._normalised(q, self.norms["q_norm"]), self._normalised(k, self.norms["k_norm"])
+        group = c.num_attention_heads // c.num_key_value_heads
+        k, v = rotated(c, k).repeat(group, axis=1), v.repeat(group, axis=1)
+        scores = rotated(c, q) @ k.swapaxes(-1, -2) / qkv.dtype.type(c.head_dim**0.5)
+        age = np.arange(tokens)[:, None] - np.arange(tokens)
+        scores[..., (age < 0) | (age >= c.windows()[self.index])] = -np.inf
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        joined = scores / scores.sum(axis=-1, keepdims=True) @ v
+        return joined.transpose(0, 2, 1, 3).reshape(windows, tokens, -1)
+
+
+class Reference:
+    """A whole model on weights by Hugging Face name, f32 or f64, [out, in], which must fit into memory."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray]) -> None:
+        self.embedding = weights["model.embed_tokens.weight"]
+        self.head = self.embedding if config.tie_word_embeddings else weights["lm_head.weight"]
+        self.layers = [Layer.of(config, index, weights) for index in range(config.num_hidden_layers)]
+        self._norm, self._eps = weights["model.norm.weight"], config.rms_norm_eps
+
+    def logits(self, tokens: Sequence[int], since: int = 0, mask: LayerMask | None = None) -> np.ndarray:
+        """Logits [len(tokens) - since, vocab] of the tokens from `since` on, the first token at position 0."""
+        x = self.embedding[np.asarray(tokens)][None]
+        for index, layer in enumerate(self.layers):
+            x = layer.run(x, _of_layer(mask, index) if mask else unmasked).output
+        return normalised(x[0, since:], self._norm, self._eps) @ self.head.T
+
+
+def normalised(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """RMSNorm over the last axis."""
+    squares = np.mean(x * x, axis=-1, keepdims=True)
+    return x / np.sqrt(squares + x.dtype.type(eps)) * weight
+
+
+def rotated(config: ModelConfig, x: np.ndarray) -> np.ndarray:
+    """RoPE of [..., tokens, head_dim], the first token at position 0; Hugging Face's pairs are half a head apart."""
+    angles = np.outer(np.arange(x.shape[-2]), rope_inverse_frequencies(config)).astype(x.dtype)
+    low, high = np.split(x, 2, axis=-1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def activated(name: str, gate: np.ndarray) -> np.ndarray:
+    """The function between gate and up, by its name in a config. KeyError for an unknown one."""
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "silu": lambda x: x / (1 + np.exp(-np.clip(x, -80, 80))),
+        "relu": lambda x: np.maximum(x, 0),
+        "gelu": lambda x: x * _erfc(x * -(0.5**0.5)).astype(x.dtype) / 2,
+        "gelu_pytorch_tanh": lambda x: x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+    }
+    return functions[name](gate)
+
+
+def unmasked(site: str, inputs: np.ndarray) -> np.ndarray:
+    """The Mask of a dense run."""
+    del site
+    return inputs
+
+
+def _of_layer(mask: LayerMask, index: int) -> Mask:
+    return lambda site, inputs: mask(index, site, inputs)
