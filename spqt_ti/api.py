@@ -179,7 +179,7 @@ class Model:
         return self._stream(request, request.encode(self.tokenizer))
 
     def _stream(self, request: Request, tokens: Sequence[int]) -> Iterator[Piece]:
-        stop = set(self.container.config.eos_token_ids)
+        stop = self.tokenizer.eos_ids
         decoder = self.tokenizer.stream(continues=not request.chat)
         for step in generate_tokens(self.llama, tokens, request.max_new_tokens, request.sampling, stop):
             text = "" if step.token in stop else decoder.push(step.token)

@@ -170,7 +170,7 @@ class SpqtLM(TemplateLM):
         tokens = (self.tok_encode(prompt) or [self.prefix_token_id])[-room:]
         given = {name: options[name] for name in ("temperature", "top_k", "top_p", "seed") if name in options}
         sampling = Sampling(**given)
-        end, decoder, text = set(self._llama.config.eos_token_ids), self.tokenizer.stream(continues=True), ""
+        end, decoder, text = self.tokenizer.eos_ids, self.tokenizer.stream(continues=True), ""
         self._cached = []
         for step in generate_tokens(self._llama, tokens, options["max_gen_toks"], sampling, end):
             text += "" if step.token in end else decoder.push(step.token)

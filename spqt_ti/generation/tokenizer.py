@@ -8,18 +8,18 @@ stream is that concatenation cut at whole characters.
 from __future__ import annotations
 
 import codecs
-import datetime
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import tokenizers
 
+from spqt_ti.bounded_json import parse_object
 from spqt_ti.errors import CheckpointError, GenerationError
+from spqt_ti.generation.chat import ChatTemplate
 from spqt_ti.model.config import ModelConfig
+from spqt_ti.sources.token_roles import ends_of, names_of
+from spqt_ti.sources.tokenizers_library import library_errors
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"  # SentencePiece's visible space
@@ -30,20 +30,23 @@ class Tokenizer:
 
     def __init__(self, tokenizer_json: str, config: ModelConfig, chat_template: str | None = None) -> None:
         """From the content of a `tokenizer.json`; CheckpointError when it is damaged or of another family's kind."""
-        try:
+        with library_errors(CheckpointError, "the tokenizer cannot be read"):
+            fields = parse_object(tokenizer_json)
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-            fields = json.loads(tokenizer_json)
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"the tokenizer cannot be read ({error})") from error
-        self._tokenizer.no_truncation()  # a saved training setting must not cut prompts
-        self._tokenizer.no_padding()
-        self._vocab_size, self._bos = config.vocab_size, config.bos_token_id
-        self._special = {t["id"]: t["special"] for t in fields.get("added_tokens") or []}
+            self._tokenizer.no_truncation()  # a saved training setting must not cut prompts
+            self._tokenizer.no_padding()
+            added = fields.get("added_tokens") or []
+            self._special = {entry["id"]: entry["special"] for entry in added}
+            self._added = {entry["id"]: entry["content"] for entry in added}
+            names, ends = names_of(added), ends_of(added)
         self._byte_level, self._strips_space = _decoder_kind(fields.get("decoder"))
+        self._vocab_size, self._bos = config.vocab_size, config.bos_token_id
         self._bytes: dict[int, bytes] = {}
-        self.eos_ids = frozenset(config.eos_token_ids)
+        self.eos_ids = frozenset({*config.eos_token_ids, *(token for token in ends if token < config.vocab_size)})
         self.chat_template = chat_template
-        self._names = {
+        self._template: ChatTemplate | None = None
+        # A tokenizer that does not say what its tokens are for: what the model's config says.
+        self._names = names or {
             "bos_token": self._name(config.bos_token_id),
             "eos_token": self._name(next(iter(config.eos_token_ids), None)),
         }
@@ -56,8 +59,9 @@ class Tokenizer:
         default is llama.cpp's library's: text is only text, so that what a user types cannot end a turn.
         GenerationError for a token that the model has no embedding for.
         """
-        self._tokenizer.encode_special_tokens = not parse_special
-        ids = list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
+        with library_errors(GenerationError, "the tokenizer does not take this text"):
+            self._tokenizer.encode_special_tokens = not parse_special
+            ids = list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
         for token in ids:
             if token >= self._vocab_size:
                 raise GenerationError(
@@ -93,14 +97,9 @@ class Tokenizer:
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
                 raise GenerationError(f"a chat message needs 'role' and 'content', got {message!r}")
-        try:
-            template = _environment().from_string(self.chat_template)
-        except jinja2.TemplateError as error:
-            raise CheckpointError(f"the model's chat template is damaged ({error})") from error
-        try:
-            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise GenerationError(f"the model's chat template does not take these messages: {error}") from error
+        if self._template is None:
+            self._template = ChatTemplate(self.chat_template, self._names)
+        return self._template.render(messages, add_generation_prompt)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation. The template itself writes BOS where the model wants one, so none is added."""
@@ -115,7 +114,9 @@ class Tokenizer:
             return b""
         if token not in self._bytes:
             name = self._tokenizer.id_to_token(token)
-            self._bytes[token] = b"" if name is None else self._to_bytes(name)
+            # An added token is its own text, also where its letters stand for bytes.
+            added = self._added.get(token)
+            self._bytes[token] = added.encode() if added else b"" if name is None else self._to_bytes(name)
         return self._bytes[token]
 
     def _to_bytes(self, name: str) -> bytes:
@@ -177,27 +178,3 @@ def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:
         return False, kinds.get("Strip", {}).get("start", 0) > 0
     found = ", ".join(kinds) or "none"
     raise CheckpointError(f"the tokenizer's decoder ({found}) is not supported (only ByteLevel and SentencePiece's)")
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """What chat templates are written for: Hugging Face's settings and functions, in a sandbox."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
-    # Not jinja's own: that one escapes < and > for HTML.
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateRuntimeError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)

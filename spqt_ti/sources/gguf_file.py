@@ -1,16 +1,13 @@
 """A `.gguf` file: metadata, and tensors brought back to Hugging Face's names and row order.
 
-Types, block sizes and dequantisation come from the `gguf` package. The header is parsed here: the package's own reader
-takes 2.3 s for SmolLM2's vocabulary (one NumPy array per string) where this takes 0.1 s, and answers a truncated file
-with whatever NumPy raises, while a user needs to know which tensor is cut off.
+A model in several files is opened by its first. Types, block sizes and dequantisation come from the `gguf` package.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import mmap
 import re
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,50 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.architectures import ARCHITECTURES, WindowRule, by_gguf_name
+from spqt_ti.model.architectures import ARCHITECTURES, Architecture, WindowRule, by_gguf_name
 from spqt_ti.model.config import ModelConfig
-from spqt_ti.model.config_json import token_ids
 from spqt_ti.model.rope import RopeScaling, llama3_frequency_factors
 from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor
-from spqt_ti.sources.gguf_tokenizer import end_of_turn_ids, tokenizer_json
+from spqt_ti.sources.gguf_header import GgufTensor, read_header
+from spqt_ti.sources.gguf_metadata import ArchitectureMetadata, special_token
+from spqt_ti.sources.gguf_tokenizer import declared_ends, tokenizer_json
 
-_MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
-_MAX_DIMENSIONS = 4
-_MAX_NAME = 256
 _CHUNK_VALUES = 1 << 20  # dequantised at a time: keeps the temporaries of gguf.quants in the cache and memory low
-_READABLE = {
-    GGMLQuantizationType.F32,
-    GGMLQuantizationType.F16,
-    GGMLQuantizationType.BF16,
-    GGMLQuantizationType.Q8_0,
-    GGMLQuantizationType.Q4_0,
-    GGMLQuantizationType.Q4_1,
-    GGMLQuantizationType.Q5_0,
-    GGMLQuantizationType.Q5_1,
-    GGMLQuantizationType.Q2_K,
-    GGMLQuantizationType.Q3_K,
-    GGMLQuantizationType.Q4_K,
-    GGMLQuantizationType.Q5_K,
-    GGMLQuantizationType.Q6_K,
+_PLAIN: dict[GGMLQuantizationType, np.dtype[Any]] = {
+    GGMLQuantizationType.F32: np.dtype("<f4"),
+    GGMLQuantizationType.F16: np.dtype("<f2"),
+    GGMLQuantizationType.F64: np.dtype("<f8"),
 }
-_SCALARS: dict[GGUFValueType, np.dtype[Any]] = {
-    GGUFValueType.UINT8: np.dtype("<u1"),
-    GGUFValueType.INT8: np.dtype("<i1"),
-    GGUFValueType.UINT16: np.dtype("<u2"),
-    GGUFValueType.INT16: np.dtype("<i2"),
-    GGUFValueType.UINT32: np.dtype("<u4"),
-    GGUFValueType.INT32: np.dtype("<i4"),
-    GGUFValueType.FLOAT32: np.dtype("<f4"),
-    GGUFValueType.UINT64: np.dtype("<u8"),
-    GGUFValueType.INT64: np.dtype("<i8"),
-    GGUFValueType.FLOAT64: np.dtype("<f8"),
-    GGUFValueType.BOOL: np.dtype("?"),
-}
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _GLOBAL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
@@ -80,34 +52,8 @@ _ROPE_TABLE = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """One entry of the header. `shape` is [out, in] (the file has it reversed); `offset` counts from byte 0."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: GGMLQuantizationType
-    offset: int
-
-    @property
-    def row_bytes(self) -> int:
-        block, size = GGML_QUANT_SIZES[self.kind]
-        return self.shape[-1] // block * size
-
-    @property
-    def nbytes(self) -> int:
-        return self.row_bytes * math.prod(self.shape[:-1])
-
-    @property
-    def problem(self) -> str:
-        """Why `GgufFile.load` cannot read it, or nothing."""
-        if self.kind in _READABLE:
-            return ""
-        return f"is {self.kind.name}, expected one of {', '.join(sorted(kind.name for kind in _READABLE))}"
-
-
-@dataclass(frozen=True)
 class GgufFile:
-    """Metadata and tensor entries of a GGUF file; `load` reads one tensor."""
+    """Metadata and tensor entries of a GGUF file, or of all parts of one; `load` reads one tensor."""
 
     path: Path
     metadata: Mapping[str, Any] = field(repr=False)
@@ -115,18 +61,16 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
-        """Parse the header and verify that every tensor lies within the file; CheckpointError otherwise."""
-        size = path.stat().st_size
-        if size == 0:
-            raise CheckpointError(f"{path}: the file is empty")
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            metadata, tensors = _Header(path, data).parse()
-        for tensor in tensors.values():
-            end = tensor.offset + tensor.nbytes
-            if end > size:
-                raise CheckpointError(
-                    f"{path}: truncated: tensor {tensor.name} ends at byte {end}, the file has only {size} bytes"
-                )
+        """Parse the header and those of the other parts; CheckpointError unless every tensor lies within its file."""
+        metadata, tensors = read_header(path)
+        for part in _other_parts(path, metadata):
+            for name, tensor in read_header(part)[1].items():
+                if name in tensors:
+                    raise CheckpointError(f"{part}: damaged: tensor {name} is in {tensors[name].path.name} as well")
+                tensors[name] = tensor
+        total = metadata.get("split.tensors.count")
+        if total is not None and total != len(tensors):
+            raise CheckpointError(f"{path}: the parts hold {len(tensors)} tensors, expected {total!r:.80}")
         return cls(path, metadata, tensors)
 
     def load(self, name: str) -> FloatArray:
@@ -134,124 +78,61 @@ class GgufFile:
         tensor = self.tensors[name]
         rows, step = math.prod(tensor.shape[:-1]), max(1, _CHUNK_VALUES // tensor.shape[-1])
         values = np.empty((rows, tensor.shape[-1]), dtype=np.float32)
-        raw = np.memmap(self.path, np.uint8, "r", tensor.offset, (rows, tensor.row_bytes))
+        raw = np.memmap(tensor.path, np.uint8, "r", tensor.offset, (rows, tensor.row_bytes))
         for start in range(0, rows, step):
             values[start : start + step] = _dequantize(np.asarray(raw[start : start + step]), tensor.kind)
         return values.reshape(tensor.shape)
 
 
+def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    """Paths of the parts after the first, which must be the one that was opened; CheckpointError says which it is."""
+    count, number = metadata.get("split.count", 0), metadata.get("split.no", 0)
+    if not all(type(value) is int for value in (count, number)):
+        raise CheckpointError(f"{path}: damaged: metadata split.count is {count!r:.80} and split.no {number!r:.80}")
+    if count <= 1:
+        return []
+    named = _PART.fullmatch(path.name)
+    if named is None or int(named[3]) != count:
+        raise CheckpointError(
+            f"{path}: this is one of {count} parts; name it {path.stem}-{number + 1:05}-of-{count:05}.gguf beside the "
+            "others, as llama-gguf-split does, and open the first"
+        )
+    names = [f"{named[1]}-{i + 1:05}-of-{count:05}.gguf" for i in range(count)]
+    if number or named[2] != "00001":
+        raise CheckpointError(f"{path}: this is part {number + 1} of {count}; open the first, {names[0]}")
+    parts = [path.with_name(name) for name in names[1:]]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise CheckpointError(f"{path}: this is one of {count} parts, but {missing[0]} is not beside it")
+    return parts
+
+
+@functools.cache
+def _is_readable(kind: GGMLQuantizationType) -> bool:
+    """Whether the installed `gguf` package dequantises a type."""
+    if kind in _PLAIN:
+        return True
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _problem(tensor: GgufTensor) -> str:
+    """Why `GgufFile.load` cannot read it, or nothing."""
+    if _is_readable(tensor.kind):
+        return ""
+    readable = sorted(kind.name for kind in GGML_QUANT_SIZES if _is_readable(kind))
+    return f"is {tensor.kind.name}, expected one of {', '.join(readable)}"
+
+
 def _dequantize(raw: np.ndarray, kind: GGMLQuantizationType) -> FloatArray:
     """u8 [n, row bytes] -> f32 [n, columns]."""
-    if kind == GGMLQuantizationType.F32:
-        return raw.view("<f4")
-    if kind == GGMLQuantizationType.F16:
-        return raw.view("<f2").astype(np.float32)
     with np.errstate(all="ignore"):  # NaN and infinity in a damaged file are the quantiser's to report
+        if kind in _PLAIN:
+            return raw.view(_PLAIN[kind]).astype(np.float32, copy=False)
         return dequantize(raw, kind)
-
-
-class _Header:
-    """Cursor over the mapped file. Everything raised is a CheckpointError that names the file."""
-
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.position = path, data, 0
-
-    def parse(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-        if self.data[:4] != _MAGIC:
-            found = self.data[:4]
-            raise CheckpointError(f"{self.path}: not a GGUF file (it starts with {found!r}, expected {_MAGIC!r})")
-        self.position = 4
-        version = self.number("<I", "version")
-        if version not in _VERSIONS:
-            raise CheckpointError(
-                f"{self.path}: GGUF version {version} is not supported, expected 2 or 3 (little-endian)"
-            )
-        tensor_count, field_count = self.number("<Q", "tensor count"), self.number("<Q", "metadata count")
-        metadata: dict[str, Any] = {}
-        for _ in range(field_count):
-            key = self.name("a metadata key")
-            metadata[key] = self.value(self.kind(key), key)
-        entries = [self.entry() for _ in range(tensor_count)]
-        return metadata, self.placed(entries, metadata.get("general.alignment", 32))
-
-    def placed(self, entries: list[GgufTensor], alignment: Any) -> dict[str, GgufTensor]:
-        """The entries with offsets from byte 0: the data begin at the next aligned byte after the header."""
-        if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
-            raise CheckpointError(f"{self.path}: general.alignment is {alignment!r}, expected a multiple of 8")
-        start = -(-self.position // alignment) * alignment
-        tensors = {e.name: GgufTensor(e.name, e.shape, e.kind, start + e.offset) for e in entries}
-        if len(tensors) != len(entries):
-            raise CheckpointError(f"{self.path}: damaged: two tensors have the same name")
-        return tensors
-
-    def take(self, size: int, what: str) -> bytes:
-        end = self.position + size
-        if end > len(self.data):
-            raise CheckpointError(
-                f"{self.path}: truncated in the header: {what} needs {size} bytes at byte {self.position}, "
-                f"the file has {len(self.data)}"
-            )
-        taken = self.data[self.position : end]
-        self.position = end
-        return taken
-
-    def number(self, form: str, what: str) -> int:
-        return int(struct.unpack(form, self.take(struct.calcsize(form), what))[0])
-
-    def string(self, what: str) -> str:
-        raw = self.take(self.number("<Q", what), what)
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{self.path}: damaged: {what} is not UTF-8 ({error})") from error
-
-    def name(self, what: str) -> str:
-        """A string that may go into messages."""
-        name = self.string(what)
-        if len(name) > _MAX_NAME or not name.isprintable():
-            raise CheckpointError(f"{self.path}: damaged: {what} is {name[:40]!r}")
-        return name
-
-    def kind(self, key: str) -> GGUFValueType:
-        number = self.number("<I", key)
-        try:
-            return GGUFValueType(number)
-        except ValueError as error:
-            raise CheckpointError(f"{self.path}: damaged: {key} has the unknown type {number}") from error
-
-    def value(self, kind: GGUFValueType, key: str) -> Any:
-        """A str, bool, int, float, a list of str or a NumPy array."""
-        if kind == GGUFValueType.STRING:
-            return self.string(key)
-        if kind == GGUFValueType.ARRAY:
-            return self.array(key)
-        dtype = _SCALARS[kind]
-        return np.frombuffer(self.take(dtype.itemsize, key), dtype)[0].item()
-
-    def array(self, key: str) -> Any:
-        kind, count = self.kind(key), self.number("<Q", key)
-        if kind == GGUFValueType.STRING:
-            return [self.string(key) for _ in range(count)]
-        if kind == GGUFValueType.ARRAY:
-            raise CheckpointError(f"{self.path}: {key} is an array of arrays, which is not supported")
-        return np.frombuffer(self.take(_SCALARS[kind].itemsize * count, key), _SCALARS[kind])
-
-    def entry(self) -> GgufTensor:
-        """One tensor's entry, its offset still counted from the start of the data."""
-        name = self.name("a tensor name")
-        dimensions = self.number("<I", name)
-        if not 1 <= dimensions <= _MAX_DIMENSIONS:
-            raise CheckpointError(f"{self.path}: damaged: tensor {name} has {dimensions} dimensions")
-        shape = tuple(self.number("<Q", name) for _ in range(dimensions))[::-1]
-        number = self.number("<I", name)
-        try:
-            kind = GGMLQuantizationType(number)
-        except ValueError as error:
-            raise CheckpointError(f"{self.path}: tensor {name} has the unknown type {number}") from error
-        block = GGML_QUANT_SIZES[kind][0]
-        if not all(shape) or shape[-1] % block:
-            raise CheckpointError(f"{self.path}: damaged: tensor {name} of type {kind.name} has shape {list(shape)}")
-        return GgufTensor(name, shape, kind, self.number("<Q", name))
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -260,22 +141,27 @@ def open_gguf(path: Path) -> Checkpoint:
     try:
         config = read_config(file)
         tokenizer = tokenizer_json(file.metadata)
+        template = file.metadata.get("tokenizer.chat_template")
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except (TypeError, ValueError, OverflowError) as error:
+        named = str(error).startswith(f"{path}:")
+        raise error if named else CheckpointError(f"{path}: {error}") from error
+    except (TypeError, ValueError, OverflowError, IndexError) as error:
         # Each key may hold any type; those that matter most are checked one by one, the rest ends here.
         raise CheckpointError(f"{path}: damaged: metadata of an unexpected type ({error})") from error
-    template = file.metadata.get("tokenizer.chat_template")
     return Checkpoint(path, config, tokenizer, template if isinstance(template, str) else None, _tensors(file, config))
 
 
 def read_config(file: GgufFile) -> ModelConfig:
     """ModelConfig from the metadata, and from the tensors what the metadata do not say (ties, biases, RoPE table)."""
-    meta = _ModelMetadata(file.metadata)
-    meta.refuse_unsupported()
-    row = meta.architecture
+    row = _architecture(file.metadata)
+    meta = ArchitectureMetadata(file.metadata, row.gguf_name)
+    if meta.whole("expert_count", 0):
+        raise CheckpointError(
+            f"mixtures of experts are not supported ({meta.key('expert_count')} is {meta.whole('expert_count')})"
+        )
     heads, hidden = meta.whole("attention.head_count"), meta.whole("embedding_length")
     head_dim = _head_dim(meta, hidden, heads)
+    meta.check_known(head_dim)
     theta = meta.real("rope.freq_base", 10000.0)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -295,10 +181,10 @@ def read_config(file: GgufFile) -> ModelConfig:
         tie_word_embeddings="output.weight" not in file.tensors,
         attention_bias=row.qkv_bias is None and _any(file, r"blk\.\d+\.attn_(q|k|v|output)\.bias"),
         mlp_bias=row.mlp_bias is None and _any(file, r"blk\.\d+\.ffn_(gate|up|down)\.bias"),
-        bos_token_id=next(iter(token_ids(file.metadata.get("tokenizer.ggml.bos_token_id"))), None),
-        eos_token_ids=end_of_turn_ids(file.metadata),
+        bos_token_id=special_token(file.metadata, "bos"),
+        eos_token_ids=declared_ends(file.metadata),
         model_type=row.model_type,
-        sliding_window=meta.window(),
+        sliding_window=_window(meta, row),
     )
 
 
@@ -306,67 +192,28 @@ def _any(file: GgufFile, pattern: str) -> bool:
     return any(re.fullmatch(pattern, name) for name in file.tensors)
 
 
-class _ModelMetadata:
-    """The keys that begin with the architecture's name, types checked. CheckpointError for an unknown architecture."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.metadata = metadata
-        name = metadata.get("general.architecture")
-        self.prefix = str(name)
-        row = by_gguf_name(self.prefix, window=bool(metadata.get(f"{name}.attention.sliding_window", 0)))
-        if row is None:
-            known = ", ".join(dict.fromkeys(row.gguf_name for row in ARCHITECTURES.values()))
-            raise CheckpointError(f"architecture {name!r} is not supported (only {known})")
-        self.architecture = row
-
-    def key(self, key: str) -> str:
-        """The whole name of a key, for messages too."""
-        return f"{self.prefix}.{key}"
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        value = self.metadata.get(self.key(key), default)
-        if value is None:
-            raise CheckpointError(f"metadata key {self.key(key)} is missing")
-        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
-            value = value[0].item()  # one number per layer, the same in all of them
-        if isinstance(value, bool) or not isinstance(value, int):
-            # Per-layer arrays: a model whose blocks differ in shape.
-            raise CheckpointError(f"metadata key {self.key(key)} is {value!r}, expected one whole number")
-        return value
-
-    def real(self, key: str, default: float | None = None) -> float:
-        value = self.metadata.get(self.key(key), default)
-        if value is None:
-            raise CheckpointError(f"metadata key {self.key(key)} is missing")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise CheckpointError(f"metadata key {self.key(key)} is {value!r}, expected a number")
-        return float(value)
-
-    def window(self) -> int | None:
-        """Positions of a sliding window in every layer; None without one. llama.cpp ignores the key for most of the
-        architectures here; a model that was trained with a window is another one without it.
-        """
-        window, positions = self.whole("attention.sliding_window", 0), self.whole("context_length")
-        if window < 0 or (0 < window < positions and self.architecture.window is not WindowRule.EVERY_LAYER):
-            raise CheckpointError(f"sliding_window ({window} of {positions} positions) is not supported for "
-                                  f"architecture {self.prefix!r}")  # fmt: skip
-        return window if 0 < window < positions else None
-
-    def epsilon(self) -> float:
-        """The f32 epsilon as the decimal that was meant: 1e-05 rather than 9.999999747378752e-06."""
-        return float(np.format_float_scientific(np.float32(self.real("attention.layer_norm_rms_epsilon")), unique=True))
-
-    def refuse_unsupported(self) -> None:
-        if self.whole("expert_count", 0):
-            raise CheckpointError(
-                f"mixtures of experts are not supported ({self.key('expert_count')} is {self.whole('expert_count')})"
-            )
-        parts = self.metadata.get("split.count", 0)
-        if parts > 1:
-            raise CheckpointError(f"this is one of {parts} parts; join them first (llama-gguf-split --merge)")
+def _architecture(metadata: Mapping[str, Any]) -> Architecture:
+    name = metadata.get("general.architecture")
+    row = by_gguf_name(str(name), window=bool(metadata.get(f"{name}.attention.sliding_window", 0)))
+    if row is None:
+        known = ", ".join(dict.fromkeys(row.gguf_name for row in ARCHITECTURES.values()))
+        raise CheckpointError(f"architecture {name!r:.80} is not supported (only {known})")
+    return row
 
 
-def _head_dim(meta: _ModelMetadata, hidden: int, heads: int) -> int:
+def _window(meta: ArchitectureMetadata, row: Architecture) -> int | None:
+    """Positions of a sliding window in every layer; None without one. llama.cpp ignores the key for most of the
+    architectures here; a model that was trained with a window is another one without it.
+    """
+    window, positions = meta.whole("attention.sliding_window", 0), meta.whole("context_length")
+    if window < 0 or (0 < window < positions and row.window is not WindowRule.EVERY_LAYER):
+        raise CheckpointError(
+            f"sliding_window ({window} of {positions} positions) is not supported for architecture {meta.name!r}"
+        )
+    return window if 0 < window < positions else None
+
+
+def _head_dim(meta: ArchitectureMetadata, hidden: int, heads: int) -> int:
     if heads <= 0:
         raise CheckpointError(f"{meta.key('attention.head_count')} is {heads}, expected a positive whole number")
     head_dim = meta.whole("attention.key_length", hidden // heads)
@@ -376,26 +223,31 @@ def _head_dim(meta: _ModelMetadata, hidden: int, heads: int) -> int:
     return head_dim
 
 
-def _rope_scaling(file: GgufFile, meta: _ModelMetadata, theta: float, head_dim: int) -> RopeScaling | None:
-    """From the metadata (linear) or from the table of frequency factors that Llama 3.1 and later carry as a tensor."""
-    kind = file.metadata.get(meta.key("rope.scaling.type"), "none")
-    factor = meta.real("rope.scaling.factor", meta.real("rope.scale_linear", 1.0))
-    linear = kind == "linear" or (kind == "none" and meta.key("rope.scale_linear") in file.metadata)
+def _rope_scaling(file: GgufFile, meta: ArchitectureMetadata, theta: float, head_dim: int) -> RopeScaling | None:
+    """From the metadata (linear) or from the table of frequency factors that Llama 3.1 and later carry as a tensor.
+
+    As in llama.cpp, a factor without a type is linear, and with the type "none" it has no effect.
+    """
+    kind = meta.text("rope.scaling.type", "linear")
+    factor = meta.real("rope.scaling.factor", meta.real("rope.scale_linear", 0.0))
+    linear = kind == "linear" and factor not in (0.0, 1.0)
     if kind not in ("none", "linear"):
-        raise CheckpointError(f"RoPE scaling {kind!r} is not supported (only linear, and Llama 3's table)")
+        raise CheckpointError(f"RoPE scaling {kind!r:.80} is not supported (only linear, and Llama 3's table)")
     if _ROPE_TABLE not in file.tensors:
-        return RopeScaling("linear", factor=factor) if linear and factor != 1.0 else None
-    if file.tensors[_ROPE_TABLE].problem:
-        raise CheckpointError(f"tensor {_ROPE_TABLE} {file.tensors[_ROPE_TABLE].problem}")
-    if linear and factor != 1.0:
+        return RopeScaling("linear", factor=factor) if linear else None
+    if _problem(file.tensors[_ROPE_TABLE]):
+        raise CheckpointError(f"tensor {_ROPE_TABLE} {_problem(file.tensors[_ROPE_TABLE])}")
+    if linear:
         raise CheckpointError(f"RoPE has linear scaling and {_ROPE_TABLE} at the same time, which is not supported")
-    return _table_scaling(file.load(_ROPE_TABLE).reshape(-1), theta, head_dim, meta.whole("context_length"))
+    return _table_scaling(file, theta, head_dim, meta.whole("context_length"))
 
 
-def _table_scaling(factors: FloatArray, theta: float, head_dim: int, positions: int) -> RopeScaling | None:
+def _table_scaling(file: GgufFile, theta: float, head_dim: int, positions: int) -> RopeScaling | None:
     """Frequency factors f32 [head_dim/2] as Llama 3's formula where it reproduces them, else as a table."""
-    if factors.size != head_dim // 2:
-        raise CheckpointError(f"tensor {_ROPE_TABLE} has {factors.size} values, expected head_dim/2 = {head_dim // 2}")
+    size = math.prod(file.tensors[_ROPE_TABLE].shape)
+    if size != head_dim // 2:
+        raise CheckpointError(f"tensor {_ROPE_TABLE} has {size} values, expected head_dim/2 = {head_dim // 2}")
+    factors = file.load(_ROPE_TABLE).reshape(-1)
     if np.all(factors == 1.0):
         return None
     plain = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
@@ -415,8 +267,8 @@ def _tensors(file: GgufFile, config: ModelConfig) -> dict[str, StoredTensor]:
         if name == _ROPE_TABLE or name.endswith(".attn_rot_embd.weight"):  # in the config, or a table that we compute
             continue
         mapped = huggingface_name(name) or name
-        location, load = f"{file.path} ({name})", _loader(file, name, mapped, config)
-        tensors[mapped] = StoredTensor(entry.shape, location, load, entry.problem)
+        location, load = f"{entry.path} ({name})", _loader(file, name, mapped, config)
+        tensors[mapped] = StoredTensor(entry.shape, location, load, _problem(entry))
     if config.attention_bias or config.mlp_bias:
         _complete_biases(tensors, file, config)
     return tensors

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, rebuilt as a `tokenizers` JSON that gives the ids of the original.
+"""The tokenizer inside a GGUF file, rebuilt as a `tokenizers` JSON that gives llama.cpp's ids.
 
 Two kinds: `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names the way text is cut into words) and `llama` (SentencePiece
 BPE, which becomes merges with byte fallback).
@@ -6,31 +6,44 @@ BPE, which becomes merges with byte fallback).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from spqt_ti.errors import CheckpointError
+from spqt_ti.sources.gguf_metadata import special_token
+from spqt_ti.sources.gguf_words import WORDS
+from spqt_ti.sources.token_roles import with_roles
+from spqt_ti.sources.tokenizers_library import library_errors
 
+_LOG = logging.getLogger(__name__)
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # tokenizer.ggml.token_type
-# End a turn even where an old file names only the end of a document.
-_END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>")
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA3_WORDS = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LONGEST_PIECE = 256  # characters: SentencePiece's own default is 16, and ways to split grow with the square
+# llama.cpp's tokens that end a text wherever a vocabulary has them, whatever their type.
+_ENDS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend▁of▁sentence\uff5c>", "[e~[",
+)  # fmt: skip
+# Of code models: padding, the next repository and the next file end a text as well. The first that is there counts.
+_CODE_ENDS = (
+    ("fim_pad", ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]")),
+    ("fim_rep", ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")),
+    ("fim_sep", ("<|file_sep|>",)),
 )
-_QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-# tokenizer.ggml.pre -> the family whose way of cutting words it uses.
-_FAMILIES = {
-    "smollm": ("smollm", "starcoder", "refact", "command-r"),
-    "llama3": ("llama-bpe", "llama3", "llama-v3", "falcon3"),
-    "qwen2": ("qwen2",),
-    "gpt-2": ("gpt-2", "mpt"),
-    "default": ("default",),
-}
-_FAMILY_OF = {pre: family for family, names in _FAMILIES.items() for pre in names}
+_CODE_PARTS = (
+    ("fim_pre", ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>")),
+    ("fim_suf", ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>")),
+    ("fim_mid", ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>")),
+)
+_ROLES = {
+    "bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token",
+    "seperator": "sep_token", "mask": "mask_token", "cls": "cls_token",
+}  # fmt: skip
+_SENTENCEPIECE_DEFAULTS = {"bos": 1, "eos": 2, "unknown": 0}
 
 
 def tokenizer_json(metadata: Mapping[str, Any]) -> str:
@@ -38,33 +51,73 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str:
     tokens = _tokens(metadata)
     kind = metadata.get("tokenizer.ggml.model")
     types = _types(metadata, len(tokens))
-    if kind == "gpt2":
-        tokenizer, add_bos = _byte_level(metadata, tokens)
-    elif kind == "llama":
-        tokenizer, add_bos = _sentencepiece(metadata, tokens, types), True
-    else:
-        raise CheckpointError(f"tokenizer {kind!r} is not supported (only gpt2 and llama)")
-    _add_special(tokenizer, tokens, types)
-    _add_post_processor(tokenizer, metadata, tokens, add_bos)
-    return str(tokenizer.to_str())
+    ends = end_ids(metadata)
+    for token in _control_by_text(metadata, tokens):
+        types[token] = _CONTROL
+    special = {name: _special(metadata, name, kind, len(tokens)) for name in _ROLES}
+    if kind not in ("gpt2", "llama"):
+        raise CheckpointError(f"tokenizer {kind!r:.80} is not supported (only gpt2 and llama)")
+    with library_errors(CheckpointError, "the tokenizer cannot be rebuilt"):
+        if kind == "gpt2":
+            tokenizer, add_bos = _byte_level(metadata, tokens)
+        else:
+            tokenizer, add_bos = _sentencepiece(metadata, tokens, types), True
+        _add_special(tokenizer, tokens, types)
+        _add_post_processor(tokenizer, metadata, tokens, add_bos, special)
+        text = str(tokenizer.to_str())
+    roles = {_ROLES[name]: tokens[token] for name, token in special.items() if token is not None}
+    return with_roles(text, roles, {tokens[token] for token in ends})
 
 
-def end_of_turn_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """Ids that end generation: eos, end of turn and end of message where the file has them."""
-    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
-    types = metadata.get("tokenizer.ggml.token_type")
-    for name in _END_OF_TURN:
-        if types is not None and name in tokens and types[tokens.index(name)] == _CONTROL:
-            ids.append(tokens.index(name))
-    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+def declared_ends(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that the file names as ends: eos, end of turn, end of message."""
+    ids = [special_token(metadata, name) for name in ("eos", "eot", "eom")]
+    if metadata.get("tokenizer.ggml.eos_token_id") is None and metadata.get("tokenizer.ggml.model") == "llama":
+        ids[0] = _SENTENCEPIECE_DEFAULTS["eos"]
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+
+def end_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Every id at which llama.cpp ends a text: the declared ones, and those that it knows by their text."""
+    tokens = _tokens(metadata)
+    place = {token: i for i, token in enumerate(tokens) if token}
+    found = [token for token in declared_ends(metadata) if token < len(tokens)]
+    for name, texts in _CODE_ENDS:
+        declared = special_token(metadata, name)
+        if declared is not None and declared < len(tokens):
+            found.append(declared)
+        elif declared is None:
+            found += [place[text] for text in texts if text in place][:1]
+    known = _known_ends(place)
+    return tuple(dict.fromkeys([*found, *known.values()]))
+
+
+def _known_ends(place: Mapping[str, int]) -> dict[str, int]:
+    known = {text: place[text] for text in _ENDS if text in place}
+    if ({"<|return|>", "<|call|>"} <= known.keys()) or ({"<|calls|>", "<|flush|>"} <= known.keys()):
+        known.pop("<|end|>", None)  # there it ends a message, not the text
+    if "<|tool_response>" in known:
+        known.pop("</s>", None)
+    return known
+
+
+def _control_by_text(metadata: Mapping[str, Any], tokens: list[str]) -> set[int]:
+    """Ids of tokens that are control tokens by their text, whatever type the file gives them."""
+    place = {token: i for i, token in enumerate(tokens) if token}
+    found = set(_known_ends(place).values())
+    for name, texts in (*_CODE_ENDS, *_CODE_PARTS):
+        if special_token(metadata, name) is None:
+            found |= {place[text] for text in texts if text in place}
+    return found
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
+    """All tokens; the empty string stands for ids that no text has."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise CheckpointError("metadata key tokenizer.ggml.tokens is missing: the file has no tokenizer")
-    if len(set(tokens)) != len(tokens):
+    named = [token for token in tokens if token]
+    if len(set(named)) != len(named):
         raise CheckpointError("tokenizer.ggml.tokens holds the same token twice")
     return tokens
 
@@ -73,59 +126,48 @@ def _types(metadata: Mapping[str, Any], count: int) -> list[int]:
     types = metadata.get("tokenizer.ggml.token_type")
     if types is None:
         return [_NORMAL] * count
+    if not isinstance(types, Sequence | np.ndarray) or isinstance(types, str):
+        raise CheckpointError(f"tokenizer.ggml.token_type is {types!r:.80}, expected a list")
     if len(types) != count:
         raise CheckpointError(f"tokenizer.ggml.token_type has {len(types)} entries, expected {count}")
     return [int(t) for t in types]
 
 
+def _special(metadata: Mapping[str, Any], name: str, kind: Any, count: int) -> int | None:
+    """Id of a special token, SentencePiece's own where the file does not say; CheckpointError for one of no token."""
+    token = special_token(metadata, name)
+    if kind == "llama" and metadata.get(f"tokenizer.ggml.{name}_token_id") is None:
+        default = _SENTENCEPIECE_DEFAULTS.get(name)
+        return default if default is not None and default < count else None
+    if token is not None and not 0 <= token < count:
+        raise CheckpointError(f"tokenizer.ggml.{name}_token_id is {token}, expected one of {count} tokens")
+    return token
+
+
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Tokenizer, bool]:
     """Byte-level BPE, and whether this family begins a text with BOS when the file does not say."""
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    family = _FAMILY_OF.get(pre)
-    if family is None:
-        raise CheckpointError(f"tokenizer.ggml.pre {pre!r} is not supported (only {', '.join(sorted(_FAMILY_OF))})")
+    words = WORDS.get(pre) if isinstance(pre, str) else None
+    if words is None:
+        raise CheckpointError(f"tokenizer.ggml.pre {pre!r:.80} is not supported (only {', '.join(sorted(WORDS))})")
     merges = metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, list):
         raise CheckpointError("metadata key tokenizer.ggml.merges is missing")
     pairs = [(m[:cut], m[cut + 1 :]) for m in merges for cut in [m.find(" ", 1)]]
-    # Llama 3 takes a word that is a token as it is, even where merging would not arrive at it.
-    model = _bpe(tokens, pairs, ignore_merges=family == "llama3")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = _words(family, bool(metadata.get("tokenizer.ggml.add_space_prefix", False)))
+    tokenizer = Tokenizer(_bpe(tokens, pairs, ignore_merges=words.whole_words))
+    tokenizer.pre_tokenizer = words.pre_tokenizer(bool(metadata.get("tokenizer.ggml.add_space_prefix", False)))
     tokenizer.decoder = decoders.ByteLevel()
-    if family == "qwen2":
+    if words.normalized:
         tokenizer.normalizer = normalizers.NFC()
-    return tokenizer, family == "llama3"
-
-
-def _words(family: str, space_prefix: bool) -> pre_tokenizers.PreTokenizer:
-    """How text is cut into words before merging, ending in the map from bytes to characters."""
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=space_prefix, use_regex=True)
-    if family == "gpt-2":
-        return gpt2
-    if family == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
-    patterns = {"llama3": [_LLAMA3_WORDS], "qwen2": [_QWEN2_WORDS], "default": _DEFAULT_CUTS}[family]
-    cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=space_prefix, use_regex=False)
-    return pre_tokenizers.Sequence([*cuts, plain])
-
-
-# What llama.cpp does with a file that names no family: each pattern cuts the pieces that the one before left.
-_DEFAULT_CUTS = [
-    r"[\p{P}\$\+<=>\^~\|]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-    r"\p{N}+",
-    r"[0-9][0-9][0-9]",
-]
+    return tokenizer, words.adds_bos
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Tokenizer:
     """SentencePiece's BPE, which merges the pair whose result scores best, as ranked merges with byte fallback."""
     scores = metadata.get("tokenizer.ggml.scores")
-    if scores is None or len(scores) != len(tokens):
+    if not isinstance(scores, Sequence | np.ndarray) or isinstance(scores, str) or len(scores) != len(tokens):
         raise CheckpointError("metadata key tokenizer.ggml.scores is missing or of another length than the tokens")
-    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN), None)
+    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN and token), None)
     merges = sentencepiece_merges(tokens, types, [float(score) for score in scores])
     tokenizer = Tokenizer(_bpe(tokens, merges, unk_token=unknown, fuse_unk=True, byte_fallback=_BYTE in types))
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
@@ -137,12 +179,24 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
 
 
 def sentencepiece_merges(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
-    """Every way to split a piece into two pieces, best score of the whole first, then by id of whole and of parts."""
-    ids = {token: i for i, token in enumerate(tokens) if types[i] in (_NORMAL, _USER_DEFINED)}
+    """Every way to split a piece into two pieces, best score of the whole first, then by id of whole and of parts.
+
+    CheckpointError for a piece that is so long that trying the ways would take for ever.
+    """
+    ids = {token: i for i, token in enumerate(tokens) if token and types[i] in (_NORMAL, _USER_DEFINED)}
+    longest = max(ids, key=len, default="")
+    if len(longest) > _LONGEST_PIECE:
+        raise CheckpointError(
+            f"token {ids[longest]} has {len(longest)} characters, more than the {_LONGEST_PIECE} of any real piece"
+        )
+    lengths = sorted({len(token) for token in ids})
     ranked = []
     for token, i in ids.items():
-        for cut in range(1, len(token)):
-            left, right = ids.get(token[:cut]), ids.get(token[cut:])
+        for cut in lengths:
+            if cut >= len(token):
+                break
+            left = ids.get(token[:cut])
+            right = ids.get(token[cut:]) if left is not None else None
             if left is not None and right is not None:
                 ranked.append((-scores[i], i, left, right))
     ranked.sort()
@@ -150,10 +204,9 @@ def sentencepiece_merges(tokens: list[str], types: list[int], scores: list[float
 
 
 def _bpe(tokens: list[str], merges: list[tuple[str, str]], **options: Any) -> models.BPE:
-    try:
-        return models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, **options)
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"the tokenizer's merges do not fit its tokens ({error})") from error
+    vocabulary = {token: i for i, token in enumerate(tokens) if token}
+    with library_errors(CheckpointError, "the tokenizer's merges do not fit its tokens"):
+        return models.BPE(vocab=vocabulary, merges=merges, **options)
 
 
 def _add_special(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
@@ -162,22 +215,27 @@ def _add_special(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> N
         added = [
             AddedToken(token, normalized=False, special=special)
             for token, t in zip(tokens, types, strict=True)
-            if t == kind
+            if t == kind and token
         ]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
 
 
-def _add_post_processor(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: list[str], add_bos: bool) -> None:
+def _add_post_processor(
+    tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: list[str], add_bos: bool, ids: Mapping[str, int | None]
+) -> None:
     """BOS before and EOS after a text, as the file says."""
     parts, special = ["$A"], []
-    flags = {"bos": (add_bos, 0), "eos": (False, 1)}
-    for name, (default, place) in flags.items():
-        if not metadata.get(f"tokenizer.ggml.add_{name}_token", default):
+    for name, default, place in (("bos", add_bos, 0), ("eos", False, 2)):
+        flag = metadata.get(f"tokenizer.ggml.add_{name}_token", default)
+        if not isinstance(flag, bool):
+            raise CheckpointError(f"tokenizer.ggml.add_{name}_token is {flag!r:.80}, expected true or false")
+        token = ids[name]
+        if not flag:
             continue
-        token_id = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if token_id is None or not 0 <= token_id < len(tokens):
-            raise CheckpointError(f"tokenizer.ggml.{name}_token_id is {token_id}, expected one of {len(tokens)} tokens")
-        parts.insert(0 if place == 0 else len(parts), tokens[token_id])
-        special.append((tokens[token_id], token_id))
+        if token is None or not tokens[token]:
+            _LOG.warning("tokenizer.ggml.add_%s_token is true, but the file names no such token: none is added", name)
+            continue
+        parts.insert(place, tokens[token])
+        special.append((tokens[token], token))
     if special:
         tokenizer.post_processor = processors.TemplateProcessing(single=parts, special_tokens=special)

@@ -16,7 +16,7 @@ from tiny_models import CHAT_TEMPLATE, SENTENCES, tiny_config, tiny_tokenizer_js
 from spqt_ti.errors import CheckpointError, GenerationError
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.sources.gguf_file import GgufFile
-from spqt_ti.sources.gguf_tokenizer import end_of_turn_ids, sentencepiece_merges, tokenizer_json
+from spqt_ti.sources.gguf_tokenizer import declared_ends, end_ids, sentencepiece_merges, tokenizer_json
 from spqt_ti.sources.open import open_checkpoint
 
 # ids of llama.cpp (xllamacpp 2026.10, /tokenize with add_special) for the GGUF of SmolLM2.
@@ -300,7 +300,7 @@ def test_chat_of_smollm2(smollm2):
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert smollm2.eos_ids == {2}
+    assert smollm2.eos_ids == {0, 2, 4}  # llama.cpp's: <|im_end|>, and by their text <|endoftext|> and <reponame>
 
 
 def test_chat_writes_bos_once():
@@ -389,12 +389,52 @@ def test_gguf_tokenizers_refused(changes, words):
     assert words in str(caught.value)
 
 
+def test_empty_tokens_are_holes():
+    """Several ids whose token is the empty string: no text has them, and they have no text."""
+    tokens = [*SPM_TOKENS, "", ""]
+    holes = {"tokens": tokens, "token_type": [*SPM_TYPES, 5, 1], "scores": [*SPM_SCORES, 0.0, 0.0]}
+    tokenizer = small_spm(**holes)
+    assert tokenizer.encode("ab") == small_spm().encode("ab")
+    assert tokenizer.decode([tokens.index("ab"), len(tokens) - 1, len(tokens) - 2, tokens.index("c")]) == "abc"
+
+
+def test_special_ids_of_minus_one_are_none():
+    assert small_spm(bos_token_id=0xFFFFFFFF).encode("a") == [267]
+    assert declared_ends(SPM) == (2,)
+    assert declared_ends(SPM | {"tokenizer.ggml.eos_token_id": 0xFFFFFFFF, "tokenizer.ggml.eot_token_id": 1}) == (1,)
+    without = {name: value for name, value in SPM.items() if "token_id" not in name}
+    assert declared_ends(without) == (2,)  # SentencePiece's own, as llama.cpp has them
+    assert Tokenizer(tokenizer_json(without), tiny_config(bos_token_id=1)).encode("a") == [1, 267]
+
+
+def test_added_tokens_are_their_own_text():
+    """The letters stand for control bytes in the byte alphabet; llama.cpp writes user-defined tokens as they are."""
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": ["a", "čaj", "Ġ»", "Ġ"],
+        "tokenizer.ggml.token_type": [1, 4, 4, 1],
+        "tokenizer.ggml.merges": [],
+    }
+    tokenizer = Tokenizer(tokenizer_json(metadata), tiny_config())
+    assert tokenizer.decode([0, 1, 2, 3, 0]) == "ačajĠ» a"
+
+
+def test_pieces_too_long_to_split():
+    tokens = [*SPM_TOKENS, "a" * 300]
+    with pytest.raises(CheckpointError, match="has 300 characters"):
+        sentencepiece_merges(tokens, [*SPM_TYPES, 1], [*SPM_SCORES, 0.0])
+
+
 def test_end_of_turn():
     metadata = {
         "tokenizer.ggml.tokens": ["<s>", "</s>", "<|eot_id|>", "<|im_end|>"],
         "tokenizer.ggml.token_type": [3, 3, 3, 1],
         "tokenizer.ggml.eos_token_id": 1,
     }
-    assert end_of_turn_ids(metadata) == (1, 2)  # the last one is ordinary text here
-    assert end_of_turn_ids(metadata | {"tokenizer.ggml.eot_token_id": 0}) == (1, 0, 2)
-    assert end_of_turn_ids({}) == ()
+    assert declared_ends(metadata) == (1,)
+    assert declared_ends(metadata | {"tokenizer.ggml.eot_token_id": 0}) == (1, 0)
+    assert declared_ends(metadata | {"tokenizer.ggml.eos_token_id": 0xFFFFFFFF}) == ()
+    assert declared_ends({}) == ()
+    # llama.cpp knows some by their text, whatever their type.
+    assert end_ids(metadata) == (1, 2, 3)

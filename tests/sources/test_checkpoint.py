@@ -396,8 +396,14 @@ def test_absent_biases_are_zero(tmp_path):
         ({"llama.context_length": 0}, "max_position_embeddings is 0"),
         ({"tokenizer.ggml.eos_token_id": 5000}, "eos_token_id is 5000"),
         ({"tokenizer.ggml.bos_token_id": "one"}, "token ids"),
+        ({"llama.rope.scaling.attn_factor": 2.0}, "llama.rope.scaling.attn_factor is 2.0"),
+        ({"llama.attention.causal": False}, "llama.attention.causal is False"),
+        ({"llama.attention.scale": 0.5}, "llama.attention.scale is 0.5"),
+        ({"llama.logit_scale": 8.0}, "llama.logit_scale is 8.0"),
+        ({"llama.use_parallel_residual": True}, "llama.use_parallel_residual is True"),
+        ({"general.type": "adapter"}, "general.type is 'adapter'"),
         ({"split.count": 4}, "one of 4 parts"),
-        ({"split.count": "four"}, "metadata of an unexpected type"),
+        ({"split.count": "four"}, "split.count is 'four'"),
     ],
 )
 def test_gguf_refused(metadata, words, tmp_path):
@@ -422,7 +428,39 @@ def test_gguf_lists_of_equal_numbers_are_a_number(numbers, tmp_path):
     if numbers == [2, 2]:
         assert open_checkpoint(path).config == config
     else:
-        assert "llama.attention.head_count_kv is" in opened_with_error(path)
+        assert "llama.attention.head_count_kv differs" in opened_with_error(path)
+
+
+def test_gguf_values_that_change_nothing(tmp_path, caplog):
+    config = tiny_config()
+    metadata = {
+        "llama.rope.scaling.attn_factor": 1.0,
+        "llama.attention.causal": True,
+        "llama.attention.scale": 48**-0.5,
+        "llama.expert_used_count": 0,
+        "general.type": "model",
+    }
+    path = write_gguf(tmp_path / "m.gguf", config, random_weights(config), metadata=metadata)
+    assert open_checkpoint(path).config == config
+    assert not caplog.records
+    write_gguf(path, config, random_weights(config), metadata={"llama.attention.brand_new": 1})
+    open_checkpoint(path)
+    assert "llama.attention.brand_new is not known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scaling"),
+    [
+        ({"llama.rope.scaling.factor": 4.0}, RopeScaling("linear", 4.0)),  # llama.cpp's type where none is given
+        ({"llama.rope.scale_linear": 4.0}, RopeScaling("linear", 4.0)),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, None),
+        ({"llama.rope.scaling.type": "linear"}, None),
+        ({"llama.rope.scaling.factor": 0.0}, None),
+    ],
+)
+def test_gguf_rope_scaling(metadata, scaling, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", tiny_config(), random_weights(tiny_config()), metadata=metadata)
+    assert open_checkpoint(path).config.rope_scaling == scaling
 
 
 @pytest.mark.parametrize(
