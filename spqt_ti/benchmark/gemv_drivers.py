@@ -17,6 +17,7 @@ from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
 from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS, WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
+from spqt_ti.kernels.cpu.schemes import q4_k as q4_k_decoder
 from spqt_ti.kernels.cpu.skipping_gemv import make_skipping_gemv
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import make_wait_for_all
@@ -129,7 +130,7 @@ class Zigzag:
         self.threads = threads
         self.shape = zigzag.ZigzagShape(rows, cols, panel_bands or preferred_panel_bands())
         data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm)
-        quants, tail, headers = zigzag.split(data, self.shape)
+        quants, tail, headers = zigzag.split(data, self.shape, q4_k_decoder.DECODER)
         self.weights = (
             upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies),
             upload(headers, u32x4, self.copies, GROUP_BANDS - 1),

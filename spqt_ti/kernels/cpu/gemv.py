@@ -8,6 +8,7 @@ depends on timing.
 """
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,11 +23,12 @@ from spqt_ti.kernels.cpu.block_sums import (
     WORKSPACE_INTEGERS,
     make_add_block,
 )
-from spqt_ti.kernels.cpu.tail_band import make_tail_band
+from spqt_ti.kernels.cpu.schemes import q4_k
+from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.cpu.zigzag import panel_height, split
-from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS, ZigzagShape
+from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS, Planes, ZigzagShape
 
 _RUN = 8  # superblocks whose addresses are planned at once
 SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // GROUP_BANDS) * GROUP_VECTORS + SPARE_VECTORS  # of a worker
@@ -41,7 +43,7 @@ def preferred_panel_bands() -> int:
     return MOST_PANEL_BANDS if native.load() is not None else 1
 
 
-def make_stream():
+def make_stream(planes: Planes):
     """Build the ti.funcs that fetch superblocks into L2 in the order of memory, ahead of their use: `plan` writes the
     addresses of the next ones to the beginning of the workspace, `fetch` asks for what stands at one place of it.
 
@@ -51,6 +53,7 @@ def make_stream():
     """
     helpers = native.load()
     prefetches = helpers is not None
+    quant_bytes, header_bytes = planes.quant_vectors * 64, planes.header_vectors * 16
 
     @ti.func
     def next_column(active: ti.template(), ahead: ti.template()):
@@ -74,13 +77,15 @@ def make_stream():
                 if ahead[LEFT] == 0:
                     next_column(active, ahead)
                 at = ahead[WORKSPACE] + (ti.cast(done, ti.i64) << 3)
-                run = ahead[QUANTS] + (ti.cast(ahead[NEXT], ti.i64) << 7)
-                helpers.write_run(at, run)
+                run = ahead[QUANTS] + ti.cast(ahead[NEXT], ti.i64) * quant_bytes
+                step = ti.cast(quant_bytes, ti.i64)
+                helpers.write_run(at, run, step)
                 taken = ti.min(ti.min(ahead[LEFT], count - done), _RUN)
-                header = ahead[HEADERS] + (ti.cast(ahead[NEXT], ti.i64) << 4)
+                header = ahead[HEADERS] + ti.cast(ahead[NEXT], ti.i64) * header_bytes
                 helpers.prefetch64(header)
-                header += ti.cast((taken - 1) << 4, ti.i64)
-                helpers.prefetch64(header)
+                for _ in ti.static(range(header_bytes // 16)):
+                    header += ti.cast((taken - 1) << 4, ti.i64)
+                    helpers.prefetch64(header)
                 ahead[NEXT] += taken
                 ahead[LEFT] -= taken
                 done += taken
@@ -90,6 +95,9 @@ def make_stream():
         if ti.static(prefetches):
             at = place
             helpers.prefetch_listed128(at)
+            for line in ti.static(range(2, quant_bytes // 64)):
+                offset = ti.cast(64 * line, ti.i64)
+                helpers.prefetch_listed64(at, offset)
 
     @ti.func
     def fetch_tail(active: ti.template(), low, high, words_address, headers_address):
@@ -114,17 +122,19 @@ def block_columns(count, dense):
     return ti.select(count < 1024 or dense, shorter, BLOCK_COLUMNS)
 
 
-def make_gemv(workers: int, exact: bool = False):
+def make_gemv(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER):
     """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
-    every matrix. `exact`: in f32 on every CPU (see block_sums).
+    every matrix of the decoder's scheme. `exact`: in f32 on every CPU (see block_sums).
 
     Arguments: a Matrix; its Inputs, of which the worker takes a share; Sums, the first vectors of the partial sums and
     of the worker's SCRATCH_VECTORS; the address of the worker's workspace (see block_sums); the worker. Worker w writes
     the whole bands of partial sums (16 vectors each) that start at vector `sums + w * bands * 16`.
     """
-    plan, fetch, fetch_tail = make_stream()
-    add_block, write_rows = make_add_block(fetch, exact)
-    tail_band = make_tail_band(exact)
+    plan, fetch, fetch_tail = make_stream(decoder.planes)
+    add_block, write_rows = make_add_block(fetch, exact, decoder)
+    quant_vectors, header_vectors = decoder.planes.quant_vectors, decoder.planes.header_vectors
+    tail_band = decoder.make_tail_band(exact) if decoder.make_tail_band is not None else None
+    has_tail = tail_band is not None  # asked in an `if` of its own: Taichi compiles both sides of `and`
 
     @ti.func
     def full_bands_of(m: ti.template(), inputs: ti.template(), first, last, sums: ti.template(), out, workspace):
@@ -145,18 +155,20 @@ def make_gemv(workers: int, exact: bool = False):
         start = 0
         while start < m.full_bands:
             height = panel_height(m.panel_bands, m.full_bands - start)
-            quants_from = m.quants_base + start * m.cols * 2
-            headers_from = m.headers_base + start * m.cols
+            quants_from = m.quants_base + start * m.cols * quant_vectors
+            headers_from = m.headers_base + start * m.cols * header_vectors
             groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
             for i in range(groups * GROUP_VECTORS):
                 sums.a[sums.scratch + i] = f32x16(0.0)
             for block in range((last - first + columns - 1) // columns):
                 low = first + block * columns
                 high = ti.min(low + columns, last)
-                if m.tail_bands > 0 and start + height == m.full_bands:
-                    tail_headers = m.headers_address + (ti.cast(m.headers_base + m.full_bands * m.cols, ti.i64) << 4)
-                    tail_words = m.tail_address + (ti.cast(m.tail_base, ti.i64) << 5)
-                    fetch_tail(inputs.active, low, high, tail_words, tail_headers)
+                if ti.static(has_tail):  # noqa: SIM102
+                    if m.tail_bands > 0 and start + height == m.full_bands:
+                        headers_base = m.headers_base + m.full_bands * m.cols
+                        tail_headers = m.headers_address + (ti.cast(headers_base, ti.i64) << 4)
+                        tail_words = m.tail_address + (ti.cast(m.tail_base, ti.i64) << 5)
+                        fetch_tail(inputs.active, low, high, tail_words, tail_headers)
                 for group in range(groups):
                     bands = ti.min(GROUP_BANDS, height - group * GROUP_BANDS)
                     plan(inputs.active, ahead, (high - low) * bands)
@@ -182,8 +194,9 @@ def make_gemv(workers: int, exact: bool = False):
         last = inputs.first + share_start(inputs.count, worker + 1, workers)
         out = sums.sums + worker * (m.full_bands + m.tail_bands) * 16
         full_bands_of(m, inputs, first, last, sums, out, workspace)
-        if m.tail_bands > 0:
-            tail_band(m, inputs, first, last, sums.a, out + m.full_bands * 16, sums.scratch)
+        if ti.static(has_tail):  # noqa: SIM102
+            if m.tail_bands > 0:
+                tail_band(m, inputs, first, last, sums.a, out + m.full_bands * 16, sums.scratch)
 
     return gemv
 
@@ -191,12 +204,17 @@ def make_gemv(workers: int, exact: bool = False):
 class ZigzagMatrix:
     """One matrix on the device with what its GEMVs need: inputs, partial sums, scratch.
 
-    `data`: the stored zigzag bytes (u8, flat) of a matrix of `shape`; `exact`: see `make_gemv`.
+    `data`: the stored zigzag bytes (u8, flat) of a matrix of `shape` (its planes become the decoder's); `exact`: see
+    `make_gemv`. Raises QuantizationError where the number of bytes is not the shape's.
     """
 
-    def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
+    def __init__(
+        self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False,
+        decoder: Decoder = q4_k.DECODER,
+    ) -> None:  # fmt: skip
+        shape = replace(shape, planes=decoder.planes)
         self.shape, self.workers, self.exact = shape, workers, exact
-        quants, tail, headers = split(data, shape)
+        quants, tail, headers = split(data, shape, decoder)
         self._quants = _upload(quants, u32x16)
         self._tail = _upload(tail, u32x8)
         self._headers = _upload(headers, u32x4, GROUP_BANDS - 1)  # headers are read four at a time
@@ -233,10 +251,13 @@ class ZigzagMatrix:
 class ZigzagGemv(ZigzagMatrix):
     """A matrix with its GEMV as a kernel of its own, for tests and benchmarks. The token kernel uses the same func."""
 
-    def __init__(self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False) -> None:
-        super().__init__(data, shape, workers, exact)
+    def __init__(
+        self, data: np.ndarray, shape: ZigzagShape, workers: int = 2, exact: bool = False,
+        decoder: Decoder = q4_k.DECODER,
+    ) -> None:  # fmt: skip
+        super().__init__(data, shape, workers, exact, decoder)
         self._active = ndarray(ti.i32, (vectors_for(shape.cols) * 16 + workers * WORKSPACE_INTEGERS,))
-        self._kernel = make_gemv_kernel(workers, exact)
+        self._kernel = make_gemv_kernel(workers, exact, decoder)
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """y (f32 [rows]) for x (f32 [cols]); `active` (i32, any order, no duplicates) defaults to every column.
@@ -267,9 +288,9 @@ def _upload(rows: np.ndarray, dtype, spare: int = 0) -> ti.Ndarray:
 
 
 @functools.cache
-def make_gemv_kernel(workers: int, exact: bool = False):
+def make_gemv_kernel(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER):
     """The GEMV as a kernel of its own: one iteration per worker."""
-    gemv = make_gemv(workers, exact)
+    gemv = make_gemv(workers, exact, decoder)
 
     @ti.kernel
     def zigzag_gemv(

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
+from spqt_ti.kernels.cpu.schemes import q4_k
+from spqt_ti.kernels.cpu.schemes.decoder import Decoder
+from spqt_ti.kernels.cpu.schemes.q4_k_tail import make_decode_tail
 from spqt_ti.kernels.cpu.vectors import f32x16, value
 from spqt_ti.kernels.cpu.workers import share_start
-from spqt_ti.kernels.cpu.zigzag import minima_of, panel_height, panel_start, scales_of
-from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
+from spqt_ti.kernels.cpu.zigzag import panel_height, panel_start
 
 TILE_COLUMNS = 256
 TILE_VECTORS = 4 * TILE_COLUMNS  # of a worker's tile of decoded weights
@@ -79,48 +81,15 @@ def put_in_order(a: ti.template(), out, tokens: ti.template(), step):
             a[at + place_of(m, step)] = f32x16(*[sums[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
 
-def make_matmul(workers: int):
+def make_matmul(workers: int, decoder: Decoder = q4_k.DECODER):
     """Build the ti.func of one worker's strips of Y = X W^T for a zigzag matrix, whose geometry is a run-time argument.
 
     Arguments: a Matrix (no addresses needed); the array of X, Y and scratch; `tile`: the first of TILE_VECTORS vectors
     of the worker's own; Tokens, whose Y has whole bands (16 vectors each); the worker.
     """
-    strip_product = make_strip_product()
-
-    @ti.func
-    def decode_full(m: ti.template(), superblock, height, a: ti.template(), tile, start, columns, half, high):
-        """64 rows of a full band in a panel of `height` bands, from `superblock` on: nibbles `high` of quants vector
-        `half`; lane i of vector b: row 64 (i / 8) + 4 (i % 8) + b.
-        """
-        low = 4 * half + high
-        for j in range(columns):
-            place = superblock + (start + j) * height
-            header = m.headers[m.headers_base + place]
-            scales = scales_of(header)
-            minima = minima_of(header)
-            s0, s1, m0, m1 = scales[low], scales[low + 2], minima[low], minima[low + 2]
-            scale = f32x16(*[(s0, s1)[i // 8] for i in ti.static(range(16))])
-            minimum = f32x16(*[(m0, m1)[i // 8] for i in ti.static(range(16))])
-            words = m.quants[m.quants_base + 2 * place + half] >> (4 * high)
-            for b in ti.static(range(4)):
-                a[tile + 4 * j + b] = (scale * NIBBLE_UNIT[2 * b]) * nibbles_in_place(words, b, 0) - minimum
-
-    @ti.func
-    def decode_tail(m: ti.template(), a: ti.template(), tile, start, columns):
-        """The 64 rows of the tail band; lane i of vector b: row 32 (i / 8) + 4 (i % 8) + b."""
-        headers_base = m.headers_base + m.full_bands * m.cols
-        for j in range(columns):
-            header = m.headers[headers_base + start + j]
-            scales = scales_of(header)
-            minima = minima_of(header)
-            scale = f32x16(*[scales[i // 8] for i in ti.static(range(16))])
-            minimum = f32x16(*[minima[i // 8] for i in ti.static(range(16))])
-            words = m.tail[m.tail_base + start + j]
-            for b in ti.static(range(4)):
-                low = nibbles_in_place(words, b, 0) * NIBBLE_UNIT[2 * b]
-                high = nibbles_in_place(words, b, 1) * NIBBLE_UNIT[2 * b + 1]
-                nibbles = f32x16(*[low[i] for i in ti.static(range(8))] + [high[i] for i in ti.static(range(8))])
-                a[tile + 4 * j + b] = scale * nibbles - minimum
+    strip_product, decode_strip = make_strip_product(), decoder.make_decode_strip()
+    decode_tail = make_decode_tail() if decoder.planes.tail else None
+    in_lanes, has_tail = decoder.lanes_of_four, decode_tail is not None
 
     @ti.func
     def matmul(m: ti.template(), a: ti.template(), tile, tokens: ti.template(), worker):
@@ -130,21 +99,26 @@ def make_matmul(workers: int):
             panel = panel_start(m.panel_bands, m.full_bands, band)
             height = panel_height(m.panel_bands, m.full_bands - panel)
             first = panel * m.cols + band - panel  # superblock of column 0
-            half = (strip >> 1) & 1
             out = tokens.y + m.full_bands * 16
             step = 2
             if band < m.full_bands:
-                out = tokens.y + band * 16 + 8 * half + 2 * (strip & 1)
-                step = 4
+                out = tokens.y + band * 16 + 4 * (strip & 3)
+                if ti.static(in_lanes):
+                    out = tokens.y + band * 16 + 8 * ((strip >> 1) & 1) + 2 * (strip & 1)
+                    step = 4
             for i in range((m.cols + TILE_COLUMNS - 1) // TILE_COLUMNS):
                 start = i * TILE_COLUMNS
                 columns = ti.min(TILE_COLUMNS, m.cols - start)
-                if band < m.full_bands:
-                    decode_full(m, first, height, a, tile, start, columns, half, strip & 1)
+                if ti.static(has_tail):
+                    if band < m.full_bands:
+                        decode_strip(m, first, height, a, tile, start, columns, strip & 3)
+                    else:
+                        decode_tail(m, a, tile, start, columns)
                 else:
-                    decode_tail(m, a, tile, start, columns)
+                    decode_strip(m, first, height, a, tile, start, columns, strip & 3)
                 strip_product(a, tile, start, columns, tokens, out, step)
-            put_in_order(a, out, tokens, step)
+            if ti.static(in_lanes):
+                put_in_order(a, out, tokens, step)
 
     return matmul
 

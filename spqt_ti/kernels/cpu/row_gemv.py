@@ -23,8 +23,9 @@ import numpy as np
 from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.formats import layout, q4_k
 from spqt_ti.kernels.cpu import native
-from spqt_ti.kernels.cpu.block_sums import make_scales_and_minima, per_row, uses_integers
+from spqt_ti.kernels.cpu.block_sums import uses_integers
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
+from spqt_ti.kernels.cpu.schemes.q4_k_fields import make_scales_and_minima, per_row
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x16, lane_max, lane_sum, u32x4, u32x16
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place

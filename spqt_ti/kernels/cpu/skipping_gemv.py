@@ -14,7 +14,7 @@ from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Panel, Sums
 from spqt_ti.kernels.cpu.block_sums import BLOCK_COLUMNS, GROUP_BANDS, GROUP_VECTORS, WORKSPACE_INTEGERS, make_add_block
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, ZigzagMatrix
-from spqt_ti.kernels.cpu.tail_band import make_tail_band
+from spqt_ti.kernels.cpu.schemes import q4_k
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, value, vectors_for
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.cpu.zigzag import panel_height
@@ -32,8 +32,8 @@ def make_skipping_gemv(workers: int, exact: bool = False):
     def no_fetch(place):
         pass
 
-    add_block, write_rows = make_add_block(no_fetch, exact)
-    tail_band = make_tail_band(exact)
+    add_block, write_rows = make_add_block(no_fetch, exact, q4_k.DECODER)
+    tail_band = q4_k.make_tail_band(exact)
 
     @ti.func
     def choose(inputs: ti.template(), threshold, low, high):

@@ -21,12 +21,26 @@ def tiles_for(rows: int) -> int:
 
 
 @dataclass(frozen=True)
+class Planes:
+    """What a column takes in a full band of 256 rows, as a scheme's kernels have it: vectors of 16 words of quants,
+    vectors of 4 words of header. `tail`: a last band of at most 64 rows is stored apart, as Q4_K's is.
+    """
+
+    quant_vectors: int
+    header_vectors: int
+    tail: bool = False
+
+
+Q4_K_PLANES = Planes(quant_vectors=2, header_vectors=1, tail=True)
+
+
+@dataclass(frozen=True)
 class ZigzagShape:
     """Geometry of a matrix [rows, cols] in the zigzag layout, as kernels see it.
 
-    `full_bands` bands of 256 rows; what is left is a tail band where it has at most 64 rows, and otherwise one more
-    full band, completed with zeros at load: a superblock costs instructions rather than bytes, and the full one's code
-    is the fastest.
+    `full_bands` bands of 256 rows; what is left is a tail band where the scheme has them and it has at most 64 rows,
+    and otherwise one more full band, completed with zeros at load: a superblock costs instructions rather than bytes,
+    and the full one's code is the fastest.
 
     Up to `panel_bands` full bands stand side by side, in a panel: what a column has in them is one piece of memory.
     Random pieces of 128 bytes (one superblock) come from memory at a third of the speed at which it is read in order,
@@ -37,11 +51,12 @@ class ZigzagShape:
     rows: int
     cols: int
     panel_bands: int = MOST_PANEL_BANDS
+    planes: Planes = Q4_K_PLANES
 
     @property
     def tail_bands(self) -> int:
-        """1 if the last band has at most one pair of sub-blocks, else 0."""
-        return int(layout.band_rows(self.rows)[-1] <= 64)
+        """1 if the last band has at most one pair of sub-blocks, and the scheme tail bands, else 0."""
+        return int(self.planes.tail and layout.band_rows(self.rows)[-1] <= 64)
 
     @property
     def bands(self) -> int:
@@ -69,8 +84,8 @@ class ZigzagShape:
 
     @property
     def quant_vectors(self) -> int:
-        """Vectors of 16 words: two per superblock of a full band."""
-        return self.full_bands * self.cols * 2
+        """Vectors of 16 words."""
+        return self.full_bands * self.cols * self.planes.quant_vectors
 
     @property
     def tail_vectors(self) -> int:
@@ -79,10 +94,11 @@ class ZigzagShape:
 
     @property
     def headers(self) -> int:
-        """Vectors of 4 words: one per superblock."""
-        return self.bands * self.cols
+        """Vectors of 4 words; a tail band has one per column."""
+        return (self.full_bands * self.planes.header_vectors + self.tail_bands) * self.cols
 
     @property
     def bytes_per_column(self) -> int:
-        """Bytes of weights that one active input costs."""
-        return self.full_bands * 144 + self.tail_bands * (16 + 32)
+        """Bytes of weights that one active input costs, padding included."""
+        full = self.planes.quant_vectors * 64 + self.planes.header_vectors * 16
+        return self.full_bands * full + self.tail_bands * (16 + 32)

@@ -18,6 +18,7 @@ from spqt_ti.errors import BackendError
 from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS
 from spqt_ti.kernels.cpu.gemv import preferred_panel_bands
 from spqt_ti.kernels.cpu.heads import HeadConstants
+from spqt_ti.kernels.cpu.schemes import q4_k
 from spqt_ti.kernels.cpu.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.zigzag import split
 from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
@@ -86,7 +87,7 @@ class Weights:
 
     def _load_matrix(self, layer: int, site: str, data: np.ndarray) -> None:
         place = self.places[site]
-        quants, tail, headers = split(data, place.shape)
+        quants, tail, headers = split(data, place.shape, q4_k.DECODER)
         for array, rows, start in (
             (self.quants, quants, layer * self.quants_stride + place.quants),
             (self.tail, tail, layer * self.tail_stride + place.tail),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from q4_k_matrices import Matrix, integer_matrix, make_matrix, random_fields, random_matrix
 
 from spqt_ti.backend import available_threads, start
+from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import q4_k
 from spqt_ti.formats.layout import dequantize_matrix, quantize_matrix
 from spqt_ti.kernels.cpu import gemv as module
@@ -194,9 +195,9 @@ def test_repeats_are_identical(exact) -> None:
 
 def test_wrong_sizes() -> None:
     matrix = random_matrix(300, 40, "zigzag")
-    with pytest.raises(ValueError, match="bytes"):
+    with pytest.raises(QuantizationError, match="Q4_K matrix"):
         ZigzagGemv(matrix.data[:-1], ZigzagShape(300, 40))
-    with pytest.raises(ValueError, match="bytes"):
+    with pytest.raises(QuantizationError, match="Q4_K matrix"):
         ZigzagGemv(matrix.data, ZigzagShape(300, 41))
 
 

@@ -4,13 +4,15 @@ import functools
 
 import numpy as np
 import pytest
+import scheme_matrices
 from device_vectors import download, upload
 from q4_k_matrices import Matrix, integer_matrix, random_matrix
 
 from spqt_ti.backend import available_threads, start, ti
-from spqt_ti.formats import layout, q4_k, q8_0
+from spqt_ti.formats import layout, q4_k, q8_0, schemes
 from spqt_ti.kernels.cpu.arguments import Matrix as DeviceMatrix
 from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, Tokens, make_matmul, make_vocabulary_matmul
+from spqt_ti.kernels.cpu.schemes import DECODERS
 from spqt_ti.kernels.cpu.vectors import array_of, f16x16, f32x16, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.zigzag import ZigzagShape, split
 from spqt_ti.kernels.shared.geometry import tiles_for
@@ -28,8 +30,8 @@ def _runtime():
 
 
 @functools.cache
-def make_zigzag_kernel(workers: int):
-    matmul = make_matmul(workers)
+def make_zigzag_kernel(workers: int, scheme: str = "q4_k"):
+    matmul = make_matmul(workers, DECODERS[scheme])
 
     @ti.kernel
     def zigzag_matmul(
@@ -80,15 +82,15 @@ def scratch(x: np.ndarray, workers: int, y_vectors: int):
     return upload(np.concatenate([tiles, padded.reshape(-1), y])), workers * TILE_VECTORS, tokens * y_vectors
 
 
-def multiply(data: np.ndarray, rows: int, x: np.ndarray, workers: int = WORKERS) -> np.ndarray:
+def multiply(data: np.ndarray, rows: int, x: np.ndarray, workers: int = WORKERS, scheme: str = "q4_k") -> np.ndarray:
     """Y f32 [tokens, rows] = X W^T of stored zigzag bytes."""
-    shape = ZigzagShape(rows, x.shape[1])
-    quants, tail, headers = split(data, shape)
+    shape = ZigzagShape(rows, x.shape[1], planes=DECODERS[scheme].planes)
+    quants, tail, headers = split(data, shape, DECODERS[scheme])
     stride = shape.bands * 16
     a, x_at, y_vectors = scratch(x, workers, stride)
     x_stride = vectors_for(x.shape[1])
     y_at = x_at + -(-len(x) // 4) * 4 * x_stride
-    make_zigzag_kernel(workers)(
+    make_zigzag_kernel(workers, scheme)(
         upload(quants, u32x16), upload(tail, u32x8), upload(headers, u32x4), shape.cols, shape.full_bands,
         shape.tail_bands, shape.panel_bands, a, x_at, x_stride, y_at, stride, len(x),
     )  # fmt: skip
@@ -141,6 +143,20 @@ def test_weights_are_decoded_exactly(shape) -> None:
     data = random_matrix(rows, cols, "zigzag").data
     y = multiply(data, rows, np.eye(cols, dtype=np.float32))
     np.testing.assert_array_equal(y.T, layout.dequantize_matrix(data, rows, cols, "zigzag", q4_k.SCHEME))
+
+
+@pytest.mark.parametrize("scheme", ["q6_k", "q8_0"])
+@shapes
+def test_other_schemes(shape, scheme) -> None:
+    """Decoded exactly, as Q4_K is; products in the order of the same sums."""
+    rows, cols = shape
+    matrix, x = scheme_matrices.random_matrix(rows, cols, "zigzag", schemes.find(scheme)), normal(5, cols)
+    y = multiply(matrix.data, rows, np.eye(cols, dtype=np.float32), scheme=scheme)
+    np.testing.assert_array_equal(
+        y.T, layout.dequantize_matrix(matrix.data, rows, cols, "zigzag", schemes.find(scheme))
+    )
+    for row, token in zip(multiply(matrix.data, rows, x, scheme=scheme), x, strict=True):
+        assert (np.abs(row - matrix.weights @ token.astype(np.float64)) <= matrix.tolerance(token)).all()
 
 
 def test_each_column_is_used_once() -> None:

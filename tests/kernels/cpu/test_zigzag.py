@@ -6,9 +6,12 @@ from device_vectors import download, upload
 from q4_k_matrices import random_fields, random_matrix
 
 from spqt_ti.backend import start, ti
+from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import layout, q4_k
+from spqt_ti.kernels.cpu.schemes import DECODERS
+from spqt_ti.kernels.cpu.schemes.q4_k_fields import minima_of, scales_of
 from spqt_ti.kernels.cpu.vectors import array_of, f32x8, f32x16, u32x4, u32x16
-from spqt_ti.kernels.cpu.zigzag import ZigzagShape, minima_of, scales_of, split
+from spqt_ti.kernels.cpu.zigzag import ZigzagShape, split
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, half, nibbles_in_place
 
 # Rows: around one pair of sub-blocks (the tail band), around a band, SmolLM2's stacks.
@@ -74,7 +77,7 @@ def test_panels() -> None:
 def test_split_keeps_every_byte(rows, panel_bands) -> None:
     cols = 5
     data, shape = random_matrix(rows, cols, "zigzag").data, ZigzagShape(rows, cols, panel_bands)
-    quants, tail, headers = split(data, shape)
+    quants, tail, headers = split(data, shape, DECODERS["q4_k"])
     blocks = layout.superblocks(data, rows, cols, "zigzag", q4_k.SCHEME)
     # A column's superblocks of a panel side by side, then the next column's.
     order = [
@@ -93,8 +96,8 @@ def test_split_keeps_every_byte(rows, panel_bands) -> None:
 @pytest.mark.parametrize("change", [-1, 1])
 def test_split_refuses_another_size(change) -> None:
     data = np.zeros(layout.nbytes(300, 5, "zigzag", q4_k.SCHEME) + change, np.uint8)
-    with pytest.raises(ValueError, match=r"zigzag \[300, 5\] takes 960 bytes, not"):
-        split(data, ZigzagShape(300, 5))
+    with pytest.raises(QuantizationError, match=r"\[300, 5\] Q4_K matrix \(zigzag\) is uint8 \[960\], not"):
+        split(data, ZigzagShape(300, 5), DECODERS["q4_k"])
 
 
 def test_every_half() -> None:

@@ -29,14 +29,18 @@ define void @prefetch64(i64* %address) alwaysinline {
   ret void
 }
 
-; Addresses, *first and seven more, 128 bytes apart, as 64-bit integers at *address.
-define void @write_run(i64* %address, i64* %first) alwaysinline {
+; Addresses, *first and seven more, *step bytes apart, as 64-bit integers at *address.
+define void @write_run(i64* %address, i64* %first, i64* %step) alwaysinline {
   %a = load i64, i64* %address
   %p = inttoptr i64 %a to <8 x i64>*
   %f = load i64, i64* %first
   %s = insertelement <8 x i64> poison, i64 %f, i32 0
   %v = shufflevector <8 x i64> %s, <8 x i64> poison, <8 x i32> zeroinitializer
-  %r = add <8 x i64> %v, <i64 0, i64 128, i64 256, i64 384, i64 512, i64 640, i64 768, i64 896>
+  %d = load i64, i64* %step
+  %d0 = insertelement <8 x i64> poison, i64 %d, i32 0
+  %ds = shufflevector <8 x i64> %d0, <8 x i64> poison, <8 x i32> zeroinitializer
+  %o = mul <8 x i64> %ds, <i64 0, i64 1, i64 2, i64 3, i64 4, i64 5, i64 6, i64 7>
+  %r = add <8 x i64> %v, %o
   store <8 x i64> %r, <8 x i64>* %p, align 8
   ret void
 }
@@ -46,6 +50,18 @@ define void @prefetch_listed128(i64* %place) alwaysinline {
   %a = load i64, i64* %place
   %p = inttoptr i64 %a to i64*
   call void @prefetch128(i64* %p)
+  ret void
+}
+
+; Ask for the cache line that is *offset bytes behind the address at *place, into L2.
+define void @prefetch_listed64(i64* %place, i64* %offset) alwaysinline {
+  %a = load i64, i64* %place
+  %p = inttoptr i64 %a to i64*
+  %b = load i64, i64* %p
+  %o = load i64, i64* %offset
+  %c = add i64 %b, %o
+  %q = inttoptr i64 %c to i8*
+  call void @llvm.prefetch.p0i8(i8* %q, i32 0, i32 2, i32 1)
   ret void
 }
 
@@ -108,6 +124,33 @@ define void @scales_and_minima(<4 x i32>* %header, float* %x, <16 x float>* %out
   %xunit = fmul <4 x float> %unit, %x4
   %factor = shufflevector <4 x float> %xunit, <4 x float> poison, <16 x i32> <i32 0, i32 0, i32 0, i32 0, i32 0, i32 0, i32 0, i32 0, i32 1, i32 1, i32 1, i32 1, i32 1, i32 1, i32 1, i32 1>
   %r = fmul <16 x float> %steps, %factor
+  store <16 x float> %r, <16 x float>* %out
+  ret void
+}
+
+; *out = the eight 16-bit floats of *header, times *x.
+define void @scaled_halves(<4 x i32>* %header, float* %x, <8 x float>* %out) alwaysinline {
+  %h = load <4 x i32>, <4 x i32>* %header
+  %halves = bitcast <4 x i32> %h to <8 x half>
+  %wide = fpext <8 x half> %halves to <8 x float>
+  %xs = load float, float* %x
+  %x0 = insertelement <8 x float> poison, float %xs, i64 0
+  %x8 = shufflevector <8 x float> %x0, <8 x float> poison, <8 x i32> zeroinitializer
+  %r = fmul <8 x float> %wide, %x8
+  store <8 x float> %r, <8 x float>* %out
+  ret void
+}
+
+; *out = the sixteen signed bytes of *header, times *x.
+define void @scaled_bytes(<4 x i32>* %header, float* %x, <16 x float>* %out) alwaysinline {
+  %h = load <4 x i32>, <4 x i32>* %header
+  %bytes = bitcast <4 x i32> %h to <16 x i8>
+  %wide = sext <16 x i8> %bytes to <16 x i32>
+  %steps = sitofp <16 x i32> %wide to <16 x float>
+  %xs = load float, float* %x
+  %x0 = insertelement <16 x float> poison, float %xs, i64 0
+  %x16 = shufflevector <16 x float> %x0, <16 x float> poison, <16 x i32> zeroinitializer
+  %r = fmul <16 x float> %steps, %x16
   store <16 x float> %r, <16 x float>* %out
   ret void
 }

@@ -1,13 +1,14 @@
-"""The tail band of the zigzag GEMV: at most 64 rows, two sub-blocks, of which a column has one vector of 8 words.
+"""The tail band of a Q4_K matrix: at most 64 rows, two sub-blocks, of which a column has one vector of 8 words.
 
-Exact or in 16 bits, as the full bands are (see block_sums). In 16 bits eight columns go together: a vector of headers
-holds those of four columns instead of those of four bands, and a vector of words two columns instead of one.
+Exact or in 16 bits, as the full bands are (see q4_k_16_bits.py). In 16 bits eight columns go together: a vector of
+headers holds those of four columns instead of those of four bands, and a vector of words two columns instead of one.
 """
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu import native
-from spqt_ti.kernels.cpu.block_sums import BLOCK_COLUMNS, input_of, make_scales_and_minima, uses_integers
+from spqt_ti.kernels.cpu.block_sums import BLOCK_COLUMNS, input_of, uses_integers
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
+from spqt_ti.kernels.cpu.schemes.q4_k_fields import make_scales_and_minima, minima_of, scales_of
 from spqt_ti.kernels.cpu.vectors import f32x8, f32x16, i32x16, u32x16, value
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 
@@ -99,7 +100,7 @@ def _make_tail_band_i16():
         a: ti.template(), spare,
     ):  # fmt: skip
         """x d scale of every eight columns to a[spare + _EIGHTS...], 16 bits each: lane 4 b + k has columns 2 b and
-        2 b + 1, sub-block k. `minima` gets what they add up to, with what rounding added (see block_sums).
+        2 b + 1, sub-block k. `minima` gets what they add up to, with what rounding added (see q4_k_16_bits.py).
         """
         inverse = f32x16(*([1.0 / step, 1.0 / step_dmin] * 8))
         of_minima, minima_rest, scales, scales_rest, products = [i32x16(0) for _ in ti.static(range(5))]
@@ -179,3 +180,26 @@ def _make_tail_band_i16():
         write_tail(sums, minima, a, out)
 
     return tail_band
+
+
+def make_decode_tail():
+    """Build the ti.func (Matrix, a, tile, start, columns) that decodes the tail band's 64 rows: a strip of prefill."""
+
+    @ti.func
+    def decode_tail(m: ti.template(), a: ti.template(), tile, start, columns):
+        """The 64 rows of the tail band; lane i of vector b: row 32 (i / 8) + 4 (i % 8) + b."""
+        headers_base = m.headers_base + m.full_bands * m.cols
+        for j in range(columns):
+            header = m.headers[headers_base + start + j]
+            scales = scales_of(header)
+            minima = minima_of(header)
+            scale = f32x16(*[scales[i // 8] for i in ti.static(range(16))])
+            minimum = f32x16(*[minima[i // 8] for i in ti.static(range(16))])
+            words = m.tail[m.tail_base + start + j]
+            for b in ti.static(range(4)):
+                low = nibbles_in_place(words, b, 0) * NIBBLE_UNIT[2 * b]
+                high = nibbles_in_place(words, b, 1) * NIBBLE_UNIT[2 * b + 1]
+                nibbles = f32x16(*[low[i] for i in ti.static(range(8))] + [high[i] for i in ti.static(range(8))])
+                a[tile + 4 * j + b] = scale * nibbles - minimum
+
+    return decode_tail

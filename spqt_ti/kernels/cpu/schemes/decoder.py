@@ -1,0 +1,44 @@
+"""What a weight scheme has to bring along for the zigzag kernels of the CPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spqt_ti.formats.scheme import Scheme
+from spqt_ti.kernels.shared.geometry import Planes
+
+Func = Any  # a ti.func
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A scheme on the CPU. What a column has in a full band of 256 rows is one *column superblock* here, whatever the
+    scheme's own superblock is: `planes` says how many vectors it takes.
+
+    `split`: column superblocks as stored, u8 [n, bytes] -> quants u32 [n, 16 quant vectors], headers u32 [n, 4 header
+    vectors]; their order of bytes is the decoder's own.
+
+    `make_add_superblock` builds the ti.func (Panel, place, x, sums, offsets) that adds x times a column superblock to a
+    band's 16 vectors of sums and to a vector of whatever is subtracted in the end. `make_write_rows` builds the ti.func
+    (a, sums_at, band, out) that turns the sums of a band of a group into the rows a[out..out+15].
+
+    `make_decode_strip` builds the ti.func (Matrix, place, height, a, tile, start, columns, strip) that writes rows 64
+    strip .. 64 strip + 63 of the columns from `start` on, of the band whose column 0 is column superblock `place` in a
+    panel of `height` bands, to four vectors each of a[tile...]. `lanes_of_four`: lane i of vector b is row 4 i + b of
+    the two and two sub-blocks that Q4_K stores together; else the rows are in order.
+
+    `make_fast_block`: for CPUs that `uses_integers`, as block_sums.make_add_block; None: the f32 one serves.
+    `make_tail_band`: see q4_k_tail.py; None: a last band is completed to 256 rows with zeros.
+    """
+
+    scheme: Scheme
+    planes: Planes
+    split: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    make_add_superblock: Callable[[], Func]
+    make_write_rows: Callable[[], Func]
+    make_decode_strip: Callable[[], Func]
+    lanes_of_four: bool = False
+    make_fast_block: Callable[[Func], tuple[Func, Func]] | None = None
+    make_tail_band: Callable[[bool], Func] | None = None
