@@ -17,11 +17,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from spqt_ti.backend import kernel_seconds, start, ti
+from spqt_ti.backend import kernel_seconds, look_up, start, ti
 from spqt_ti.benchmark import cublas, gpu
+from spqt_ti.benchmark.provenance import provenance
 from spqt_ti.benchmark.shapes import Shape, parse_shapes
 from spqt_ti.errors import SpqtError
 from spqt_ti.kernels.simt.splits import Split
+from spqt_ti.tables import markdown_header, markdown_row
 
 FAILURES = Exception  # Taichi's, a driver's and a compiler's have nothing else in common
 
@@ -90,7 +92,17 @@ def _gemvs(arguments: argparse.Namespace, shapes: Sequence[Shape], end: float) -
             continue
         _print_rows([dataclasses.asdict(row) for row in new], titles=not rows)
         rows += new
-    print("\n".join(["", *(f"missed: {line}" for line in gpu.missed_targets(rows)), *problems]), flush=True)
+    print(
+        "\n".join(
+            [
+                "",
+                provenance(None, look_up(arguments.backend).device),
+                *(f"missed: {line}" for line in gpu.missed_targets(rows)),
+                *problems,
+            ]
+        ),
+        flush=True,
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -125,11 +137,10 @@ def _driver() -> str:
 
 def _print_rows(rows: Sequence[dict[str, Any]], titles: bool = True) -> None:
     if titles:
-        print("| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |")
-        print("|" + "---|" * len(rows[0]))
+        print(markdown_header([name.replace("_", " ") for name in rows[0]]))
     for row in rows:
         cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print(markdown_row(cells), flush=True)
 
 
 def _line(error: BaseException) -> str:

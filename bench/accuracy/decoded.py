@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 import spqt_ti
+from spqt_ti.benchmark.provenance import provenance
 from spqt_ti.evaluation.perplexity import Scores, compare, windows
 from spqt_ti.model.runner import Llama
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.tables import GrowingTable, print_notes
 from spqt_ti.texts import read_text
 
 
@@ -37,20 +40,26 @@ def decoded(llama: Llama, window: Sequence[int]) -> np.ndarray:
     return np.stack([llama.decode(token).copy() for token in window[half:-1]])
 
 
-def line(path: str, exact: bool, masked: Scores, real: Scores) -> str:
+TITLES = (
+    "policy", "products", "perplexity, masked", "decoded", "nats per token more", "KL, masked", "decoded",
+    "same top 1, masked", "decoded",
+)  # fmt: skip
+
+
+def line(path: str, exact: bool, masked: Scores, real: Scores) -> list[str]:
     """A row of the table."""
     ours, theirs = masked.row(0.0), real.row(0.0)
     change = np.concatenate(real.nll) - np.concatenate(masked.nll)
     error = change.std(ddof=1) / change.size**0.5
-    return (
-        f"| {path} | {'f32' if exact else 'default'} | {ours.perplexity:.3f} | {theirs.perplexity:.3f} "
-        f"| {change.mean():+.4f} ± {error:.4f} | {ours.kl_mean:.4f} | {theirs.kl_mean:.4f} | {ours.top1:.1%} "
-        f"| {theirs.top1:.1%} |"
-    )
+    return [
+        path, "f32" if exact else "default", f"{ours.perplexity:.3f}", f"{theirs.perplexity:.3f}",
+        f"{change.mean():+.4f} ± {error:.4f}", f"{ours.kl_mean:.4f}", f"{theirs.kl_mean:.4f}", f"{ours.top1:.1%}",
+        f"{theirs.top1:.1%}",
+    ]  # fmt: skip
 
 
 def main() -> None:
-    """Score and print a Markdown table."""
+    """Score and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="known name, .gguf file or quantised directory")
     parser.add_argument("--text", required=True)
@@ -58,25 +67,28 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, default=8)
     arguments = parser.parse_args()
-    print("| policy | products | perplexity, masked | decoded | nats per token more | KL, masked | decoded | ", end="")
-    print("same top 1, masked | decoded |\n|---|---|---|---|---|---|---|---|---|")
-    for exact in (True, False):
-        model = spqt_ti.load(arguments.model, context=arguments.context, exact=exact)
-        llama, ids = model.llama, model.tokenizer.encode(read_text(arguments.text))
-        parts = windows(ids, arguments.context, arguments.windows, model.tokenizer.bos)
-        for path in arguments.policy:
-            policy = SparsityPolicy.load(path)
-            policy.check(model.container.fingerprint, llama.config.num_hidden_layers)
-            policy.apply(llama.gates)
-            masked, real = compare(
-                parts,
-                lambda window, llama=llama: prefilled(llama, window, False),
-                [
-                    lambda window, llama=llama: prefilled(llama, window, True),
-                    lambda window, llama=llama: decoded(llama, window),
-                ],
-            )
-            print(line(path, exact, masked, real), flush=True)
+    with GrowingTable(TITLES) as table:
+        for exact in (True, False):
+            model = spqt_ti.load(arguments.model, context=arguments.context, exact=exact)
+            llama, ids = model.llama, model.tokenizer.encode(read_text(arguments.text))
+            parts = windows(ids, arguments.context, arguments.windows, model.tokenizer.bos)
+            for path in arguments.policy:
+                policy = SparsityPolicy.load(path)
+                policy.check(model.container.fingerprint, llama.config.num_hidden_layers)
+                policy.apply(llama.gates)
+                masked, real = compare(
+                    parts,
+                    lambda window, llama=llama: prefilled(llama, window, False),
+                    [
+                        lambda window, llama=llama: prefilled(llama, window, True),
+                        lambda window, llama=llama: decoded(llama, window),
+                    ],
+                )
+                table.add(line(path, exact, masked, real))
+    print_notes(
+        f"{arguments.model}: {arguments.windows} windows of {arguments.context} of {Path(arguments.text).name}",
+        provenance(llama.threads, llama.device),
+    )
 
 
 if __name__ == "__main__":

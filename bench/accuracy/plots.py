@@ -27,6 +27,7 @@ def draw_budgets(rows: list[dict[str, Any]], level: float, path: Path) -> None:
             if row["sparsity"] == level:
                 axis.plot([layer[place] for layer in row["skipped"]], marker=".", label=row["method"])
         axis.set(title=f"before {site}", xlabel="layer", ylabel="skipped")
+        axis.set_ylim(0, 1)
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize="small")
     figure.suptitle(f"Inputs skipped per layer and site at {level:.0%}, on the evaluation text")
@@ -38,7 +39,7 @@ def draw_curve(rows: list[dict[str, Any]], speeds: list[dict[str, Any]], model: 
     measured = {(row["method"], row["sparsity"]): row for row in speeds}
     dense = next(row for row in rows if row["method"] == "dense")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axis: Any = figure.add_subplot(xlabel="tokens per second", ylabel="perplexity", yscale="log")
+    axis: Any = figure.add_subplot(xlabel="tokens per second (from 0)", ylabel="perplexity", yscale="log")
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "dense"):
         line = [dense] + [row for row in rows if row["method"] == method]
         points = [(measured[key], row) for row in line if (key := (row["method"], row["sparsity"])) in measured]
@@ -54,6 +55,7 @@ def draw_curve(rows: list[dict[str, Any]], speeds: list[dict[str, Any]], model: 
         for speed, row in points[1:]:
             at = (speed["tokens_per_second"], row["perplexity"])
             axis.annotate(f"{row['sparsity']:.0%}", at, (4, -10), textcoords="offset points", fontsize="x-small")
+    axis.set_xlim(left=0)
     axis.set_title(f"{model}, {speeds[0]['threads']} threads")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize="small")
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--level", type=float, default=0.5, help="of the budgets (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path())
     arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     results = json.loads(arguments.results.read_text(encoding="utf-8"))
     draw_budgets(results["rows"], arguments.level, arguments.folder / "budgets.png")
     if arguments.speeds:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from spqt_ti.backend import start
+from spqt_ti.benchmark.provenance import provenance
 from spqt_ti.evaluation.float_model import FloatModel
 from spqt_ti.evaluation.perplexity import Scores, compare, mean_and_error, windows
 from spqt_ti.formats import q4_k, q8_0
@@ -32,6 +33,7 @@ from spqt_ti.kernels.pack.q4_k import quantize_q4_k
 from spqt_ti.model.sites import SITES
 from spqt_ti.sources import registry
 from spqt_ti.sources.open import open_checkpoint
+from spqt_ti.tables import Table, print_table
 from spqt_ti.texts import read_text
 
 
@@ -106,7 +108,7 @@ def summary(name: str, score: Scores) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Quantise, score, print two Markdown tables."""
+    """Quantise, score, print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="known name, Hugging Face directory or .gguf file")
     parser.add_argument("--text", required=True)
@@ -142,24 +144,29 @@ def heads_of(model: FloatModel) -> dict[str, np.ndarray]:
 
 
 def print_tables(matrices: list[dict[str, Any]], rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Both tables, as JSON or Markdown."""
+    """Both tables, or JSON."""
     if as_json:
         print(json.dumps({"matrices": matrices, "models": rows}, indent=2))
         return
-    print(
-        "| weights | site | shape | layout | relative RMSE | best block | worst block |\n|---|---|---|---|---|---|---|"
+    titles = ["weights", "site", "shape", "layout", "relative RMSE", "best block", "worst block"]
+    cells = [
+        [m["weights"], m["site"], m["shape"], m["layout"], *(f"{m[key]:.4f}" for key in ("mean", "best", "worst"))]
+        for m in matrices
+    ]
+    print_table(Table(titles, cells))
+    print()
+    cells = [
+        [
+            r["weights"], f"{r['perplexity']:.2f} ± {r['perplexity_se']:.2f}",
+            f"{r['kl_mean']:.4f} ± {r['kl_se']:.4f}", f"{r['kl_p99']:.3f}", f"{r['top1']:.1%}",
+        ]
+        for r in rows
+    ]  # fmt: skip
+    print_table(
+        Table(["weights", "perplexity", "KL mean", "KL p99", "same top 1"], cells),
+        f"{rows[0]['tokens']} tokens scored",
+        provenance(None),
     )
-    for m in matrices:
-        names = (m[key] for key in ("weights", "site", "shape", "layout"))
-        cells = (*names, *(f"{m[key]:.4f}" for key in ("mean", "best", "worst")))
-        print("| " + " | ".join(cells) + " |")
-    print("\n| weights | perplexity | KL mean | KL p99 | same top 1 |\n|---|---|---|---|---|")
-    for r in rows:
-        print(
-            f"| {r['weights']} | {r['perplexity']:.2f} ± {r['perplexity_se']:.2f} | {r['kl_mean']:.4f} ± "
-            f"{r['kl_se']:.4f} | {r['kl_p99']:.3f} | {r['top1']:.1%} |"
-        )
-    print(f"\n{rows[0]['tokens']} tokens scored")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 
 import spqt_ti
+from spqt_ti.benchmark.provenance import provenance
 from spqt_ti.cli.main import main as spqt
 from spqt_ti.cli.options import levels
 from spqt_ti.errors import PolicyError, SpqtError
 from spqt_ti.evaluation.perplexity import Scores, evaluate, windows
 from spqt_ti.sparsity.methods import METHODS
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.tables import Table, print_table
 from spqt_ti.texts import check_disjoint, read_text
 
 
@@ -99,16 +101,14 @@ def difference(row: dict[str, Any], rows: Sequence[dict[str, Any]], rival: str) 
     if not theirs or row["method"] == rival:
         return ""
     change = np.subtract(row["kl_windows"], theirs[0]["kl_windows"])
-    return f"{change.mean():+.3f} ± {change.std(ddof=1) / change.size**0.5:.3f}"
+    return with_error(change.mean(), change, "+")
 
 
-def markdown(rows: Sequence[dict[str, Any]], rivals: Sequence[str]) -> str:
-    """The rows as a Markdown table."""
-    over = "".join(f" KL over {rival}'s |" for rival in rivals)
-    lines = [
-        f"| method | level | realised | perplexity | KL mean |{over} KL p99 | same top 1 |",
-        "|---|---|---|---|---|---|---|" + "---|" * len(rivals),
-    ]
+def table(rows: Sequence[dict[str, Any]], rivals: Sequence[str]) -> Table:
+    """The rows as a table."""
+    over = [f"KL over {rival}'s" for rival in rivals]
+    titles = ["method", "level", "weights skipped", "perplexity", "KL mean", *over, "KL p99", "same top 1"]
+    lines = []
     for r in rows:
         kl = np.array(r["kl_windows"])
         cells = (
@@ -116,13 +116,19 @@ def markdown(rows: Sequence[dict[str, Any]], rivals: Sequence[str]) -> str:
             f"{r['sparsity']:.0%}",
             f"{r['realised_sparsity']:.3f}",
             f"{r['perplexity']:.2f} ± {r['perplexity_se']:.2f}",
-            f"{r['kl_mean']:.3f} ± {kl.std(ddof=1) / kl.size**0.5:.3f}",
+            with_error(r["kl_mean"], kl),
             *(difference(r, rows, rival) for rival in rivals),
             f"{r['kl_p99']:.2f}",
             f"{r['top1']:.1%}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"{rows[0]['tokens']} tokens scored"])
+        lines.append(cells)
+    return Table(titles, lines)
+
+
+def with_error(mean: float, windows: np.ndarray, sign: str = "") -> str:
+    """A mean with its standard error over windows, where there are several."""
+    error = f" ± {windows.std(ddof=1) / windows.size**0.5:.3f}" if windows.size > 1 else ""
+    return f"{mean:{sign}.3f}{error}"
 
 
 def main() -> None:
@@ -171,7 +177,12 @@ def run(arguments: argparse.Namespace) -> None:
     order = ("dense", *METHODS)
     ordered = sorted(rows.values(), key=lambda r: (r["sparsity"], order.index(r["method"])))
     arguments.output.write_text(json.dumps({**header, "rows": ordered}, indent=1) + "\n", encoding="utf-8")
-    print(markdown(ordered, arguments.rivals.split(",")))
+    print_table(
+        table(ordered, arguments.rivals.split(",")),
+        f"{arguments.model}: {ordered[0]['tokens']} tokens of {arguments.evaluation.name} scored, windows of "
+        f"{arguments.context}; ± over windows, of perplexity over tokens",
+        provenance(model.llama.threads, model.llama.device),
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbour, also when loaded from elsewhere
-from decode import ask, server
+from processes import ask, peer_version, server
 
 COLD_BYTES = 512 << 20
 Q4_K, F32 = 12, 0  # ggml_type
@@ -159,9 +159,9 @@ def measure(
         times: dict[str, list[float]] = {}
         for _ in range(rounds):
             for kind, process in peers.items():
-                times.setdefault(kind, []).append(ask(process, "go"))
+                times.setdefault(kind, []).extend(ask(process, "go"))
             for density in (1.0, *DENSITIES):
-                times.setdefault(f"spqt_ti {density:.0%}", []).append(ask(ours, str(density)))
+                times.setdefault(f"spqt_ti {density:.0%}", []).extend(ask(ours, str(density)))
     return times
 
 
@@ -188,6 +188,8 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for shape in parse_shapes(arguments.shapes):
+            if shape[1] % 256:
+                sys.exit(f"{shape[0]}x{shape[1]}: ggml's Q4_K needs multiples of 256 columns")
             times = measure(shape, arguments.threads, arguments.rounds, arguments.peer_python, Path(folder))
             best = min(float(np.median(times[kind])) for kind in ("ggml", "ggml repacked"))
             for name, values in times.items():
@@ -199,9 +201,17 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results, indent=1))
         return
-    print(f"| rows x cols, {arguments.threads} threads | kernel | us | over ggml's best |\n|---|---|---|---|")
-    for r in results:
-        print(f"| {r['rows']}x{r['cols']} | {r['name']} | {r['microseconds']:.0f} | {r['over_ggml']:.2f}x |")
+    from spqt_ti.benchmark.provenance import provenance
+    from spqt_ti.tables import Table, print_table
+
+    cells = [
+        [f"{r['rows']}x{r['cols']}", r["name"], f"{r['microseconds']:.0f}", f"{r['over_ggml']:.2f}x"] for r in results
+    ]
+    print_table(
+        Table(["rows x cols", "kernel", "us per product", "over ggml's best"], cells),
+        f"Q4_K, weights from memory, medians of {arguments.rounds} interleaved rounds",
+        provenance(arguments.threads, None, peer_version(arguments.peer_python)),
+    )
 
 
 if __name__ == "__main__":

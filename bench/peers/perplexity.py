@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from decode import requantised
+
+sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, also when loaded from elsewhere
+from processes import peer_version, requantised, run
 
 # Runs where llama-cpp-python is. Writes the token ids, and the negative log-likelihoods f64 [windows, n].
 _LLAMA_CPP = """
@@ -50,7 +51,7 @@ def peer_scores(arguments: argparse.Namespace, path: Path, folder: Path) -> tupl
     out = folder / "scores.npz"
     sizes = [str(n) for n in (arguments.context, arguments.windows, arguments.threads)]
     command = [arguments.peer_python, "-c", _LLAMA_CPP, str(path), arguments.text, *sizes, str(out)]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    run(command)
     with np.load(out) as found:
         return found["ids"].tolist(), found["nll"]
 
@@ -93,7 +94,7 @@ def perplexity(nll: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Score with both and print a Markdown table."""
+    """Score with both and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="known name or .gguf file")
     parser.add_argument("--text", required=True)
@@ -112,24 +113,32 @@ def main() -> None:
             path = requantised(arguments.peer_python, source, scheme, Path(name))
             ids, scores[f"llama.cpp {scheme}"] = peer_scores(arguments, path, Path(name))
     scores |= {f"spqt_ti {name}": nll for name, nll in own_scores(arguments, ids).items()}
-    print_rows(scores, arguments.json)
+    print_rows(scores, arguments)
 
 
-def print_rows(scores: dict[str, np.ndarray], as_json: bool) -> None:
+def print_rows(scores: dict[str, np.ndarray], arguments: argparse.Namespace) -> None:
     """Perplexities, and the mean difference in nats per token from the first row, with its paired standard error."""
     base, rows = next(iter(scores.values())), []
     for name, nll in scores.items():
         change = nll - base
         error = float(change.std(ddof=1)) / change.size**0.5
         rows.append((name, *perplexity(nll), float(change.mean()), error, nll.size))
-    if as_json:
+    if arguments.json:
         keys = ("name", "perplexity", "perplexity_se", "nats_over_first", "nats_over_first_se", "tokens")
         print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
         return
-    print(f"| | perplexity | nats per token over {rows[0][0]} |\n|---|---|---|")
-    for name, value, error, change, change_error, _ in rows:
-        print(f"| {name} | {value:.3f} ± {error:.3f} | {change:+.5f} ± {change_error:.5f} |")
-    print(f"\n{rows[0][-1]} tokens scored")
+    from spqt_ti.benchmark.provenance import provenance
+    from spqt_ti.tables import Table, print_table
+
+    cells = [
+        [name, f"{value:.3f} ± {error:.3f}", f"{change:+.5f} ± {change_error:.5f}"]
+        for name, value, error, change, change_error, _ in rows
+    ]
+    print_table(
+        Table(["model", "perplexity", f"nats per token over {rows[0][0]}"], cells),
+        f"{rows[0][-1]} tokens of {Path(arguments.text).name} scored, windows of {arguments.context}",
+        provenance(arguments.threads, None, peer_version(arguments.peer_python)),
+    )
 
 
 if __name__ == "__main__":
