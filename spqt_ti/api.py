@@ -17,7 +17,9 @@ from spqt_ti import backend as backends
 from spqt_ti import checks
 from spqt_ti.backend import requested
 from spqt_ti.cache import cache_dir
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
+from spqt_ti.container.directories import remove_leftovers
+from spqt_ti.convert.identity import cached_copy
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import BackendError, CheckpointError, ContainerError, GenerationError, PolicyError
 from spqt_ti.generation.loop import Stats, generate_tokens
@@ -301,7 +303,7 @@ def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Cont
     try:
         return Container.open(destination)
     except ContainerError:
-        pass  # not there yet, or damaged: this folder is ours to fill
+        remove_leftovers(destination.parent)  # not there yet, or damaged: this folder is ours to fill
     try:
         if requested(backend) == pack.BACKEND:
             return quantize(source, destination, overwrite=True)
@@ -321,21 +323,6 @@ def quantize_elsewhere(source: Path, destination: Path, layout: str = "zigzag") 
         last = (done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"])[-1]
         raise ContainerError(f"{source}: cannot be quantised: {last.removeprefix('spqt: error: ')}")
     return Container.open(destination, verify=False)
-
-
-def cached_copy(source: Path) -> Path:
-    """Where the quantised copy of a source model is, or will be once it is used."""
-    return cache_dir() / "quantized" / _cache_name(source)
-
-
-def _cache_name(source: Path) -> str:
-    """A folder name that changes when the source does: its name and a hash of path, sizes and times of change."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    try:
-        state = [str(source.resolve()), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
-    except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read: {error}") from error
-    return f"{source.stem}-zigzag-q4_k-{_sha256(chr(10).join(state))[:12]}"
 
 
 def _sha256(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 MOST_BYTES = 128 << 20  # the largest tokenizer.json in use is about 35 MB
 DEEPEST = 64  # what is nested deeper is an attack on a reader's stack
 _MOST_DIGITS = 20
+_PIECE = 1 << 20
 
 
 class JsonError(ValueError):
@@ -58,11 +59,14 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise JsonError("not a regular file")
-        # Read, not believed: a file may grow, and those of /proc have no size.
-        content = file.read(most_bytes + 1)
+        # Read, not believed: a file may grow, and those of /proc have no size. In pieces, because `read(n)` takes n
+        # bytes of memory whatever there is.
+        content = bytearray()
+        while len(content) <= most_bytes and (piece := file.read(min(_PIECE, most_bytes + 1 - len(content)))):
+            content += piece
     if len(content) > most_bytes:
         raise JsonError(f"larger than {most_bytes:,} bytes")
-    return content
+    return bytes(content)
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

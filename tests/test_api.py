@@ -17,7 +17,7 @@ from tiny_models import random_weights, tiny_config, write_gguf, write_huggingfa
 import spqt_ti
 from spqt_ti import api, backend
 from spqt_ti.api import Model
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import BackendError, CheckpointError, ContainerError, GenerationError, PolicyError
 from spqt_ti.generation.sampling import Sampling

@@ -12,7 +12,7 @@ import tiny_models
 
 from spqt_ti import api
 from spqt_ti.backend import available_threads, requested
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.convert.quantize import quantize as quantize_here
 from spqt_ti.model.runner import Llama
 

@@ -14,7 +14,7 @@ from spqt_ti.cli.signals import held_back
 from spqt_ti.cli.workers import workers_of
 
 if TYPE_CHECKING:
-    from spqt_ti.container.container import Container
+    from spqt_ti.container import Container
     from spqt_ti.model.config import ModelConfig
     from spqt_ti.sources.checkpoint import Checkpoint
 
@@ -55,8 +55,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Describe a container, a source model's in the cache, or a source model that has none yet."""
     with held_back():
-        from spqt_ti.api import cached_copy
-        from spqt_ti.container.container import MANIFEST, Container
+        from spqt_ti.container import MANIFEST, Container
+        from spqt_ti.convert.identity import cached_copy
         from spqt_ti.sources import registry
         from spqt_ti.sources.open import open_checkpoint
     given = Path(arguments.model).expanduser()
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         report = describe_container(container)
         if source is not None:
             report["copy_of"] = str(source)
-        if container.layout == "zigzag":
+        if all(matrix.layout == "zigzag" for matrix in container.block_matrices()):
             report |= describe_decoding(container.config, arguments.sparsity, arguments.backend, arguments.threads)
     else:
         assert source is not None
@@ -83,21 +83,21 @@ def describe_container(container: Container) -> dict[str, Any]:
 
     `bytes_per_weight` is that of the blocks' matrices.
     """
-    matrices = [
-        {**matrix.to_dict(), "bytes": container.read(f"{name}.{container.scheme}").nbytes}
-        for name, matrix in container.matrices.items()
-    ]
-    matrix_bytes = sum(matrix["bytes"] for matrix in matrices)
+    matrices = [{**matrix.to_dict(), "bytes": matrix.nbytes} for matrix in container.matrices.values()]
+    blocks = container.block_matrices()
     return {
         **_describe_model(container.path, container.config),
         "kind": "quantised",
         "bytes": sum(container.read(name).nbytes for name in container.names()),
-        "scheme": container.scheme,
-        "layout": container.layout,
-        "source": container.source,
+        "version": container.version,
+        "storage": container.storage(),
+        "summary": container.summary(),
+        "source": container.source.name,
+        "source_sha256": container.source.sha256,
+        "transformations": [dict(one) for one in container.transformations],
         "fingerprint": container.fingerprint,
         "chat_template": container.chat_template is not None,
-        "bytes_per_weight": matrix_bytes / sum(matrix["rows"] * matrix["cols"] for matrix in matrices),
+        "bytes_per_weight": sum(m.nbytes for m in blocks) / sum(m.rows * m.cols for m in blocks),
         "matrices": matrices,
     }
 
@@ -174,8 +174,11 @@ def _print_report(report: dict[str, Any]) -> None:
     ]
     if "matrices" in report:
         lines += [
-            ("scheme, layout", f"{report['scheme']}, {report['layout']}"),
+            ("format", report["version"]),
+            ("scheme, layout", report["summary"]),
             ("source", report["source"]),
+            ("source SHA-256", report["source_sha256"] or "not recorded (format 1)"),
+            ("transformations", ", ".join(one["kind"] for one in report["transformations"]) or "none"),
             ("fingerprint", report["fingerprint"]),
             (
                 "bytes per weight",
@@ -208,12 +211,12 @@ def _alike(matrices: list[dict[str, Any]]) -> list[tuple[list[str], str]]:
 
 
 def _print_matrices(matrices: list[dict[str, Any]]) -> None:
-    """The first block's matrices; all blocks have the same."""
-    print("matrices of each block:")
+    """The first block's matrices; all blocks have the same shapes."""
+    print("matrices of the first block:")
     for matrix in matrices:
         if not matrix["name"].startswith("model.layers.0."):
-            return
+            continue
         short = matrix["name"].removeprefix("model.layers.0.")
         parts = " + ".join(f"{part} {rows}" for part, rows in matrix["parts"].items())
         shape = f"[{matrix['rows']}, {matrix['cols']}]"
-        print(f"  {short:22}{shape:16}{matrix['bytes']:>12,} bytes  {parts}")
+        print(f"  {short:22}{shape:16}{matrix['scheme']:5} {matrix['layout']:7}{matrix['bytes']:>12,} bytes  {parts}")

@@ -10,9 +10,7 @@ from spqt_ti.cli import options
 from spqt_ti.cli.info import describe_container
 from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
-
-LAYOUTS = ("zigzag", "row")  # spelled out here too, so that --help needs no NumPy
-SCHEMES = ("q4_k",)
+from spqt_ti.errors import QuantizationError
 
 
 def add_parser(commands: Any) -> None:
@@ -20,25 +18,51 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "quantize",
         help="quantise a model into a new directory",
-        description="Quantise a model: 4.5 bits per weight, the embedding and the head 8.5. The directory appears "
-        "when it is complete, or not at all; the source is only read.",
+        description="Quantise a model: by default 4.5 bits per weight, the embedding and the head 8.5. The directory "
+        "appears when it is complete, or not at all; the source is only read.",
     )
     parser.add_argument(
         "source", metavar="SOURCE", help="Hugging Face directory, .gguf file, hub id or known name (see spqt pull)"
     )
     parser.add_argument("destination", metavar="DESTINATION", help="directory to make")
     parser.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        default="zigzag",
-        help="order of the weights: zigzag skips inactive inputs, row is ggml's (default: %(default)s)",
+        "--scheme",
+        type=_scheme,
+        default="q4_k",
+        metavar="SCHEME[,CLASS=SCHEME...]",
+        help="format of the weights: q4_k, q6_k or q8_0; of single classes of matrix (qkv, o, gate_up, down, head) "
+        "with CLASS=SCHEME, as in q4_k,down=q6_k,head=q6_k (default: %(default)s, and q8_0 for the head)",
     )
     parser.add_argument(
-        "--scheme", choices=SCHEMES, default="q4_k", help="format of the weights (default: %(default)s)"
+        "--layout",
+        type=_layout,
+        default="zigzag",
+        metavar="LAYOUT[,CLASS=LAYOUT...]",
+        help="order of the weights: zigzag skips inactive inputs, row is ggml's; of single classes as for --scheme "
+        "(default: %(default)s)",
     )
     parser.add_argument("--force", action="store_true", help="replace the quantised model at DESTINATION")
     options.add_json(parser)
     parser.set_defaults(run=run)
+
+
+def _scheme(text: str) -> str:
+    """Checked now: a choice that there is not is wrong usage."""
+    return _checked(text, "zigzag", text)
+
+
+def _layout(text: str) -> str:
+    return _checked("q4_k", text, text)
+
+
+def _checked(scheme: str, layout: str, text: str) -> str:
+    with held_back():
+        from spqt_ti.convert.choices import parse_storage
+    try:
+        parse_storage(scheme, layout)
+    except QuantizationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -56,5 +80,5 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         print(
             f"{container.path}: {report['parameters'] / 1e6:.1f} M parameters in {megabytes(report['bytes'])} "
-            f"({container.scheme}, {container.layout}), {seconds:.1f} s"
+            f"({container.summary()}), {seconds:.1f} s"
         )

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from spqt_ti.container.container import (
+from spqt_ti.container import (
     MANIFEST,
-    SCHEMES,
     Container,
     ContainerWriter,
     MatrixInfo,
+    Source,
+    Storage,
     check_destination,
-    stacked_matrices,
+    plan_matrices,
 )
+from spqt_ti.container.matrices import EMBEDDING, HEAD, untied_where_unlike
+from spqt_ti.convert.choices import parse_storage
+from spqt_ti.convert.identity import files_of
 from spqt_ti.errors import CheckpointError, QuantizationError
-from spqt_ti.formats import layout as layouts
-from spqt_ti.formats import q8_0
-from spqt_ti.kernels.pack.q4_k import quantize_q4_k
+from spqt_ti.kernels.pack.quantize import quantize_matrix
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.progress import progress as show_progress
 from spqt_ti.sources import registry
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.sources.open import open_checkpoint
 
-__all__ = ["check_supported", "quantize"]
-
-_QUANTIZERS = {"q4_k": quantize_q4_k}
-_CHUNK_VALUES = 1 << 18  # of an embedding at a time: temporaries stay in the cache
+__all__ = ["check_supported", "quantize", "quantize_checkpoint"]
 
 F32Array = npt.NDArray[np.float32]
 
@@ -45,35 +46,55 @@ def quantize(
 ) -> Container:
     """Quantise a model (Hugging Face directory, GGUF file, known name or hub id) into a new directory.
 
-    Matrices of the blocks become `scheme` in `layout`; embedding and head Q8_0 (a tied one is stored once); norms and
-    biases stay f32. `progress` shows a bar on stderr if that is a terminal; `overwrite` replaces a container.
+    `scheme` and `layout` are of the blocks' matrices, or name classes of them as well ("q4_k,down=q6_k,head=q6_k"; see
+    `parse_storage`). Embedding and head are Q8_0 otherwise (a tied one is stored once, unless the head is chosen to be
+    another); norms and biases stay f32. `progress` shows a bar on stderr if that is a terminal; `overwrite` replaces a
+    container.
 
     The directory appears when it is complete, or not at all. Raises CheckpointError for a source that is damaged or not
     supported, QuantizationError, which names the tensor, for NaN and infinity, ContainerError for a destination that
     cannot be written.
     """
-    _check_choice("layout", layout, layouts.LAYOUTS)
-    _check_choice("scheme", scheme, SCHEMES)
+    storage = parse_storage(scheme, layout)
     check_destination(destination, overwrite)
     path = registry.resolve(source, progress)
     if (path / MANIFEST).is_file():
         raise CheckpointError(f"{path}: this model is already quantised; give the model it was made from")
-    checkpoint = open_checkpoint(path)
+    return quantize_checkpoint(
+        open_checkpoint(path), destination, storage, _label(source), progress=progress, overwrite=overwrite
+    )
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    destination: str | Path,
+    storage: Mapping[str, Storage],
+    label: str,
+    *,
+    transformations: Iterable[Mapping[str, Any]] = (),
+    progress: bool = True,
+    overwrite: bool = False,
+) -> Container:
+    """As `quantize`, for an opened source, with scheme and layout by class or by matrix (see `plan_matrices`).
+
+    `label` is what the container says it was made from, `transformations` what was done to the weights before.
+    """
     check_supported(checkpoint.config)
+    config = untied_where_unlike(checkpoint.config, storage)
     writer = ContainerWriter(
         destination=destination,
-        config=checkpoint.config,
-        layout=layout,
-        scheme=scheme,
-        source=_label(source),
+        config=config,
+        matrices=plan_matrices(config, storage),
+        source=Source(label, files_of(checkpoint.source)),
         tokenizer_json=checkpoint.tokenizer_json,
         chat_template=checkpoint.chat_template,
+        transformations=transformations,
         overwrite=overwrite,
     )
-    total = sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.names())
+    total = sum(int(np.prod(shape)) for shape in config.tensor_shapes().values())
     bar = show_progress(quiet=not progress, total=total, unit=" weights", unit_scale=True, desc="quantise")
     with bar, writer:
-        _write(_Source(checkpoint, bar), writer, layout, scheme)
+        _write(_Source(checkpoint, bar), writer)
     return Container.open(writer.destination, verify=False)
 
 
@@ -98,8 +119,8 @@ class _Source:
         self.names = frozenset(checkpoint.names())
 
     def read(self, name: str) -> F32Array:
-        """f32 tensor; QuantizationError when it holds NaN or infinity."""
-        values = self._checkpoint.read(name)
+        """f32 tensor (a tied head is the embedding); QuantizationError when it holds NaN or infinity."""
+        values = self._checkpoint.read(name if name in self.names else f"{EMBEDDING}.weight")
         if not np.isfinite(values).all():
             where = ", ".join(str(int(i)) for i in np.argwhere(~np.isfinite(values))[0])
             raise QuantizationError(
@@ -119,41 +140,26 @@ class _Source:
         return stacked
 
 
-def _write(source: _Source, writer: ContainerWriter, layout: str, scheme: str) -> None:
-    dense = ["model.embed_tokens"] if source.config.tie_word_embeddings else ["model.embed_tokens", "lm_head"]
-    for name in dense:
-        writer.add(f"{name}.q8_0", _quantize_dense(source, name))
-    for name in sorted(name for name in source.names if name.endswith("norm.weight")):
+def _write(source: _Source, writer: ContainerWriter) -> None:
+    """Embedding and head, small tensors, then the blocks one after the other: a shard is written when it is whole."""
+    matrices = dict(writer.matrices)
+    for name in (EMBEDDING, HEAD):
+        if name in matrices:
+            _write_matrix(source, writer, matrices.pop(name))
+    for name in sorted(source.names.intersection(writer.missing)):
         writer.add(name, source.read(name))
-    for matrix in stacked_matrices(source.config).values():
-        if f"{next(iter(matrix.projections()))}.bias" in source.names:
+    for matrix in matrices.values():
+        if f"{matrix.name}.bias" in writer.missing:
             biases = [source.read(f"{name}.bias") for name in matrix.projections()]
             writer.add(f"{matrix.name}.bias", np.concatenate(biases))
-        writer.add(f"{matrix.name}.{scheme}", _QUANTIZERS[scheme](source.stack(matrix), layout, matrix.name))
+        _write_matrix(source, writer, matrix)
 
 
-def _quantize_dense(source: _Source, name: str) -> npt.NDArray[np.uint8]:
-    """Q8_0 blocks u8 [vocab, hidden / 32, 34] of the embedding or the head."""
-    values = source.read(f"{name}.weight")
-    rows, cols = values.shape
-    blocks = np.empty((rows, cols // q8_0.VALUES, q8_0.BYTES), np.uint8)
-    step = max(1, _CHUNK_VALUES // cols)
-    for start in range(0, rows, step):
-        part = values[start : start + step]
-        try:
-            quantized = q8_0.quantize(part.reshape(-1, q8_0.VALUES))
-        except QuantizationError as error:
-            raise QuantizationError(f"tensor {name}.weight: {error}") from error
-        blocks[start : start + step] = quantized.reshape(len(part), -1, q8_0.BYTES)
-    return blocks
+def _write_matrix(source: _Source, writer: ContainerWriter, matrix: MatrixInfo) -> None:
+    writer.add_matrix(matrix, quantize_matrix(source.stack(matrix), matrix.layout, matrix.scheme, matrix.name))
 
 
 def _label(source: str | Path) -> str:
     """What the container says it was made from: a name, or the end of a path (whose folders are nobody's business)."""
     path = Path(source).expanduser()
     return path.resolve().name if path.exists() else str(source)
-
-
-def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise QuantizationError(f"unknown {what} {value!r}; there are: {', '.join(known)}")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.shared.rope import rope_table
 from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
-from spqt_ti.model.sites import MODULES
+from spqt_ti.model.sites import Site
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Constants:
 def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
     for norm in config.norms():
         yield norm.role, norm.tensor
-    for site, module in MODULES.items():
-        if config.has_bias(module):
-            yield f"{site}_bias", f"{module}.bias"
+    for site in Site:
+        if config.has_bias(site.module):
+            yield f"{site.label}_bias", f"{site.module}.bias"
 
 
 def _size(pieces: list[np.ndarray]) -> int:

@@ -5,21 +5,44 @@ by them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
 from spqt_ti.kernels.shared.geometry import ZigzagShape
 from spqt_ti.model.config import ModelConfig
 
-SITES = ("qkv", "o", "gate_up", "down")
 
-# Site -> the (stacked) matrix that reads it, within a block.
-MODULES = {
-    "qkv": "self_attn.qkv_proj",
-    "o": "self_attn.o_proj",
-    "gate_up": "mlp.gate_up_proj",
-    "down": "mlp.down_proj",
-}
+class Site(IntEnum):
+    """A place of a block where inputs are collected, and the matrix that reads them: projections that share an input,
+    stacked.
+    """
+
+    QKV = 0
+    O = 1  # noqa: E741
+    GATE_UP = 2
+    DOWN = 3
+
+    @property
+    def label(self) -> str:
+        """Its name in files and tables, "gate_up"."""
+        return self.name.lower()
+
+    @property
+    def module(self) -> str:
+        """Name of its matrix within a block, "mlp.gate_up_proj"."""
+        return _MODULES[self]
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Hugging Face's names of the projections in its matrix, in their order: ("gate_proj", "up_proj")."""
+        return _PROJECTIONS[self]
+
+
+_MODULES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+
+SITES = tuple(site.label for site in Site)
 
 
 def matrix_shapes(config: ModelConfig) -> dict[str, ZigzagShape]:

@@ -9,9 +9,9 @@ from tiny_models import random_weights, tiny_config, write_gguf, write_huggingfa
 
 from spqt_ti.api import open_quantized
 from spqt_ti.cli import main as cli
-from spqt_ti.cli import quantize as quantize_command
-from spqt_ti.container.container import SCHEMES, Container
+from spqt_ti.container import CLASSES, Container
 from spqt_ti.formats import layout as layouts
+from spqt_ti.formats.schemes import SCHEMES
 from spqt_ti.sources import registry
 
 CONFIG = tiny_config()
@@ -38,9 +38,12 @@ def quantised(source, tmp_path, capsys):
     return tmp_path / "model"
 
 
-def test_choices_are_those_of_the_formats():
-    assert quantize_command.LAYOUTS == layouts.LAYOUTS
-    assert quantize_command.SCHEMES == SCHEMES
+def test_help_names_every_choice(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["quantize", "--help"])
+    text = capsys.readouterr().out
+    for name in (*SCHEMES, *layouts.LAYOUTS, *(name for name in CLASSES if name != "embedding")):
+        assert name in text
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
@@ -48,12 +51,14 @@ def test_quantize(layout, source, tmp_path, capsys):
     line = succeeds(capsys, "quantize", source, tmp_path / "model", "--layout", layout)
     assert line.startswith(f"{tmp_path / 'model'}: {PARAMETERS / 1e6:.1f} M parameters in ")
     assert f"(q4_k, {layout})" in line
-    assert Container.open(tmp_path / "model").layout == layout
+    assert Container.open(tmp_path / "model").summary() == f"q4_k, {layout}"
 
 
 def test_quantize_json_and_force(source, quantised, capsys):
     report = json.loads(succeeds(capsys, "quantize", source, quantised, "--layout", "row", "--force", "--json"))
-    assert report["layout"] == "row"
+    assert report["summary"] == "q4_k, row"
+    assert report["storage"]["down"] == "q4_k, row"
+    assert report["storage"]["head"] == "q8_0, row"
     assert report["parameters"] == PARAMETERS
     assert report["seconds"] > 0
 
@@ -64,7 +69,7 @@ def test_info_of_a_container(quantised, capsys):
     sizes = {name: container.read(name).nbytes for name in container.names()}
     # As kernels hold them: bands of 256 rows, but one of up to 64 rows has 48 bytes a column instead of 144.
     blocks = sum(
-        m.cols * (144 * -(-m.rows // 256) - (96 if 0 < m.rows % 256 <= 64 else 0)) for m in container.matrices.values()
+        m.cols * (144 * -(-m.rows // 256) - (96 if 0 < m.rows % 256 <= 64 else 0)) for m in container.block_matrices()
     )
     assert report["kind"] == "quantised"
     assert report["architecture"] == "LlamaForCausalLM"
@@ -73,8 +78,9 @@ def test_info_of_a_container(quantised, capsys):
     assert report["dense_bytes_per_token"] == blocks + sizes["lm_head.q8_0"]
     assert 0.5625 <= report["bytes_per_weight"] < 0.63
     assert report["fingerprint"] == container.fingerprint
-    assert len(report["matrices"]) == 8
-    assert report["matrices"][0]["parts"] == {"q_proj": 192, "k_proj": 96, "v_proj": 96}
+    assert report["source_sha256"] == container.source.sha256
+    assert len(report["matrices"]) == 10
+    assert report["matrices"][1]["parts"] == {"q_proj": 192, "k_proj": 96, "v_proj": 96}
     text = succeeds(capsys, "info", quantised, "--verify")
     assert "LlamaForCausalLM" in text
     assert "q4_k, zigzag" in text

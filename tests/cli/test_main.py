@@ -20,7 +20,7 @@ from tiny_models import random_weights, tiny_config, write_gguf, write_huggingfa
 import spqt_ti
 from spqt_ti import api
 from spqt_ti.cli import main as cli
-from spqt_ti.container import container as container_module
+from spqt_ti.container import writer as writer_module
 from spqt_ti.errors import SpqtError
 from spqt_ti.sources.checkpoint import Checkpoint
 
@@ -240,7 +240,7 @@ def test_full_disk(source, tmp_path, capsys, monkeypatch):
     def full(*unused, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(container_module, "save_file", full)
+    monkeypatch.setattr(writer_module, "save_file", full)
     before = tree(tmp_path)
     line = fails(capsys, "quantize", source, tmp_path / "new" / "model")
     assert "new/model: cannot be written (No space left on device)" in line
@@ -279,13 +279,13 @@ def test_ctrl_c_while_quantising(source, tmp_path, capsys, monkeypatch):
 SLOW = """
 import sys, time
 from spqt_ti.cli.main import main
-from spqt_ti.container import container
-save = container.save_file
+from spqt_ti.container import writer
+save = writer.save_file
 def slow(*arguments, **options):
     save(*arguments, **options)
     print("saved", flush=True)
     time.sleep(60)
-container.save_file = slow
+writer.save_file = slow
 sys.exit(main(["quantize", *sys.argv[1:]]))
 """
 

@@ -18,49 +18,70 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tiny_models import CHAT_TEMPLATE, random_weights, tiny_config, tiny_tokenizer_json
 
-from spqt_ti.container import container as container_module
-from spqt_ti.container.container import (
+from spqt_ti.container import (
     Container,
     ContainerWriter,
+    Source,
+    Storage,
     check_destination,
+    directories,
+    plan_matrices,
+)
+from spqt_ti.container import (
+    writer as writer_module,
+)
+from spqt_ti.container.matrices import (
+    MatrixInfo,
     expected_tensors,
-    stacked_matrices,
+    matrix_name,
 )
 from spqt_ti.errors import ContainerError
 from spqt_ti.formats import layout as layouts
-from spqt_ti.formats import q4_k, q8_0
+from spqt_ti.formats import q4_k
+from spqt_ti.formats.schemes import SCHEMES
+from spqt_ti.model.sites import SITES, Site
 
 CONFIG = tiny_config(attention_bias=True)
 WEIGHTS = random_weights(CONFIG)
+SOURCE = Source("tiny", {"model.safetensors": (1234, "ab" * 32)})
 SHARD = "model-00002-of-00003.safetensors"  # block 0
 DOWN = "model.layers.0.mlp.down_proj.q4_k"
 
 
-def stacked(name: str) -> np.ndarray:
-    """f32 [rows, cols] of a matrix, from the weights that went in."""
-    return np.concatenate([WEIGHTS[f"{part}.weight"] for part in stacked_matrices(CONFIG)[name].projections()])
+def storage(layout: str = "zigzag", scheme: str = "q4_k", **others: Storage) -> dict[str, Storage]:
+    """The blocks' matrices in this layout and scheme, other classes of matrix as said."""
+    return {site: Storage(SCHEMES[scheme], layout) for site in SITES} | others
 
 
-def tensors(layout: str, config=CONFIG) -> dict[str, np.ndarray]:
+def stacked(matrix: MatrixInfo) -> np.ndarray:
+    """f32 [rows, cols] of a matrix, from the weights that went in; a tied head is the embedding."""
+    names = [f"{part}.weight" for part in matrix.projections()]
+    return np.concatenate([WEIGHTS.get(name, WEIGHTS["model.embed_tokens.weight"]) for name in names])
+
+
+def tensors(
+    layout: str = "zigzag", config=CONFIG, stored_as: dict[str, Storage] | None = None
+) -> dict[str, np.ndarray]:
     """Every tensor of a container, made with the NumPy formats."""
-    found = {}
-    for name in expected_tensors(config, layout, "q4_k"):
-        stem, _, kind = name.rpartition(".")
-        if kind == "q4_k":
-            found[name] = layouts.quantize_matrix(stacked(stem), layout, q4_k.SCHEME)
-        elif kind == "q8_0":
-            blocks = q8_0.quantize(WEIGHTS[f"{stem}.weight"].reshape(-1, 32))
-            found[name] = blocks.reshape(config.vocab_size, -1, 34)
-        elif kind == "bias":
-            parts = stacked_matrices(config)[stem].projections()
-            found[name] = np.concatenate([WEIGHTS[f"{part}.bias"] for part in parts])
-        else:
-            found[name] = WEIGHTS[name]
+    matrices = plan_matrices(config, stored_as or storage(layout))
+    expected = expected_tensors(config, matrices)
+    found = {
+        matrix.tensor: layouts.quantize_matrix(stacked(matrix), matrix.layout, matrix.scheme).reshape(
+            expected[matrix.tensor].shape
+        )
+        for matrix in matrices.values()
+    }
+    for name in expected:
+        stem = name.removesuffix(".bias")
+        if name not in found:
+            parts = matrices[stem].projections() if stem in matrices else [stem]
+            found[name] = np.concatenate([WEIGHTS[f"{part}.bias" if stem != name else name] for part in parts])
     return found
 
 
-def writer(destination: Path, layout: str = "zigzag", config=CONFIG, **options) -> ContainerWriter:
-    return ContainerWriter(destination, config, layout, "q4_k", "tiny", tiny_tokenizer_json(), CHAT_TEMPLATE, **options)
+def writer(destination: Path, layout: str = "zigzag", config=CONFIG, stored_as=None, **options) -> ContainerWriter:
+    matrices = plan_matrices(config, stored_as or storage(layout))
+    return ContainerWriter(destination, config, matrices, SOURCE, tiny_tokenizer_json(), CHAT_TEMPLATE, **options)
 
 
 def write(destination: Path, content: dict[str, np.ndarray], **options) -> Container:
@@ -89,8 +110,9 @@ def copy(stored, tmp_path) -> Path:
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_round_trip(layout, stored):
     container = stored[layout]
-    assert (container.config, container.layout, container.scheme) == (CONFIG, layout, "q4_k")
-    assert (container.source, container.chat_template) == ("tiny", CHAT_TEMPLATE)
+    assert (container.config, container.summary()) == (CONFIG, f"q4_k, {layout}")
+    assert (container.source, container.chat_template) == (SOURCE, CHAT_TEMPLATE)
+    assert (container.version, container.transformations, dict(container.extra)) == (2, (), {})
     assert container.tokenizer_json == tiny_tokenizer_json()
     expected = tensors(layout)
     assert set(container.names()) == set(expected)
@@ -108,7 +130,9 @@ def test_matrices_name_their_parts(stored):
     assert (qkv.rows, qkv.cols) == (384, 192)
     assert qkv.projections()["model.layers.1.self_attn.v_proj"] == slice(288, 384)
     assert matrices["model.layers.0.mlp.gate_up_proj"].parts == {"gate_proj": 160, "up_proj": 160}
-    assert len(matrices) == 4 * CONFIG.num_hidden_layers
+    assert list(matrices)[1:-1] == [matrix_name(layer, site) for layer in range(2) for site in Site]
+    assert matrices["lm_head"].projections() == {"lm_head": slice(0, CONFIG.vocab_size)}
+    assert matrices["model.embed_tokens"].projections() == {"model.embed_tokens": slice(0, CONFIG.vocab_size)}
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
@@ -144,10 +168,11 @@ def test_row_bytes_need_the_row_layout(stored):
 def test_zigzag_superblocks_are_columns(stored):
     """Superblock (band, column) is Q4_K of 256 rows of that column; the tail band is cut to its sub-blocks."""
     container, name = stored["zigzag"], "model.layers.0.mlp.gate_up_proj"
+    assert container.matrix(0, Site.GATE_UP).name == name
     data = container.read(f"{name}.q4_k")
     assert data.size == 192 * (144 + 48)  # 320 rows: a full band, and two sub-blocks
     blocks = layouts.superblocks(data, 320, 192, "zigzag", q4_k.SCHEME)
-    w = stacked(name)
+    w = stacked(container.matrices[name])
     for column in (0, 17, 191):
         np.testing.assert_array_equal(blocks[column], q4_k.quantize(w[:256, column][None])[0])
         tail = np.pad(w[256:, column], (0, 192))
@@ -212,13 +237,19 @@ def edit_shard(change):
 
 def correct_checksums(path: Path) -> None:
     manifest = json.loads((path / "spqt.json").read_text())
-    if not isinstance(manifest.get("files"), dict):
-        return
-    for name, entry in manifest["files"].items():
+    files = manifest.get("files")
+    for name, entry in files.items() if isinstance(files, dict) else ():
         if isinstance(entry, dict) and (path / name).is_file():
             data = (path / name).read_bytes()
             entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path / "spqt.json").write_text(json.dumps(manifest))
+    text = json.dumps(manifest | {"digest": "0" * 64}, indent=2)
+    text = text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest(), 1)
+    (path / "spqt.json").write_text(text)
+
+
+def edit_matrix(**changes):
+    """A damage that changes what the manifest says of a matrix."""
+    return edit_json("spqt.json", lambda manifest: manifest["matrices"][1].update(changes))
 
 
 def truncate(path: Path) -> None:
@@ -251,9 +282,9 @@ DAMAGES = {
         f"tensor {DOWN} is float32 [4480], expected uint8 [17920]",
     ),
     "unknown type": (
-        edit_shard(lambda content: content.update({DOWN: content[DOWN].view(np.float16)})),
+        edit_shard(lambda content: content.update({DOWN: content[DOWN].view(np.int16)})),
         SHARD,
-        f"tensor {DOWN} is F16, expected one of",
+        f"tensor {DOWN} is I16, expected one of",
     ),
     "missing tensor": (
         edit_shard(lambda content: content.pop(DOWN)),
@@ -269,18 +300,20 @@ DAMAGES = {
     "missing manifest": (lambda path: (path / "spqt.json").unlink(), "", "spqt.json is missing"),
     "missing tokenizer": (lambda path: (path / "tokenizer.json").unlink(), "tokenizer.json", "the file is missing"),
     "no JSON": (lambda path: (path / "spqt.json").write_text("{"), "spqt.json", "not valid JSON"),
-    "not UTF-8": (lambda path: (path / "spqt.json").write_bytes(b"\xff\xfe"), "spqt.json", "not valid JSON"),
-    "deep JSON": (lambda path: (path / "spqt.json").write_text("[" * 100_000), "spqt.json", "not valid JSON"),
+    "not UTF-8": (lambda path: (path / "spqt.json").write_bytes(b"\xff\xfe"), "spqt.json", "not UTF-8"),
+    "deep JSON": (lambda path: (path / "spqt.json").write_text("[" * 100_000), "spqt.json", "nested deeper"),
     "no object": (lambda path: (path / "spqt.json").write_text("[]"), "spqt.json", "expected a JSON object"),
     "format": (edit_json("spqt.json", lambda m: m.update(format="gguf")), "spqt.json", "format is 'gguf'"),
     "version": (
         edit_json("spqt.json", lambda m: m.update(version=99)),
         "spqt.json",
-        "format version is 99, this program reads 1",
+        "format version is 99, this program reads 1 and 2",
     ),
-    "scheme": (edit_json("spqt.json", lambda m: m.update(scheme="q9")), "spqt.json", "scheme is 'q9', expected one of"),
-    "layout": (edit_json("spqt.json", lambda m: m.update(layout="z")), "spqt.json", "layout is 'z', expected one of"),
-    "other layout": (edit_json("spqt.json", lambda m: m.update(layout="row")), "", "expected uint8"),
+    "scheme": (edit_matrix(scheme="q9"), "spqt.json", "scheme is 'q9', expected one of: q4_k"),
+    "layout": (edit_matrix(layout="z"), "spqt.json", "layout is 'z', expected one of: zigzag, row"),
+    "other layout": (edit_matrix(layout="row"), "", "expected uint8"),
+    "other scheme": (edit_matrix(scheme="q6_k"), "", "q6_k is missing, expected uint8"),
+    "no scheme": (edit_matrix(scheme=None), "spqt.json", "an entry of matrices has the scheme None"),
     "source": (edit_json("spqt.json", lambda m: m.pop("source")), "spqt.json", "source"),
     "matrices": (
         edit_json("spqt.json", lambda m: m["matrices"][0].update(rows=1)),
@@ -428,7 +461,7 @@ def test_a_container_is_replaced_only_when_told(copy):
         writer(copy)
     assert snapshot(copy) == before
     write(copy, tensors("row"), layout="row", overwrite=True)
-    assert Container.open(copy).layout == "row"
+    assert Container.open(copy).summary() == "q4_k, row"
     assert names_in(copy.parent) == {"copy"}
 
 
@@ -453,7 +486,10 @@ def test_other_directories_are_never_replaced(tmp_path):
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_failing_swap_keeps_the_old_container(failing, error, copy, monkeypatch):
-    """Renames: 1 moves the old container away, 2 puts the new one in place; a third one undoes the first."""
+    """Where two names cannot be exchanged in one step.
+
+    Renames: 1 moves the old container away, 2 puts the new one in place; a third one undoes the first.
+    """
     before, rename, calls = snapshot(copy), os.rename, []
 
     def failing_rename(source, target):
@@ -462,7 +498,8 @@ def test_a_failing_swap_keeps_the_old_container(failing, error, copy, monkeypatc
             raise error
         rename(source, target)
 
-    monkeypatch.setattr(container_module.os, "rename", failing_rename)
+    monkeypatch.setattr(directories.os, "rename", failing_rename)
+    monkeypatch.setattr(directories, "_exchange", lambda one, other: False)
     with pytest.raises((ContainerError, KeyboardInterrupt)):
         write(copy, tensors("row"), layout="row", overwrite=True)
     assert snapshot(copy) == before
@@ -477,10 +514,11 @@ def test_ctrl_c_after_the_swap_keeps_the_new_container(copy, monkeypatch):
         if Path(target) == copy:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(container_module.os, "rename", interrupted_rename)
+    monkeypatch.setattr(directories.os, "rename", interrupted_rename)
+    monkeypatch.setattr(directories, "_exchange", lambda one, other: False)
     with pytest.raises(KeyboardInterrupt):
         write(copy, tensors("row"), layout="row", overwrite=True)
-    assert Container.open(copy).layout == "row"
+    assert Container.open(copy).summary() == "q4_k, row"
     assert names_in(copy.parent) == {"copy"}
 
 
@@ -510,7 +548,7 @@ def test_full_disk_while_writing(error, tmp_path, monkeypatch):
     def full(*unused, **options):
         raise error
 
-    monkeypatch.setattr(container_module, "save_file", full)
+    monkeypatch.setattr(writer_module, "save_file", full)
     with pytest.raises(ContainerError, match=r"model: cannot be written \(.*No space left on device"):
         write(tmp_path / "model", tensors("zigzag"))
     assert names_in(tmp_path) == set()
@@ -532,7 +570,7 @@ def test_full_disk(early, tmp_path, monkeypatch):
     try:
         if not early:
             roomy = shutil.disk_usage(tmp_path)
-            monkeypatch.setattr(container_module.shutil, "disk_usage", lambda path: roomy)
+            monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: roomy)
         added = []
         with pytest.raises(ContainerError, match="No space left on device"), writer(disk / "model") as out:
             fill(out, added)

@@ -15,31 +15,27 @@ import tiny_models
 from tiny_models import CASES, random_weights, rounded, tiny_config, write_gguf, write_huggingface
 
 import spqt_ti
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.convert.quantize import check_supported, quantize
 from spqt_ti.errors import CheckpointError, ContainerError, QuantizationError
 from spqt_ti.formats import layout as layouts
-from spqt_ti.formats import q4_k, q8_0
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.sources.open import open_checkpoint
 
 
 def assert_quantised(container: Container, weights: dict[str, np.ndarray]) -> None:
     """Every stored tensor is what the NumPy formats make of `weights`."""
-    config, seen = container.config, set()
-    for name, matrix in container.matrices.items():
-        w = np.concatenate([weights[f"{part}.weight"] for part in matrix.projections()])
-        expected = layouts.quantize_matrix(w, container.layout, q4_k.SCHEME)
-        np.testing.assert_array_equal(container.read(f"{name}.q4_k"), expected, err_msg=name)
-        seen.add(f"{name}.q4_k")
+    seen = set()
+    for matrix in container.matrices.values():
+        parts = [f"{part}.weight" for part in matrix.projections()]
+        w = np.concatenate([weights.get(part, weights["model.embed_tokens.weight"]) for part in parts])
+        expected = layouts.quantize_matrix(w, matrix.layout, matrix.scheme)
+        np.testing.assert_array_equal(container.read_matrix(matrix), expected, err_msg=matrix.name)
+        seen.add(matrix.tensor)
         if f"{next(iter(matrix.projections()))}.bias" in weights:
             bias = np.concatenate([weights[f"{part}.bias"] for part in matrix.projections()])
-            np.testing.assert_array_equal(container.read(f"{name}.bias"), bias, err_msg=name)
-            seen.add(f"{name}.bias")
-    for name in ["model.embed_tokens"] + ([] if config.tie_word_embeddings else ["lm_head"]):
-        expected = q8_0.quantize(weights[f"{name}.weight"].reshape(-1, 32))
-        np.testing.assert_array_equal(container.read(f"{name}.q8_0").reshape(-1, 34), expected, err_msg=name)
-        seen.add(f"{name}.q8_0")
+            np.testing.assert_array_equal(container.read(f"{matrix.name}.bias"), bias, err_msg=matrix.name)
+            seen.add(f"{matrix.name}.bias")
     for name in (name for name in weights if "norm" in name):
         np.testing.assert_array_equal(container.read(name), weights[name], err_msg=name)
         seen.add(name)
@@ -60,7 +56,9 @@ def test_directory(changes, tmp_path):
     container = quantize(source, tmp_path / "model")
     assert_quantised(container, weights)
     assert container.config == config
-    assert (container.layout, container.scheme, container.source) == ("zigzag", "q4_k", "source")
+    assert (container.summary(), container.source.name) == ("q4_k, zigzag", "source")
+    found = container.source.files["model.safetensors"]
+    assert found == ((source / "model.safetensors").stat().st_size, before["model.safetensors"])
     assert container.chat_template == tiny_models.CHAT_TEMPLATE
     assert checksums(source) == before
     assert {path.name for path in tmp_path.iterdir()} == {"source", "model"}
@@ -92,7 +90,8 @@ def test_gguf(tmp_path):
     weights = random_weights(config)
     container = quantize(write_gguf(tmp_path / "source.gguf", config, weights), tmp_path / "model")
     assert_quantised(container, weights)
-    assert container.source == "source.gguf"
+    assert container.source.name == "source.gguf"
+    assert container.source.sha256 == checksums(tmp_path / "source.gguf")["source.gguf"]
 
 
 def test_memory_holds_a_few_tensors(tmp_path):

@@ -30,7 +30,7 @@ ARCHITECTURES = ("sm_86", "sm_90")  # Taichi's PTX is for sm_86 at most, and dri
 # A token alone and in a run, and a prompt; with every gate open, so that index lists are used.
 CHILD = """\
 import sys
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.model.runner import Llama
 
 llama = Llama(Container.open(sys.argv[1]), "cuda")

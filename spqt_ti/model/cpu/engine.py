@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from spqt_ti.backend import host_view, ndarray
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.model.cpu.decode import DecodeStep
 from spqt_ti.model.cpu.gates import WorkerGates

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from spqt_ti.backend import host_view, ndarray, ti
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.errors import BackendError
 from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS
 from spqt_ti.kernels.cpu.gemv import preferred_panel_bands
@@ -26,7 +26,7 @@ from spqt_ti.kernels.shared.vocabulary import tile
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.gates import GatePlan
-from spqt_ti.model.sites import MODULES, SITES, Traffic, inputs_per_site, matrix_shapes
+from spqt_ti.model.sites import SITES, Site, Traffic, inputs_per_site, matrix_shapes
 
 _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
 
@@ -68,9 +68,9 @@ class Weights:
         self.config, self.context = config, context
         self.places: dict[str, MatrixPlace] = {}
         quants = tail = headers = 0
-        for site, stored in matrix_shapes(config).items():
-            shape = replace(stored, panel_bands=panel_bands.get(site) or preferred_panel_bands())
-            self.places[site] = MatrixPlace(shape, quants, tail, headers)
+        for label, stored in matrix_shapes(config).items():
+            shape = replace(stored, panel_bands=panel_bands.get(label) or preferred_panel_bands())
+            self.places[label] = MatrixPlace(shape, quants, tail, headers)
             quants += shape.quant_vectors
             tail += shape.tail_vectors
             headers += shape.headers
@@ -80,8 +80,8 @@ class Weights:
         self.tail = _allocate(u32x8, layers * tail, "tail quants")
         self.headers = _allocate(u32x4, layers * headers + GROUP_BANDS - 1, "superblock headers")
         for layer in range(layers):
-            for site in SITES:
-                self._load_matrix(layer, site, container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"))
+            for site in Site:
+                self._load_matrix(layer, site.label, container.read_matrix(container.matrix(layer, site)))
         self._load_vocabulary(container)
         self._load_constants(container)
 
@@ -98,13 +98,13 @@ class Weights:
     def _load_vocabulary(self, container: Container) -> None:
         """Embedding tiles first, then the head's unless they are the same."""
         config = container.config
-        names = ["model.embed_tokens.q8_0"] + ([] if config.tie_word_embeddings else ["lm_head.q8_0"])
+        matrices = list(dict.fromkeys([container.embedding.tensor, container.head.tensor]))
         self.vocabulary_tiles = tiles_for(config.vocab_size)
-        self.head_tile = 0 if config.tie_word_embeddings else self.vocabulary_tiles
-        tiles = len(names) * self.vocabulary_tiles
+        self.head_tile = (len(matrices) - 1) * self.vocabulary_tiles
+        tiles = len(matrices) * self.vocabulary_tiles
         self.words = _allocate(u32x16, tiles * config.hidden_size, "vocabulary")
         self.scales = _allocate(f16x16, tiles * config.hidden_size // 32 * 4, "vocabulary scales")
-        for i, name in enumerate(names):
+        for i, name in enumerate(matrices):
             words, scales = tile(container.read(name))
             host_view(self.words)[i * len(words) : (i + 1) * len(words)] = words
             host_view(self.scales)[i * len(scales) : (i + 1) * len(scales)] = scales

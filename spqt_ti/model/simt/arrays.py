@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from spqt_ti.backend import check_memory, require, ti
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.kernels.simt.attention import CacheLayout
 from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.transfer import make_copy, upload, zeros

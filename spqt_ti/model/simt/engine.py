@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.model.dispatch import Choice
 from spqt_ti.model.engine import Engine
 from spqt_ti.model.simt.arrays import ModelArrays

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, tiles_for
 from spqt_ti.kernels.simt.active_list import Segments, spread, whole
 from spqt_ti.kernels.simt.head import tile
 from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.model.config import ModelConfig
-from spqt_ti.model.sites import MODULES, SITES, Traffic, matrix_shapes
+from spqt_ti.model.sites import Site, Traffic, matrix_shapes
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,12 @@ def read_words(container: Container, layout: WeightLayout) -> dict[str, np.ndarr
     arrays: dict[str, np.ndarray] = {name: np.zeros(size, np.uint32) for name, size in layout.sizes().items()}
     arrays |= {name: arrays[name].reshape(-1, 4) for name in ("quants", "headers")}
     for layer in range(layout.config.num_hidden_layers):
-        for site in SITES:
-            place = layout.places[site]
-            quants, headers = place.shape.split(container.read(f"model.layers.{layer}.{MODULES[site]}.q4_k"))
+        for site in Site:
+            place = layout.places[site.label]
+            quants, headers = place.shape.split(container.read_matrix(container.matrix(layer, site)))
             _put(arrays["quants"], layer * layout.quants_stride + place.quants, quants)
             _put(arrays["headers"], layer * layout.headers_stride + place.headers, headers)
-    names = ["model.embed_tokens.q8_0"] + ([] if layout.config.tie_word_embeddings else ["lm_head.q8_0"])
-    for i, name in enumerate(names):
+    for i, name in enumerate(dict.fromkeys([container.embedding.tensor, container.head.tensor])):
         words, scales = tile(container.read(name))
         _put(arrays["vocabulary"], i * words.size, words)
         _put(arrays["vocabulary scales"], i * scales.size, scales)

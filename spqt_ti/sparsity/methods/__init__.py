@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spqt_ti.cache import cache_dir
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.errors import PolicyError
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.model.runner import Llama

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.runner import Llama
 from spqt_ti.progress import progress

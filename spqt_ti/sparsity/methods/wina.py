@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.model.runner import Llama
-from spqt_ti.model.sites import MODULES, SITES
+from spqt_ti.model.sites import Site
 from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import uniform
@@ -37,9 +37,9 @@ class WinaCalibration:
 def column_norms(container: Container) -> Weights:
     """(layer, site) -> f32 [cols]: L2 norm of every column of the dequantised stack."""
     return {
-        (layer, site): np.sqrt((container.dequantize(f"model.layers.{layer}.{MODULES[site]}") ** 2).sum(axis=0))
+        (layer, site.label): np.sqrt((container.dequantize(container.matrix(layer, site)) ** 2).sum(axis=0))
         for layer in range(container.config.num_hidden_layers)
-        for site in SITES
+        for site in Site
     }
 
 

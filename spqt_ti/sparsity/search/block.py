@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.reference import Layer, Mask, Trace, unmasked
-from spqt_ti.model.sites import MODULES, matrix_shapes
+from spqt_ti.model.sites import Site, matrix_shapes
 
 __all__ = ["Block", "Mask", "Trace", "calibration_threads", "relative_error", "unmasked"]
 
@@ -26,15 +26,12 @@ class Block(Layer):
     def load(cls, container: Container, layer: int) -> Block:
         """Dequantise block `layer`."""
         prefix, config = f"model.layers.{layer}.", container.config
+        biases = {site.label: container.bias(layer, site) for site in Site}
         return cls(
             config,
             layer,
-            {site: container.dequantize(prefix + module) for site, module in MODULES.items()},
-            {
-                site: container.read(f"{prefix}{module}.bias")
-                for site, module in MODULES.items()
-                if config.has_bias(module)
-            },
+            {site.label: container.dequantize(container.matrix(layer, site)) for site in Site},
+            {site: bias for site, bias in biases.items() if bias is not None},
             {norm.role: container.read(prefix + norm.tensor) for norm in config.norms()},
         )
 

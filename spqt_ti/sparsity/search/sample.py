@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spqt_ti.container.container import Container
+from spqt_ti.container import Container
 
 
 def spread(tokens: Sequence[int], windows: int, length: int, offset: float = 0.0) -> list[Sequence[int]]:

@@ -10,7 +10,7 @@ import pytest
 import tiny_containers
 
 from spqt_ti.errors import PolicyError
-from spqt_ti.model.sites import MODULES, SITES
+from spqt_ti.model.sites import SITES, Site
 from spqt_ti.sparsity.methods import wina
 
 TOKENS = np.random.default_rng(7).integers(0, 300, 400).tolist()
@@ -25,9 +25,9 @@ def calibration() -> wina.WinaCalibration:
 
 def test_weights_are_the_norms_of_the_columns(calibration: wina.WinaCalibration) -> None:
     container = tiny_containers.container("gqa")
-    for layer, site in itertools.product(range(2), SITES):
-        matrix = container.dequantize(f"model.layers.{layer}.{MODULES[site]}")
-        np.testing.assert_allclose(calibration.weights[layer, site], np.linalg.norm(matrix, axis=0), rtol=1e-5)
+    for layer, site in itertools.product(range(2), Site):
+        matrix = container.dequantize(container.matrix(layer, site))
+        np.testing.assert_allclose(calibration.weights[layer, site.label], np.linalg.norm(matrix, axis=0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("level", [0.25, 0.5, 0.8])
