@@ -314,10 +314,12 @@ def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Cont
         return Container.open(destination)  # another process was faster
 
 
-def quantize_elsewhere(source: Path, destination: Path, layout: str = "zigzag") -> Container:
+def quantize_elsewhere(
+    source: Path, destination: Path, layout: str = "zigzag", scheme: str = "q4_k"
+) -> Container:  # fmt: skip
     """As `quantize`, in a process of its own, because a process has one backend. Raises ContainerError."""
     command = [sys.executable, "-m", "spqt_ti.cli.main", "quantize", str(source), str(destination), "--force"]
-    command += ["--layout", layout]
+    command += ["--layout", layout, "--scheme", scheme]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"])[-1]

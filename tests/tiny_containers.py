@@ -53,11 +53,11 @@ def folder() -> Path:
     return path
 
 
-def quantize(source: Path, destination: Path, layout: str = "zigzag") -> Container:
+def quantize(source: Path, destination: Path, layout: str = "zigzag", scheme: str = "q4_k") -> Container:
     """The container of a source model; on a GPU's backend, made by another process."""
     if requested() == "cpu":
-        return quantize_here(source, destination, layout=layout, progress=False)
-    return api.quantize_elsewhere(source, destination, layout)
+        return quantize_here(source, destination, layout=layout, scheme=scheme, progress=False)
+    return api.quantize_elsewhere(source, destination, layout, scheme)
 
 
 def container(model: str, layout: str = "zigzag", dtype: str = "f32") -> Container:

@@ -54,8 +54,9 @@ class Llama:
     ) -> None:
         if threads is not None:
             threads = checks.whole_number("threads", threads, error=BackendError)
-        _check_storage(container)
         runtime = backend.start(backend_name, threads)
+        if not runtime.capabilities.groups:
+            _check_storage(container)
         config = container.config
         self.config: ModelConfig = config
         self.backend, self.device = runtime.backend, runtime.device
@@ -261,7 +262,7 @@ def too_long(tokens: int, context: int, most: int) -> str:
 
 
 def _check_storage(container: Container) -> None:
-    """ContainerError for schemes and layouts that the engines do not run."""
+    """ContainerError for schemes and layouts that the CPU's engine does not run."""
     for kind, storage in container.storage().items():
         wanted = str(DEFAULT_STORAGE[kind])
         if storage != wanted:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import tiny_containers
 
+from spqt_ti.container import Container
 from spqt_ti.kernels.simt.groups import SHARED
 
 HERE = Path(__file__).parent
@@ -33,7 +34,7 @@ import sys
 from spqt_ti.container import Container
 from spqt_ti.model.runner import Llama
 
-llama = Llama(Container.open(sys.argv[1]), "cuda")
+llama = Llama(Container.open(sys.argv[1]), backend_name="cuda")
 llama.thresholds[:] = 0.5
 llama.prefill([1, 2, 3])
 llama.decode_greedy(4, 2)
@@ -55,9 +56,27 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def modules(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """PTX of every kernel that Taichi compiled, by the kernel's name."""
-    ptx = tmp_path_factory.mktemp("ptx")
-    command = [sys.executable, "-c", CHILD, str(tiny_containers.container("gqa").path)]
+    """PTX of every kernel that Taichi compiled for a Q4_K model, by the kernel's name."""
+    return compiled(tiny_containers.container("gqa"), environment, tmp_path_factory.mktemp("ptx"))
+
+
+@pytest.fixture(scope="module", params=["q4_k", "mixed"])
+def any_modules(
+    request: pytest.FixtureRequest, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """The same, and that of a model with every other scheme, both layouts and a head without tiles."""
+    if request.param == "q4_k":
+        found: dict[str, str] = request.getfixturevalue("modules")
+        return found
+    source = tiny_containers.container("gqa").path.parent / "gqa-zigzag-f32-source"
+    folder = tmp_path_factory.mktemp("mixed")
+    container = tiny_containers.quantize(source, folder / "model", "zigzag,down=row", "q8_0,o=q6_k,head=q6_k")
+    (folder / "ptx").mkdir()
+    return compiled(container, environment, folder / "ptx")
+
+
+def compiled(container: Container, environment: dict[str, str], ptx: Path) -> dict[str, str]:
+    command = [sys.executable, "-c", CHILD, str(container.path)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment | {"PTX_FOLDER": str(ptx)}, timeout=600, check=False
     )
@@ -91,8 +110,9 @@ def test_weights_are_read_128_bits_at_a_time(modules: dict[str, str]) -> None:
         assert [body.count(wide) for body in entries(modules[name]).values() if wide in body] == [2]
 
 
-def test_shared_arrays_are_as_large_as_they_should_be(modules: dict[str, str]) -> None:
+def test_shared_arrays_are_as_large_as_they_should_be(any_modules: dict[str, str]) -> None:
     """Tasks of one kernel may end up with the same array (see groups.py): then all must have the same size."""
+    modules = any_modules
     for name in sorted(KERNELS):
         sizes = dict(re.findall(r"\.shared .* (shared_array\w*)\[(\d+)\]", modules[name]))
         tasks = [set(re.findall(r"shared_array\w*", body)) for body in entries(modules[name]).values()]
@@ -101,13 +121,14 @@ def test_shared_arrays_are_as_large_as_they_should_be(modules: dict[str, str]) -
         assert len(sharing) < 2 or set(sizes.values()) == {str(4 * SHARED)}, (name, sizes)
 
 
-def test_nothing_is_kept_in_local_memory(modules: dict[str, str]) -> None:
+def test_nothing_is_kept_in_local_memory(any_modules: dict[str, str]) -> None:
     """Vectors are registers: an index that is not a constant would put one into memory."""
-    assert not [name for name in KERNELS if ".local" in modules[name]]
+    assert not [name for name in KERNELS if ".local" in any_modules[name]]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nvidias_assembler_takes_them(modules: dict[str, str], architecture: str, tmp_path: Path) -> None:
+def test_nvidias_assembler_takes_them(any_modules: dict[str, str], architecture: str, tmp_path: Path) -> None:
+    modules = any_modules
     packaged = Path(sysconfig.get_path("purelib")) / "nvidia" / "cuda_nvcc" / "bin" / "ptxas"
     ptxas = shutil.which("ptxas") or (str(packaged) if packaged.exists() else None)
     if ptxas is None:

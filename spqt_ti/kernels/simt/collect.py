@@ -107,6 +107,25 @@ def make_collect_segment(segments: Segments, threads: int):
     return collect_segment
 
 
+def make_zero_inactive(segments: Segments, threads: int):
+    """Build the ti.func that puts zeros in the place of a segment's inputs that are not active, with the threads of
+    `make_collect_segment`: each looks at the same inputs.
+    """
+    run = -(-segments.length // threads)
+
+    @ti.func
+    def zero_inactive(inputs: ti.template(), segment, rule: ti.template(), target: ti.template(), t):
+        """`target`: where the segment's inputs lie; `inputs` may be a copy of them."""
+        first = segment * segments.length
+        for k in range(run):
+            i = t * run + k
+            if i < segments.length and first + i < segments.cols:  # noqa: SIM102
+                if not satisfies(inputs, i, rule, first + i):
+                    target.values[target.at + i] = 0.0
+
+    return zero_inactive
+
+
 def make_collect_kernel(cols: int, ordered: bool):
     """Build the kernel (x f32 [cols], weights f32 [cols], weighted, threshold, active i32 [cols], counts i32
     [1 + segments]) -> None.

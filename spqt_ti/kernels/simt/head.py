@@ -1,7 +1,8 @@
-"""The Q8_0 vocabulary matrix on GPUs: embeddings, logits, and the token of the highest logit.
+"""The vocabulary matrix on GPUs: embeddings, logits, and the token of the highest logit.
 
-The tiles are those of kernels/shared/vocabulary.py, their f16 scales two in a word. A group has a tile of 64 rows:
-thread t reads the words of lane t & 15 in every sixteenth block of 32 columns.
+A Q8_0 one is stored in the tiles of kernels/shared/vocabulary.py, their f16 scales two in a word. A group has a tile of
+64 rows: thread t reads the words of lane t & 15 in every sixteenth block of 32 columns. A head of another scheme or
+layout is a matrix like others, whose GEMV comes before `score_rows`.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.shared import vocabulary
-from spqt_ti.kernels.shared.geometry import TILE_ROWS, tiles_for
+from spqt_ti.kernels.shared.geometry import TILE_ROWS
 from spqt_ti.kernels.shared.words import half
 from spqt_ti.kernels.simt.groups import LOWEST, SHARED, group_best, zero
 
@@ -41,16 +42,24 @@ def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return words.reshape(-1), scales.reshape(-1).view("<u4")
 
 
-def make_head(cols: int, rows: int):
-    """Build the ti.funcs `score_tile`, `embed` and `best_token` of a vocabulary matrix [rows, cols]."""
-    blocks = cols // 32
-    tile_count = tiles_for(rows)
+def make_embed(cols: int):
+    """Build the ti.func of one value of a token's embedding, of a vocabulary matrix of `cols` columns."""
+    scale_of = _make_scale_of(cols)
 
     @ti.func
-    def scale_of(scales: ti.template(), tile, block, part, lane):
-        """Scale of row 16 part + lane of a tile, for a block of 32 columns."""
-        at = ((tile * blocks + block) * 4 + part) * 16 + lane
-        return half(scales[at >> 1] >> ti.cast((at & 1) * 16, ti.u32))
+    def embed(words: ti.template(), scales: ti.template(), row, column):
+        lane = row & 15
+        part = (row >> 4) & 3
+        word = words[((row >> 6) * cols + column) * 16 + lane]
+        q = ti.cast((word >> ti.cast(8 * part, ti.u32)) & 255, ti.i32) - 128
+        return scale_of(scales, row >> 6, column >> 5, part, lane) * q
+
+    return embed
+
+
+def make_score_tile(cols: int, rows: int):
+    """Build the ti.func `score_tile` of a vocabulary matrix [rows, cols]."""
+    blocks, scale_of = cols // 32, _make_scale_of(cols)
 
     @ti.func
     def score_tile(
@@ -100,32 +109,67 @@ def make_head(cols: int, rows: int):
             best.values[best.values_at + tile] = shared[t]
             best.rows[best.rows_at + tile] = places[t]
 
+    return score_tile
+
+
+def make_score_rows(rows: int, row_of: Any):
+    """Build the ti.func of the logits of THREADS rows, which another task has multiplied: `row_of` as of
+    kernels/simt/products.py.
+    """
+
+    @ti.func
+    def score_rows(group, a: ti.template(), partial, logits: ti.template(), best: ti.template(), t):
+        """Logits of the rows from THREADS * group on; the highest of them to the group's place in `best`."""
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+        places = ti.simt.block.SharedArray((SHARED,), ti.i32)
+        row = group * THREADS + t
+        total = LOWEST
+        if row < rows:
+            total = row_of(a, partial, row)
+            logits[row] = total
+        ti.simt.block.sync()
+        shared[t] = total
+        places[t] = row
+        group_best(shared, places, t, THREADS)
+        if t == 0:
+            best.values[best.values_at + group] = shared[t]
+            best.rows[best.rows_at + group] = places[t]
+
+    return score_rows
+
+
+def make_best_token(rows: int, parts: int):
+    """Build the ti.func of the row of the highest logit, from the best of so many parts."""
+
     @ti.func
     def best_token(best: ti.template(), t):
-        """The row of the highest of the tiles' best, for every thread of a group; the lowest row among equals."""
+        """For every thread of a group; the lowest row among equals."""
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
         places = ti.simt.block.SharedArray((SHARED,), ti.i32)
         highest = LOWEST
         row = rows
-        tile = t
-        while tile < tile_count:
-            if best.values[best.values_at + tile] > highest:
-                highest = best.values[best.values_at + tile]
-                row = best.rows[best.rows_at + tile]
-            tile += THREADS
+        part = t
+        while part < parts:
+            if best.values[best.values_at + part] > highest:
+                highest = best.values[best.values_at + part]
+                row = best.rows[best.rows_at + part]
+            part += THREADS
         ti.simt.block.sync()
         shared[t] = highest
         places[t] = row
         group_best(shared, places, t, THREADS)
         return places[zero(t)]
 
-    @ti.func
-    def embed(words: ti.template(), scales: ti.template(), row, column):
-        """One value of a token's embedding."""
-        lane = row & 15
-        part = (row >> 4) & 3
-        word = words[((row >> 6) * cols + column) * 16 + lane]
-        q = ti.cast((word >> ti.cast(8 * part, ti.u32)) & 255, ti.i32) - 128
-        return scale_of(scales, row >> 6, column >> 5, part, lane) * q
+    return best_token
 
-    return score_tile, embed, best_token
+
+def _make_scale_of(cols: int):
+    blocks = cols // 32
+
+    @ti.func
+    def scale_of(scales: ti.template(), tile, block, part, lane):
+        """Scale of row 16 part + lane of a tile, for a block of 32 columns."""
+        at = ((tile * blocks + block) * 4 + part) * 16 + lane
+        return half(scales[at >> 1] >> ti.cast((at & 1) * 16, ti.u32))
+
+    return scale_of

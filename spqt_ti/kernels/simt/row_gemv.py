@@ -1,8 +1,8 @@
 """GEMV on the row layout (ggml's rows) on GPUs: y = W x, for one token.
 
 A simdgroup of 32 lanes has a row, four pieces of 256 columns at a time: eight lanes have one. The lanes' sums are added
-through shared memory, as a tree. Every weight is read: inputs that are not active count as zero, and their
-multiplications are left out (naive sparsity, B1 of the paper).
+through shared memory, as a tree. Every weight is read. With `skips`, inputs that are not active count as zero and their
+multiplications are left out: naive sparsity on the row layout (B1 of the paper).
 """
 
 import numpy as np
@@ -47,10 +47,7 @@ def make_row_gemv(shape: RowWords, skips: bool):
             at = ti.min(column, cols - 1)
         value = inputs.values[inputs.at + at]
         if ti.static(skips):
-            active = ti.select(rule.threshold < 0.0, 1, 0)
-            if active == 0:
-                active = satisfies(inputs, at, rule, at)
-            if active:
+            if rule.threshold < 0.0 or satisfies(inputs, at, rule, at):
                 result = weight * value
         else:
             result = weight * value

@@ -23,15 +23,16 @@ _MAX_GROUP, _SHARED_MEMORY, _ARRAYS = 512, 20 << 10, 6
 
 
 class ModelArrays:
-    """Weights, KV cache and scratch of a zigzag container on the device, for a context of `context` positions.
+    """Weights, KV cache and scratch of a container on the device, for a context of `context` positions.
 
-    `splits`: see WeightLayout.plan. Raises BackendError, before anything is uploaded, when they do not fit the device.
+    `splits`: see WeightLayout.plan, whose errors it raises. Raises BackendError, before anything is uploaded, when they
+    do not fit the device.
     """
 
     def __init__(self, container: Container, context: int, splits: Mapping[str, Split] | None = None) -> None:
         config = self.config = container.config
         require(_MAX_GROUP, _SHARED_MEMORY, _ARRAYS)
-        self.layout = WeightLayout.plan(config, splits)
+        self.layout = WeightLayout.plan(config, container.matrices, splits)
         self.cache_layout = CacheLayout(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context)
         self.constants = Constants.read(container, context)
         inputs = inputs_per_site(config)

@@ -16,7 +16,7 @@ from spqt_ti.kernels.simt.attention import (
 from spqt_ti.kernels.simt.collect import Rule
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
-from spqt_ti.kernels.simt.head import Best, Tiles, make_head
+from spqt_ti.kernels.simt.head import Best, make_embed
 from spqt_ti.kernels.simt.heads import make_first_seen, make_inverse_size, make_place_pair
 from spqt_ti.kernels.simt.matmul import THREADS as MATMUL_THREADS
 from spqt_ti.kernels.simt.norm import make_norm
@@ -26,12 +26,12 @@ from spqt_ti.kernels.simt.submission import Launch
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
 from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.simt.head_tasks import make_head_tasks
 from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
 from spqt_ti.model.simt.weights import WeightLayout
-from spqt_ti.model.sites import SITES
+from spqt_ti.model.sites import Site
 
 _GROUP = 128  # threads of a group, except for products
-QKV, OUT, GATE_UP, DOWN = range(4)
 
 
 def make_chunk_kernels(
@@ -46,11 +46,11 @@ def make_chunk_kernels(
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     half, group = head_dim // 2, heads // kv_heads
     attention = heads * head_dim
-    places = [layout.places[site] for site in SITES]
+    places = [layout.places[site.label] for site in Site]
     padded_rows = [place.shape.padded_rows for place in places]
     matmuls = [make_matmul(place.shape, CHUNK) for place in places]
     threads = [matmul_threads(place.shape, CHUNK) for place in places]
-    biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
+    biases = [constants.layer.get(f"{site.label}_bias", -1) for site in Site]
     norm = make_norm(hidden, _GROUP, config.rms_norm_eps)
     attend_threads = max(_GROUP, 1 << (head_dim - 1).bit_length())
     attend, load_own = make_attention(cache_layout, attend_threads), make_load_own(cache_layout)
@@ -60,12 +60,13 @@ def make_chunk_kernels(
     place_pair, inverse_size = make_place_pair(head_dim, places_of_heads), make_inverse_size(head_dim, places_of_heads)
     first_seen = make_first_seen(places_of_heads)
     activate = make_activate(config.hidden_act, ti.exp)
-    score_tile, embed, _ = make_head(hidden, config.vocab_size)
+    head, embed = make_head_tasks(layout, floats.partial), make_embed(hidden)
+    multiply_head, score = head.multiply, head.score
     run = -(-hidden // _GROUP)
     pairs = (heads + 2 * kv_heads) * half
     factor_threads = round_up(CHUNK * normal_heads, _GROUP)
     pair_threads, width_threads = round_up(CHUNK * pairs, _GROUP), round_up(CHUNK * width, _GROUP)
-    group_log2, attend_log2, head_log2 = log2(_GROUP), log2(attend_threads), log2(HEAD_THREADS)
+    group_log2, attend_log2 = log2(_GROUP), log2(attend_threads)
 
     @ti.func
     def output(a: ti.template(), layer, site: ti.template(), token, row):
@@ -122,7 +123,7 @@ def make_chunk_kernels(
         for i in range(CHUNK * _GROUP):
             if i >> group_log2 < count:  # the same for all of the group, here and below
                 weight = layer * constants.stride + constants.layer["attention_norm"]
-                normalise(a, weight, floats.chunk_inputs[QKV], i >> group_log2, i & (_GROUP - 1))
+                normalise(a, weight, floats.chunk_inputs[Site.QKV], i >> group_log2, i & (_GROUP - 1))
 
     @ti.kernel
     def project(
@@ -130,8 +131,8 @@ def make_chunk_kernels(
         layer: ti.i32, start: ti.i32, count: ti.i32, masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
-        for i in range(threads[QKV]):
-            multiply(i, quants, headers, a, layer, QKV, count, masked)
+        for i in range(threads[Site.QKV]):
+            multiply(i, quants, headers, a, layer, Site.QKV, count, masked)
         if ti.static(normalised):
             ti.loop_config(block_dim=_GROUP)
             for i in range(factor_threads):
@@ -139,7 +140,7 @@ def make_chunk_kernels(
                 if token < count:
                     squares = 0.0
                     for d in range(head_dim):
-                        value = output(a, layer, QKV, token, (i - token * normal_heads) * head_dim + d)
+                        value = output(a, layer, Site.QKV, token, (i - token * normal_heads) * head_dim + d)
                         squares += value * value
                     a[floats.chunk_factors + i] = inverse_size(squares)
         ti.loop_config(block_dim=_GROUP)
@@ -148,8 +149,8 @@ def make_chunk_kernels(
             if token < count:
                 head = (i - token * pairs) // half
                 d = i - token * pairs - head * half
-                low = output(a, layer, QKV, token, head * head_dim + d)
-                high = output(a, layer, QKV, token, head * head_dim + d + half)
+                low = output(a, layer, Site.QKV, token, head * head_dim + d)
+                high = output(a, layer, Site.QKV, token, head * head_dim + d + half)
                 if head < heads + kv_heads:
                     factor = 1.0
                     if ti.static(normalised):
@@ -177,7 +178,7 @@ def make_chunk_kernels(
                 at = token * attention + head * head_dim
                 load_own(cache, keys, a, floats.chunk_query + at, start + token, own, t)
                 attend(cache, keys, own, first_seen(a, layer, start + token), start + token, t)
-                store_own(own, a, floats.chunk_inputs[OUT] + at, t)
+                store_own(own, a, floats.chunk_inputs[Site.O] + at, t)
 
     @ti.kernel
     def multiply_out(
@@ -185,17 +186,17 @@ def make_chunk_kernels(
         masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
-        for i in range(threads[OUT]):
-            multiply(i, quants, headers, a, layer, OUT, count, masked)
+        for i in range(threads[Site.O]):
+            multiply(i, quants, headers, a, layer, Site.O, count, masked)
 
     @ti.kernel
     def normalise_middle(a: array_of(ti.f32), layer: ti.i32, count: ti.i32):
         ti.loop_config(block_dim=_GROUP)
         for i in range(CHUNK * _GROUP):
             if i >> group_log2 < count:
-                add_residual(a, layer, OUT, i >> group_log2, i & (_GROUP - 1))
+                add_residual(a, layer, Site.O, i >> group_log2, i & (_GROUP - 1))
                 weight = layer * constants.stride + constants.layer["ffn_norm"]
-                normalise(a, weight, floats.chunk_inputs[GATE_UP], i >> group_log2, i & (_GROUP - 1))
+                normalise(a, weight, floats.chunk_inputs[Site.GATE_UP], i >> group_log2, i & (_GROUP - 1))
 
     @ti.kernel
     def multiply_gate_up(
@@ -203,15 +204,15 @@ def make_chunk_kernels(
         masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
-        for i in range(threads[GATE_UP]):
-            multiply(i, quants, headers, a, layer, GATE_UP, count, masked)
+        for i in range(threads[Site.GATE_UP]):
+            multiply(i, quants, headers, a, layer, Site.GATE_UP, count, masked)
         ti.loop_config(block_dim=_GROUP)
         for i in range(width_threads):
             token = i // width
             if token < count:
-                gate = output(a, layer, GATE_UP, token, i - token * width)
-                up = output(a, layer, GATE_UP, token, width + i - token * width)
-                a[floats.chunk_inputs[DOWN] + i] = activate(gate, up)
+                gate = output(a, layer, Site.GATE_UP, token, i - token * width)
+                up = output(a, layer, Site.GATE_UP, token, width + i - token * width)
+                a[floats.chunk_inputs[Site.DOWN] + i] = activate(gate, up)
 
     @ti.kernel
     def multiply_down(
@@ -219,30 +220,33 @@ def make_chunk_kernels(
         masked: ti.i32,
     ):  # fmt: skip
         ti.loop_config(block_dim=MATMUL_THREADS)
-        for i in range(threads[DOWN]):
-            multiply(i, quants, headers, a, layer, DOWN, count, masked)
+        for i in range(threads[Site.DOWN]):
+            multiply(i, quants, headers, a, layer, Site.DOWN, count, masked)
         ti.loop_config(block_dim=_GROUP)
         for i in range(CHUNK * _GROUP):
             if i >> group_log2 < count:
-                add_residual(a, layer, DOWN, i >> group_log2, i & (_GROUP - 1))
+                add_residual(a, layer, Site.DOWN, i >> group_log2, i & (_GROUP - 1))
 
     @ti.kernel
     def end_chunk(
-        words: array_of(ti.u32), scales: array_of(ti.u32), a: array_of(ti.f32), integers: array_of(ti.i32),
-        logits: array_of(ti.f32), token: ti.i32,
+        head_words: array_of(head.element), head_scales: array_of(head.element), a: array_of(ti.f32),
+        integers: array_of(ti.i32), logits: array_of(ti.f32), token: ti.i32,
     ):  # fmt: skip
         """Logits [tiles * 64] of one token of the chunk."""
         ti.loop_config(block_dim=_GROUP)
         for t in range(_GROUP):
             norm(
                 a, floats.chunk_hidden + token * hidden, floats.constants + constants.final_norm,
-                floats.chunk_inputs[QKV], t,
+                floats.chunk_inputs[Site.QKV], t,
             )  # fmt: skip
+        if ti.static(head.product_threads > 0):
+            ti.loop_config(block_dim=head.product_group)
+            for i in range(head.product_threads):
+                multiply_head(i, head_words, head_scales, a, floats.chunk_inputs[Site.QKV], integers)
         ti.loop_config(block_dim=HEAD_THREADS)
-        for i in range(layout.tiles * HEAD_THREADS):
-            tiles = ti.static(Tiles(words, scales, layout.head_tile))
+        for i in range(head.score_threads):
             best = ti.static(Best(a, floats.best, integers, ints.best_rows))
-            score_tile(tiles, i >> head_log2, a, floats.chunk_inputs[QKV], logits, best, i & (HEAD_THREADS - 1))
+            score(i, head_words, head_scales, a, floats.chunk_inputs[Site.QKV], logits, best)
 
     weights = ("quants", "headers", "a")
     block = [

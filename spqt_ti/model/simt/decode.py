@@ -61,7 +61,7 @@ class SimtDecode:
         launches = [
             Launch(begin, vocabulary, ("token", "position")),
             *blocks,
-            Launch(end, (*vocabulary, "logits", "results"), ("step",)),
+            Launch(end, (*m.layout.head_arrays, "a", "integers", "logits", "results"), ("step",)),
         ]
         names = ("words", "scales", "quants", "headers", "a", "cache", "integers", "logits")
         return Submission(launches, {name: getattr(m, name) for name in names} | {"results": self._results})

@@ -10,14 +10,14 @@ from spqt_ti.model.engine import Engine
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.decode import SimtDecode
 from spqt_ti.model.simt.prefill import SimtPrefill
-from spqt_ti.model.simt.weights import traffic
 
 
 def build(container: Container, context: int, choices: Mapping[str, Choice]) -> Engine:
-    """The engine of a zigzag container for `context` positions.
+    """The engine of a container for `context` positions.
 
-    Raises BackendError, before anything is uploaded, when the device cannot hold the model or run the kernels.
+    Raises ContainerError for storage that GPUs do not run (see WeightLayout.plan) and BackendError when the device
+    cannot hold the model or run the kernels, both before anything is uploaded.
     """
     splits = {site: choice.split for site, choice in choices.items() if choice.split is not None}
     arrays = ModelArrays(container, context, splits)
-    return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays), traffic(container.config))
+    return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays), arrays.layout.traffic())

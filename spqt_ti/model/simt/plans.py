@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spqt_ti.kernels.shared.geometry import LANES
-from spqt_ti.kernels.simt.gemv import partial_size
 from spqt_ti.kernels.simt.heads import HeadConstants
+from spqt_ti.kernels.simt.products import partial_size
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
 from spqt_ti.model.gates import GatePlan
@@ -44,6 +44,7 @@ class FloatPlan:
     def plan(cls, layout: WeightLayout, constants: Constants, gates: GatePlan) -> FloatPlan:
         """Lay the parts out one after the other."""
         config, places = layout.config, layout.places
+        multiplied = [*places.values(), *([layout.head] if layout.head else [])]
         attention = places["o"].shape.cols
         sizes = {
             "gates": gates.vectors * LANES,
@@ -52,7 +53,7 @@ class FloatPlan:
             "x": config.hidden_size,
             "attention": attention,
             "activation": config.intermediate_size,
-            "partial": max(partial_size(place.shape, place.split) for place in places.values()),
+            "partial": max(partial_size(place.shape, place.split) for place in multiplied),
             "best": layout.tiles,
             "chunk_hidden": CHUNK * config.hidden_size,
             **{f"chunk_{site}": CHUNK * places[site].shape.cols for site in SITES},

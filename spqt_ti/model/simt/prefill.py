@@ -72,7 +72,8 @@ class SimtPrefill:
     def logits(self, first: int, last: int) -> np.ndarray:
         """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
         m, rows = self._arrays, []
+        head = [getattr(m, name) for name in m.layout.head_arrays]
         for token in range(first, last):
-            self._end(m.words, m.scales, m.a, m.integers, m.logits, token)
+            self._end(*head, m.a, m.integers, m.logits, token)
             rows.append(m.read_logits())
         return np.stack(rows) if rows else np.zeros((0, m.config.vocab_size), np.float32)

@@ -10,25 +10,25 @@ from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.active_list import SEGMENT, ActiveList
 from spqt_ti.kernels.simt.attention import CacheLayout, make_append_own, make_attention, make_store_own
-from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment
-from spqt_ti.kernels.simt.gemv import group_count, make_gemv, make_sum_of_groups
+from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment, make_zero_inactive
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
-from spqt_ti.kernels.simt.head import Best, Tiles, make_head
+from spqt_ti.kernels.simt.head import Best, make_embed
 from spqt_ti.kernels.simt.heads import make_first_seen, make_place_own, make_place_pair
 from spqt_ti.kernels.simt.norm import make_norm
+from spqt_ti.kernels.simt.products import make_product
 from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.simt.head_tasks import make_head_tasks
 from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
 from spqt_ti.model.simt.weights import WeightLayout
-from spqt_ti.model.sites import SITES
+from spqt_ti.model.sites import Site
 
 _ONE_GROUP = 512  # threads of the tasks that are one group's
 _ATTEND = 512  # threads that attend with a head
 _SPREAD = 128  # threads of a group where threads have nothing to say to one another
-QKV, OUT, GATE_UP, DOWN = range(4)
 
 
 def make_token_kernels(
@@ -41,15 +41,17 @@ def make_token_kernels(
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     half, group = head_dim // 2, heads // kv_heads
     layers = config.num_hidden_layers
-    places = [layout.places[site] for site in SITES]
+    places = [layout.places[site.label] for site in Site]
     segments = [place.segments for place in places]
-    gemvs = [make_gemv(place.shape, place.split, place.segments) for place in places]
-    sums = [make_sum_of_groups(place.shape, place.split) for place in places]
-    threads = [group_count(place.shape, place.split) * place.split.threads for place in places]
-    block_dims = [place.split.threads for place in places]
+    products = [make_product(place.shape, place.split, place.segments) for place in places]
+    multiplies, rows_of = [product.multiply for product in products], [product.row_of for product in products]
+    threads, block_dims = [product.threads for product in products], [product.group for product in products]
     collectors = [_ONE_GROUP, _ATTEND, _ONE_GROUP, SEGMENT]  # threads of the groups that collect a segment
     collects = [make_collect_segment(*pair) for pair in zip(segments, collectors, strict=True)]
-    biases = [constants.layer.get(f"{site}_bias", -1) for site in SITES]
+    sources = (floats.x, floats.attention, floats.x, floats.activation)  # of the inputs
+    needs_zeros = [product.needs_zeros for product in products]
+    zero_inactive = [make_zero_inactive(*pair) for pair in zip(segments, collectors, strict=True)]
+    biases = [constants.layer.get(f"{site.label}_bias", -1) for site in Site]
     norm = make_norm(hidden, _ONE_GROUP, config.rms_norm_eps)
     attend, append_own = make_attention(cache_layout, _ATTEND), make_append_own(cache_layout)
     store_own = make_store_own(head_dim)
@@ -59,17 +61,18 @@ def make_token_kernels(
     place_own = make_place_own(head_dim, _ATTEND, places_of_heads)
     first_seen = make_first_seen(places_of_heads)
     activate = make_activate(config.hidden_act, ti.exp)
-    score_tile, embed, best_token = make_head(hidden, config.vocab_size)
+    head, embed = make_head_tasks(layout, floats.partial), make_embed(hidden)
+    multiply_head, score, best_token = head.multiply, head.score, head.best_token
     run = -(-hidden // _ONE_GROUP)
-    attend_log2, segment_log2, head_log2 = log2(_ATTEND), log2(SEGMENT), log2(HEAD_THREADS)
-    per_thread = segments[DOWN].length // SEGMENT
+    attend_log2, segment_log2 = log2(_ATTEND), log2(SEGMENT)
+    per_thread = segments[Site.DOWN].length // SEGMENT
     hidden_threads = round_up(hidden, _SPREAD)
     count_threads = round_up(layers * 4, _SPREAD)
 
     @ti.func
     def output(a: ti.template(), layer, site: ti.template(), row):
         """A row of a site's product, with its bias."""
-        total = sums[site](a, floats.partial, row)
+        total = rows_of[site](a, floats.partial, row)
         if ti.static(biases[site] >= 0):
             total += a[floats.constants + layer * constants.stride + biases[site] + row]
         return total
@@ -94,7 +97,9 @@ def make_token_kernels(
     def collect(
         values: ti.template(), x, a: ti.template(), integers: ti.template(), layer, site: ti.template(), segment, t
     ):  # fmt: skip
-        """The active ones among the inputs values[x:] of a segment, unless their site is dense, and their number."""
+        """The active ones among the inputs values[x:] of a segment, unless their site is dense, and their number. For a
+        matrix that is read whole, the others become zero in the f32 array, where values[x:] have been put as well.
+        """
         # Not inside the condition: Taichi's SPIR-V compiler fails on shared memory that is declared there.
         shared = ti.simt.block.SharedArray((SHARED,), ti.i32)
         threshold = a[floats.gates + layer * 4 + site]
@@ -105,6 +110,9 @@ def make_token_kernels(
             rule = ti.static(Rule(threshold, a, weights, weighted))
             active = ti.static(ActiveList(integers, ints.active, ints.lengths))
             collects[site](inputs, segment, rule, active, shared, t)
+            if ti.static(needs_zeros[site]):
+                first = sources[site] + segment * segments[site].length
+                zero_inactive[site](inputs, segment, rule, ti.static(Inputs(a, first)), t)
 
     @ti.func
     def multiply(
@@ -115,7 +123,7 @@ def make_token_kernels(
         headers_at = layer * layout.headers_stride + places[site].headers
         matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
         active = ti.static(ActiveList(integers, ints.active, ints.lengths))
-        count = gemvs[site](i, matrix, a, x, active, a[floats.gates + layer * 4 + site] > 0.0, 0.0, floats.partial)
+        count = multiplies[site](i, matrix, a, x, active, a[floats.gates + layer * 4 + site] > 0.0, floats.partial)
         if i == 0:
             integers[ints.counts + layer * 4 + site] = count
 
@@ -146,8 +154,8 @@ def make_token_kernels(
             part = pair // half
             d = pair - part * half
             stacked = ti.select(part == 0, head, heads + (part - 1) * kv_heads + head // group)
-            low = output(a, layer, QKV, stacked * head_dim + d)
-            high = output(a, layer, QKV, stacked * head_dim + d + half)
+            low = output(a, layer, Site.QKV, stacked * head_dim + d)
+            high = output(a, layer, Site.QKV, stacked * head_dim + d + half)
             if ti.static(not normalised):  # noqa: SIM102
                 if part < 2:
                     low, high = place_pair(a, low, high, d, layer, position, part == 0, 1.0)
@@ -167,11 +175,11 @@ def make_token_kernels(
         ti.loop_config(block_dim=_ONE_GROUP)
         for t in range(_ONE_GROUP):
             if layer > 0:
-                add_residual(a, layer - 1, DOWN, t)
-            normalise_and_collect(a, integers, layer, constants.layer["attention_norm"], QKV, t)
-        ti.loop_config(block_dim=block_dims[QKV])
-        for i in range(threads[QKV]):
-            multiply(i, quants, headers, a, integers, layer, QKV, floats.x)
+                add_residual(a, layer - 1, Site.DOWN, t)
+            normalise_and_collect(a, integers, layer, constants.layer["attention_norm"], Site.QKV, t)
+        ti.loop_config(block_dim=block_dims[Site.QKV])
+        for i in range(threads[Site.QKV]):
+            multiply(i, quants, headers, a, integers, layer, Site.QKV, floats.x)
         ti.loop_config(block_dim=_ATTEND)
         for i in range(heads * _ATTEND):
             own = ti.simt.block.SharedArray((SHARED,), ti.f32)  # 3 * head_dim
@@ -182,47 +190,51 @@ def make_token_kernels(
                 append_own(cache, keys, position, own, t)
             attend(cache, keys, own, first_seen(a, layer, position), position, t)
             store_own(own, a, floats.attention + head * head_dim, t)
-            collect(own, 0, a, integers, layer, OUT, head, t)
-        ti.loop_config(block_dim=block_dims[OUT])
-        for i in range(threads[OUT]):
-            multiply(i, quants, headers, a, integers, layer, OUT, floats.attention)
+            collect(own, 0, a, integers, layer, Site.O, head, t)
+        ti.loop_config(block_dim=block_dims[Site.O])
+        for i in range(threads[Site.O]):
+            multiply(i, quants, headers, a, integers, layer, Site.O, floats.attention)
         ti.loop_config(block_dim=_ONE_GROUP)
         for t in range(_ONE_GROUP):
-            add_residual(a, layer, OUT, t)
-            normalise_and_collect(a, integers, layer, constants.layer["ffn_norm"], GATE_UP, t)
-        ti.loop_config(block_dim=block_dims[GATE_UP])
-        for i in range(threads[GATE_UP]):
-            multiply(i, quants, headers, a, integers, layer, GATE_UP, floats.x)
+            add_residual(a, layer, Site.O, t)
+            normalise_and_collect(a, integers, layer, constants.layer["ffn_norm"], Site.GATE_UP, t)
+        ti.loop_config(block_dim=block_dims[Site.GATE_UP])
+        for i in range(threads[Site.GATE_UP]):
+            multiply(i, quants, headers, a, integers, layer, Site.GATE_UP, floats.x)
         ti.loop_config(block_dim=SEGMENT)
-        for i in range(segments[DOWN].count * SEGMENT):
+        for i in range(segments[Site.DOWN].count * SEGMENT):
             segment, t = i >> segment_log2, i & (SEGMENT - 1)
             for k in range(per_thread):
                 j = i * per_thread + k
                 if j < width:
-                    up = output(a, layer, GATE_UP, width + j)
-                    a[floats.activation + j] = activate(output(a, layer, GATE_UP, j), up)
-            collect(a, floats.activation + segment * segments[DOWN].length, a, integers, layer, DOWN, segment, t)
-        ti.loop_config(block_dim=block_dims[DOWN])
-        for i in range(threads[DOWN]):
-            multiply(i, quants, headers, a, integers, layer, DOWN, floats.activation)
+                    up = output(a, layer, Site.GATE_UP, width + j)
+                    a[floats.activation + j] = activate(output(a, layer, Site.GATE_UP, j), up)
+            first = floats.activation + segment * segments[Site.DOWN].length
+            collect(a, first, a, integers, layer, Site.DOWN, segment, t)
+        ti.loop_config(block_dim=block_dims[Site.DOWN])
+        for i in range(threads[Site.DOWN]):
+            multiply(i, quants, headers, a, integers, layer, Site.DOWN, floats.activation)
 
     @ti.kernel
     def end_token(
-        words: array_of(ti.u32), scales: array_of(ti.u32), a: array_of(ti.f32), integers: array_of(ti.i32),
-        logits: array_of(ti.f32), results: array_of(ti.i32), step: ti.i32,
+        head_words: array_of(head.element), head_scales: array_of(head.element), a: array_of(ti.f32),
+        integers: array_of(ti.i32), logits: array_of(ti.f32), results: array_of(ti.i32), step: ti.i32,
     ):  # fmt: skip
         """Logits [tiles * 64]; among the results [MOST_TOKENS + layers * 4] the best token of this step of a run, and
         its numbers of active inputs, added to those of the steps before.
         """
         ti.loop_config(block_dim=_ONE_GROUP)
         for t in range(_ONE_GROUP):
-            add_residual(a, layers - 1, DOWN, t)
+            add_residual(a, layers - 1, Site.DOWN, t)
             norm(a, floats.hidden, floats.constants + constants.final_norm, floats.x, t)
+        if ti.static(head.product_threads > 0):
+            ti.loop_config(block_dim=head.product_group)
+            for i in range(head.product_threads):
+                multiply_head(i, head_words, head_scales, a, floats.x, integers)
         ti.loop_config(block_dim=HEAD_THREADS)
-        for i in range(layout.tiles * HEAD_THREADS):
-            tiles = ti.static(Tiles(words, scales, layout.head_tile))
+        for i in range(head.score_threads):
             best = ti.static(Best(a, floats.best, integers, ints.best_rows))
-            score_tile(tiles, i >> head_log2, a, floats.x, logits, best, i & (HEAD_THREADS - 1))
+            score(i, head_words, head_scales, a, floats.x, logits, best)
         ti.loop_config(block_dim=HEAD_THREADS)
         for t in range(HEAD_THREADS):
             token = best_token(ti.static(Best(a, floats.best, integers, ints.best_rows)), t)

@@ -28,7 +28,7 @@ def test_a_prompt_and_a_token(smollm2_gguf: Path, tmp_path: Path, backend_name: 
     source = tiny_models.write_huggingface(tmp_path / "source", config, weights)
     container = tiny_containers.quantize(source, tmp_path / "zigzag")
     expected = llama_float64.forward(config, dict(container.weights()), TOKENS)
-    model = Llama(container, backend_name, context=32)
+    model = Llama(container, backend_name=backend_name, context=32)
     got = np.stack([model.prefill(TOKENS[:1])[0], model.decode(TOKENS[1])])
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
