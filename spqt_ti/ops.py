@@ -17,24 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from spqt_ti import backend
-from spqt_ti.errors import BackendError, OperandError, QuantizationError
+from spqt_ti.errors import BackendError, OperandError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import schemes
-from spqt_ti.formats.scheme import Scheme
 from spqt_ti.kernels import drivers
-from spqt_ti.kernels.pack import q4_k as pack_q4_k
+from spqt_ti.kernels.pack.q4_k import BACKEND as PACKING_BACKEND
+from spqt_ti.kernels.pack.quantize import quantize_matrix
 
 __all__ = ["PackedMatrix", "gemv", "pack", "sparse_gemv"]
-
-MULTIPLIED = ("q4_k",)  # schemes that kernels multiply
 
 
 @dataclass(frozen=True, eq=False)
 class PackedMatrix:
     """A quantised matrix `[rows, cols]`: its stored bytes u8 `[nbytes]`, the same as in a container's file.
 
-    `scheme`: how values become bytes ("q4_k", see docs/format.md). `layout`: "zigzag", where a superblock is 256
-    outputs of one input and an inactive input is never read, or "row", ggml's, where it is 256 inputs of one output.
+    `scheme`: how values become bytes: "q4_k", "q6_k" or "q8_0", all of them ggml's. `layout`: "zigzag", where a
+    superblock is outputs of one input and an inactive input is never read, or "row", where it is inputs of one output.
     The first product puts the weights on the device, where they stay as long as the object.
 
     Raises QuantizationError for an unknown scheme or layout, and for bytes of another size than the shape's.
@@ -47,11 +45,11 @@ class PackedMatrix:
     layout: str = "zigzag"
 
     def __post_init__(self) -> None:
-        layouts.check_size(self.data, self.rows, self.cols, self.layout, _find(self.scheme))
+        layouts.check_size(self.data, self.rows, self.cols, self.layout, schemes.find(self.scheme))
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weights that products are made with, f32 `[rows, cols]`."""
-        return layouts.dequantize_matrix(self.data, self.rows, self.cols, self.layout, _find(self.scheme))
+        return layouts.dequantize_matrix(self.data, self.rows, self.cols, self.layout, schemes.find(self.scheme))
 
     @functools.cached_property
     def _f32(self) -> drivers.ThresholdGemv:
@@ -63,9 +61,8 @@ class PackedMatrix:
 
     def _product(self, exact: bool) -> drivers.ThresholdGemv:
         _start()
-        if self.layout == "row":
-            return drivers.row_threshold_gemv(self.data, self.rows, self.cols)
-        return drivers.zigzag_threshold_gemv(self.data, self.rows, self.cols, exact)
+        driver = drivers.row_threshold_gemv if self.layout == "row" else drivers.zigzag_threshold_gemv
+        return driver(self.data, self.rows, self.cols, exact, schemes.find(self.scheme))
 
 
 def pack(w: npt.NDArray[np.float32], *, scheme: str = "q4_k", layout: str = "zigzag") -> PackedMatrix:
@@ -75,18 +72,20 @@ def pack(w: npt.NDArray[np.float32], *, scheme: str = "q4_k", layout: str = "zig
     Raises QuantizationError for another dtype or shape, an unknown scheme or layout, NaN, infinity, and values too
     large for the scheme.
     """
-    numpy_scheme = _find(scheme)
+    values = schemes.find(scheme)
     layouts.check_matrix(w, layout)
     rows, cols = w.shape
-    on_cpu = _start().backend == pack_q4_k.BACKEND
-    data = pack_q4_k.quantize_q4_k(w, layout, "w") if on_cpu else layouts.quantize_matrix(w, layout, numpy_scheme)
+    if _start().backend == PACKING_BACKEND:
+        data = quantize_matrix(w, layout, values, "w")
+    else:
+        data = layouts.quantize_matrix(w, layout, values)
     return PackedMatrix(data, rows, cols, scheme, layout)
 
 
 def gemv(matrix: PackedMatrix, x: npt.NDArray[np.float32], *, exact: bool = False) -> npt.NDArray[np.float32]:
     """y = W x, f32 `[rows]`, for x f32 `[cols]`.
 
-    `exact`: in f32. Otherwise a zigzag product is in 16 bits where the CPU can (see docs/design.md).
+    `exact`: in f32. Otherwise Q4_K is multiplied in 16 bits where the CPU can (see docs/design.md).
     Raises OperandError unless x is f32 `[cols]` without NaN and infinity.
     """
     return _multiply(matrix, x, None, exact)
@@ -115,13 +114,6 @@ def _multiply(
     if not np.isfinite(x).all():
         raise OperandError(f"x has NaN or infinity at {int(np.flatnonzero(~np.isfinite(x))[0])}")
     return (matrix._f32 if exact else matrix._fastest)(x, threshold)
-
-
-def _find(name: str) -> Scheme:
-    scheme = schemes.find(name)
-    if name not in MULTIPLIED:
-        raise QuantizationError(f"no kernel multiplies {scheme.label}; there are: {', '.join(MULTIPLIED)}")
-    return scheme
 
 
 def _start() -> backend.Runtime:

@@ -17,6 +17,7 @@ from spqt_ti import ops
 from spqt_ti.errors import OperandError, QuantizationError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
+from spqt_ti.formats.schemes import SCHEMES
 
 pytestmark = pytest.mark.any_backend
 
@@ -65,6 +66,19 @@ def test_gemv(shape: tuple[int, int], layout: str, exact: bool) -> None:
     x = normal(shape[1:], 3)
     allowed = known.tolerance(x) if exact else known.tolerance(x) + known.step_tolerance(x)
     assert (error_of(ops.gemv(matrix, x, exact=exact), known, x) <= allowed).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme(scheme: str) -> None:
+    w, x = normal((300, 301), 6), normal((301,), 7)
+    matrix = ops.pack(w, scheme=scheme)
+    stored = matrix.dequantize().astype(np.float64)
+    kept = np.where(np.abs(x) > np.float32(0.5), x, np.float32(0)).astype(np.float64)
+    for y, expected in (
+        (ops.gemv(matrix, x, exact=True), stored @ x),
+        (ops.sparse_gemv(matrix, x, 0.5, exact=True), stored @ kept),
+    ):
+        assert np.linalg.norm(y - expected) < 3e-6 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)

@@ -1,5 +1,6 @@
-"""The same kernel tests on every backend (pytest --backend), through the drivers that choose the kernels: workers' or
-groups'. What is particular to either is tested in this folder and in simt/.
+"""One list of kernel cases for every engine (pytest --backend), through the drivers that choose the kernels.
+
+What is particular to an engine is tested in cpu/ and simt/.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from q4_k_matrices import Matrix, random_matrix
+from q4_k_matrices import Matrix
+from scheme_matrices import random_matrix
 
+from spqt_ti.formats.schemes import SCHEMES
 from spqt_ti.kernels import drivers
 
 pytestmark = pytest.mark.any_backend
@@ -25,9 +28,9 @@ def _runtime(backend_name: str) -> None:
 
 
 @functools.cache
-def gemv(rows: int, cols: int) -> tuple[Matrix, drivers.Gemv]:
-    matrix = random_matrix(rows, cols, "zigzag")
-    return matrix, drivers.zigzag_gemv(matrix.data, rows, cols)
+def gemv(scheme: str, rows: int, cols: int) -> tuple[Matrix, drivers.Gemv]:
+    matrix = random_matrix(rows, cols, "zigzag", SCHEMES[scheme])
+    return matrix, drivers.zigzag_gemv(matrix.data, rows, cols, scheme=SCHEMES[scheme])
 
 
 @functools.cache
@@ -41,9 +44,10 @@ def normal(n: int, seed: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(256, 256), (300, 301), (960, COLS)], ids=str)
 @pytest.mark.parametrize("density", [0.0, 0.35, 0.5, 0.75, 1.0, None])
-def test_gemv(shape: tuple[int, int], density: float | None) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_gemv(scheme: str, shape: tuple[int, int], density: float | None) -> None:
     """Over the active inputs only, or densely: float64 on the dequantised weights."""
-    matrix, multiply = gemv(*shape)
+    matrix, multiply = gemv(scheme, *shape)
     x, active = normal(shape[1]), None
     if density is not None:
         active = np.sort(np.random.default_rng(2).permutation(shape[1])[: round(density * shape[1])]).astype(np.int32)
