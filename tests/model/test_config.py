@@ -10,6 +10,7 @@ import pytest
 from tiny_models import CASES, LLAMA3_ROPE, llama3_table, tiny_config
 
 from spqt_ti.errors import CheckpointError
+from spqt_ti.model.architectures import ARCHITECTURES
 from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
 from spqt_ti.model.rope import RopeScaling
 
@@ -231,7 +232,7 @@ def test_windows_as_transformers_reads_them(changes, window, layer_types):
         assert tuple(min(window or most, most) for window in sliding) == config.windows()
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_absent_fields_have_the_reference_defaults(model_type):
     """Absent, that is; null is another thing, except where transformers has nothing better."""
     transformers = pytest.importorskip("transformers", reason="extra oracle")
