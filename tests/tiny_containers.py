@@ -30,6 +30,7 @@ _ON_CPU = (
     ("linear_rope", "gelu_tanh"),
     ("mistral", "relu"),
     ("qwen2", "gelu"),
+    ("qwen3",),
 )
 _ON_GPUS = (
     ("gqa",),
@@ -37,6 +38,7 @@ _ON_GPUS = (
     ("mqa", "narrow_heads", "biases", "llama3_rope"),
     ("multiple_of_256", "mistral", "relu"),
     ("qwen2", "gelu"),
+    ("qwen3",),
 )
 MODELS = {
     "+".join(names): {key: value for name in names for key, value in tiny_models.CASES[name].items()}

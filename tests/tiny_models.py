@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "multiple_of_256": {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64},
     "mistral": {"model_type": "mistral", "sliding_window": 5},
     "qwen2": {"model_type": "qwen2", "sliding_window": 17, "layer_types": ("sliding_attention", "full_attention")},
+    "qwen3": {"model_type": "qwen3", "attention_bias": True},
     "gelu": {"hidden_act": "gelu"},
     "gelu_tanh": {"hidden_act": "gelu_pytorch_tanh"},
     "relu": {"hidden_act": "relu"},

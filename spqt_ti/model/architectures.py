@@ -70,6 +70,10 @@ _ROWS = (
     Architecture(
         "qwen2", "Qwen2ForCausalLM", "qwen2", qkv_bias=True, window=WindowRule.BY_FLAG, defaults=_QWEN_DEFAULTS
     ),
+    Architecture(
+        "qwen3", "Qwen3ForCausalLM", "qwen3", qkv_bias=None, o_bias=None, qk_norm=True, window=WindowRule.BY_FLAG,
+        defaults=_QWEN_DEFAULTS | {"head_dim": 128},
+    ),
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
