@@ -23,7 +23,7 @@ def open_gates(llama: Llama, tokens: Sequence[int], weights: Weights | None = No
     for layer, place in np.ndindex(llama.thresholds.shape):
         site = SITES[place]
         scores = np.abs(inputs_of(llama, tokens, layer, site)) * weights.get((layer, site), np.float32(1))
-        low, high = widest_gap(np.sort(scores, axis=None))
+        low, high = widest_gap(np.sort(scores[scores > 0], axis=None))  # after relu half of them are 0
         llama.thresholds[layer, place] = (low + high) / 2
         llama.gates.weigh(layer, site, weights.get((layer, site)))
         nearest = min(nearest, (high - low) / (high + low))

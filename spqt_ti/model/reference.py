@@ -12,19 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
-from spqt_ti.model.sites import SITES
+from spqt_ti.model.sites import SITES, Site
 
 # Called with (site, inputs [windows, tokens, cols]); returns the inputs that the site's matrix sees.
 Mask = Callable[[str, np.ndarray], np.ndarray]
 # The same for every layer, which comes first.
 LayerMask = Callable[[int, str, np.ndarray], np.ndarray]
 
-# Site -> the projections that are stacked in its matrix.
+# Site -> the projections that are stacked in its matrix: "self_attn.q_proj", ...
 PROJECTIONS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
+    site.label: tuple(f"{site.module.partition('.')[0]}.{part}" for part in site.projections) for site in Site
 }
 _erfc = np.frompyfunc(math.erfc, 1, 1)
 
