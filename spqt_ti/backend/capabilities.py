@@ -12,17 +12,14 @@ class Capabilities:
     """Limits that kernels are written against. Sizes in bytes; 0 where there is no such thing.
 
     `groups`: threads come in groups with shared memory and barriers (SIMT); otherwise they are a few workers that each
-    run a whole loop. `host_memory`: an ndarray's memory can be read and written in place. `simd_width` is what kernels
-    may count on for speed, never for correctness. `memory` and `max_array_bytes` are None where only the system knows.
+    run a whole loop. `host_memory`: an ndarray's memory can be read and written in place. `memory` and
+    `max_array_bytes` are None where only the system knows.
     """
 
     groups: bool
     host_memory: bool
     shared_memory: int
     max_group: int
-    simd_width: int
-    native_f32_atomics: bool
-    subgroup_operations: bool
     max_arrays_per_task: int
     memory: int | None
     max_array_bytes: int | None
@@ -32,25 +29,21 @@ class Capabilities:
 MAX_ELEMENTS = 2**31 - 1
 
 WORKERS = Capabilities(
-    groups=False, host_memory=True, shared_memory=0, max_group=1, simd_width=16, native_f32_atomics=False,
-    subgroup_operations=False, max_arrays_per_task=64, memory=None, max_array_bytes=None,
+    groups=False, host_memory=True, shared_memory=0, max_group=1, max_arrays_per_task=64, memory=None,
+    max_array_bytes=None,
 )  # fmt: skip
 
 
 def of_device(backend: str, device: Device) -> Capabilities:
     """Capabilities of a GPU backend on `device`.
 
-    Metal's entries are from Taichi's source (float atomics are loops of compare-and-swap, buffers are bound by number
-    up to 31, two of which Taichi takes) and Apple's feature tables.
+    Metal's number of arrays is from Taichi's source: buffers are bound by number up to 31, two of which Taichi takes.
     """
     return Capabilities(
         groups=True,
         host_memory=False,
         shared_memory=device.shared_memory,
         max_group=min(1024, device.max_group),
-        simd_width=32 if backend != "vulkan" or device.hardware else 8,
-        native_f32_atomics=backend == "cuda",
-        subgroup_operations=backend != "cuda",  # ti.simt.subgroup is SPIR-V's
         max_arrays_per_task=29 if backend == "metal" else 64,
         memory=device.memory,
         max_array_bytes=min(device.max_array_bytes, 4 * MAX_ELEMENTS),

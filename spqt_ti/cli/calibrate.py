@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from spqt_ti.cli import options
 from spqt_ti.cli.output import print_json
 from spqt_ti.cli.signals import held_back
 
+TOKENS, QUICK_TOKENS = 20000, 2048  # of a text
 METHODS = ("uniform", "teal", "wina", "wisparse")  # spelled out here too, so that --help needs no NumPy
 
 
@@ -29,16 +31,19 @@ def add_parser(commands: Any) -> None:
     options.add_levels(parser, "levels, 0 to 0.99", required=True)
     options.add_text(parser, "to calibrate on")
     parser.add_argument(
-        "--tokens", type=options.count, default=20000, metavar="N", help="use at most (default: %(default)s)"
+        "--quick", action="store_true", help="a rough policy in a tenth of the time, to see what a method does"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=options.count,
+        metavar="N",
+        help=f"use at most (default: {TOKENS}, with --quick {QUICK_TOKENS})",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="policy to write")
     search = parser.add_argument_group("wisparse's search")
-    for name, least, default in (
-        ("seed", options.count_or_none, 0),
-        ("generations", options.count_or_none, 10),
-        ("offspring", options.count, 16),
-    ):
-        search.add_argument(f"--{name}", type=least, default=default, metavar="N", help="default: %(default)s")
+    search.add_argument("--seed", type=options.count_or_none, default=0, metavar="N", help="default: %(default)s")
+    search.add_argument("--generations", type=options.count_or_none, metavar="N", help="default: 10, with --quick 1")
+    search.add_argument("--offspring", type=options.count, metavar="N", help="default: 16, with --quick 4")
     parser.add_argument("--checkpoints", metavar="DIR", help="folder for what is done (default: in the cache folder)")
     options.add_threads(parser)
     options.add_json(parser)
@@ -50,20 +55,21 @@ def run(arguments: argparse.Namespace) -> None:
     with held_back():
         from spqt_ti.api import load
         from spqt_ti.sparsity.methods import calibrate, checkpoint_folder
-        from spqt_ti.sparsity.search.evolution import Search
+        from spqt_ti.sparsity.search.evolution import QUICK, Search
         from spqt_ti.texts import read_text
     text = read_text(arguments.text)
     model = load(arguments.model, threads=arguments.threads)
     start = time.perf_counter()
-    search = Search(arguments.generations, arguments.offspring, seed=arguments.seed)
-    folder = checkpoint_folder(model.container, text, arguments.tokens)
+    asked = {name: getattr(arguments, name) for name in ("seed", "generations", "offspring")}
+    sizes = {name: value for name, value in asked.items() if value is not None}
+    search = dataclasses.replace(QUICK if arguments.quick else Search(), **sizes)
+    tokens = arguments.tokens or (QUICK_TOKENS if arguments.quick else TOKENS)
+    folder = checkpoint_folder(model.container, text, tokens, search)
     if arguments.checkpoints is not None:
         folder = Path(arguments.checkpoints)
     output, files = Path(arguments.output), []
     try:
-        make = calibrate(
-            arguments.method, model.llama, model.container, model.tokenizer, text, arguments.tokens, folder, search
-        )
+        make = calibrate(arguments.method, model.llama, model.container, model.tokenizer, text, tokens, folder, search)
         for level in arguments.sparsity:
             several = len(arguments.sparsity) > 1
             path = output.with_name(f"{output.stem}-{level:g}{output.suffix}") if several else output

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
+from spqt_ti.cli import options
 from spqt_ti.cli.output import for_terminal, megabytes, print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.errors import GenerationError
@@ -27,9 +28,7 @@ def add_parser(commands: Any) -> None:
         description="Generate text. It goes to stdout as it comes; stderr then has speed, skipped weights and bytes "
         "read, and why a text was cut off. A model that is not quantised yet is quantised once, into the cache folder.",
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="quantised directory, Hugging Face directory, .gguf file, hub id or known name"
-    )
+    options.add_model(parser)
     parser.add_argument(
         "prompt", metavar="PROMPT", nargs="?", help="a message, or with --raw text to go on from; - reads it from stdin"
     )
@@ -41,11 +40,9 @@ def add_parser(commands: Any) -> None:
     _add_sparsity(parser)
     _add_sampling(parser)
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
+    options.add_threads(machine)
     machine.add_argument("--context", type=int, metavar="N", help="tokens that prompt and answer may take together")
-    machine.add_argument(
-        "--backend", help="cpu, vulkan, cuda, metal or auto, which says what it took (default: $SPQT_BACKEND, else cpu)"
-    )
+    options.add_backend(machine)
     machine.add_argument("--exact", action="store_true", help="f32 where the CPU would otherwise multiply in 16 bits")
     parser.add_argument("--json", action="store_true", help="print JSON at the end instead of text as it comes")
     parser.set_defaults(run=run)
@@ -106,13 +103,13 @@ def run(arguments: argparse.Namespace) -> None:
         calibration_text=arguments.calibration_text,
         exact=arguments.exact,
     )
-    options: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "max_new_tokens": request.max_new_tokens, "sampling": request.sampling, "chat": request.chat
     }  # fmt: skip
     if arguments.json:
-        _print_generation(model.generate(prompt, **options))
+        _print_generation(model.generate(prompt, **asked))
         return
-    last = _print_stream(model.stream(prompt, **options))
+    last = _print_stream(model.stream(prompt, **asked))
     if last is not None and last.stats is not None:
         print(summary(last.stats), file=sys.stderr)
         end = ended(last.finish_reason, arguments.max_new_tokens)

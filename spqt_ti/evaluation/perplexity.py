@@ -92,6 +92,8 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
     All of a policy's thresholds count, also where decoding would run a matrix densely because that is faster.
     """
     scores = [Scores(active=ActiveInputs(llama)) for _ in policies]
+    llama.reset()
+    llama.warm_up_prefill()
     for window in progress(parts, desc="evaluate", unit="windows"):
         llama.gates.clear()
         dense = log_softmax(_logits(llama, window, None))

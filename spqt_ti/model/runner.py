@@ -25,8 +25,10 @@ from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer, Tokens
 from spqt_ti.model.simt import engine as simt_engine
 from spqt_ti.model.sites import inputs_per_site
 from spqt_ti.model.tuning import Tuning
+from spqt_ti.progress import says_if_slow
 
 DEFAULT_CONTEXT = 2048
+COMPILING = "compiling kernels (once for these sizes of a model and its context)"
 
 
 class Llama:
@@ -116,7 +118,8 @@ class Llama:
         Raises GenerationError where the cache is full: running them needs a free position.
         """
         self._check_room(1)
-        self._prefill.warm_up(self.position)
+        with says_if_slow(COMPILING):
+            self._prefill.warm_up(self.position)
 
     def warm_up_decode(self) -> None:
         """Compile the decode kernel, which otherwise happens inside the first `decode`.
@@ -124,7 +127,8 @@ class Llama:
         Raises GenerationError where the cache is full: running it needs a free position.
         """
         self._check_room(1)
-        self._decode.warm_up(self.position)
+        with says_if_slow(COMPILING):
+            self._decode.warm_up(self.position)
 
     def prefill(
         self,

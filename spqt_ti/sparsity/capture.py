@@ -89,6 +89,8 @@ def capture(
     done = magnitudes.restore(kept)
     if kept is not None and done > len(tokens):
         raise kept.damaged(f"{done} tokens are done of {len(tokens)}")
+    llama.reset()
+    llama.warm_up_prefill()
     bar = progress(total=len(tokens), initial=done, desc="calibrate", unit="tokens")
     saved = time.monotonic()
     with bar:

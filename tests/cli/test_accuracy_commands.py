@@ -215,3 +215,16 @@ def test_levels_that_are_none(levels, texts, tmp_path, capsys) -> None:
         cli.main(["calibrate", str(model()), "--text", str(texts[0]), "-o", "p.json", f"--sparsity={levels}"])
     assert caught.value.code == 2
     assert "--sparsity" in capsys.readouterr().err
+
+
+def test_quick_is_another_calibration(texts, tmp_path, capsys) -> None:
+    """Rougher, so that it is not taken for a whole one; a search that is asked for has its own size."""
+    quick = ("--method", "teal", "--sparsity", "0.5")
+    calibrate(capsys, texts[0], tmp_path / "p.json", *quick)
+    whole = SparsityPolicy.load(tmp_path / "p.json")
+    error = calibrate(capsys, texts[0], tmp_path / "p.json", *quick, "--quick", code=1)
+    assert "checkpoint of another calibration (pick is None, not 0.1)" in error
+    calibrate(capsys, texts[0], tmp_path / "q.json", *quick, "--quick")
+    rough = SparsityPolicy.load(tmp_path / "q.json")
+    assert (rough.method, rough.sparsity) == ("teal", 0.5)
+    assert (rough.thresholds != whole.thresholds).any()

@@ -44,7 +44,7 @@ def _wina(r: Request) -> PolicyMaker:
 
 
 def _teal(r: Request) -> PolicyMaker:
-    return teal.calibrate(r.llama, r.container, r.text, r.tokens, r.checkpoint).policy
+    return teal.calibrate(r.llama, r.container, r.text, r.tokens, r.checkpoint, r.search).policy
 
 
 def _wisparse(r: Request) -> PolicyMaker:
@@ -72,8 +72,8 @@ def calibrate(
     """Calibrate on the first `most` tokens of `text`; its paragraphs' hashes are kept in every policy.
 
     `folder`: where checkpoints are kept, and found again by the next call (None: nowhere). `search`: sizes and seed of
-    WiSparse's search. Raises PolicyError for an unknown method, for a text (or `most`) of fewer than 256 tokens, and
-    for checkpoints of something else.
+    the searches of TEAL and WiSparse. Raises PolicyError for an unknown method, for a text (or `most`) of fewer than
+    256 tokens, and for checkpoints of something else.
     """
     if method not in METHODS:
         raise PolicyError(f"unknown method {method!r}; there are: {', '.join(METHODS)}")
@@ -81,7 +81,10 @@ def calibrate(
     if len(tokens) < MIN_TOKENS:
         raise PolicyError(f"{len(tokens)} tokens to calibrate on, expected {MIN_TOKENS} or more")
     identity: Identity = {"model": container.fingerprint, "text": uniform.sha256(text), "tokens": len(tokens)}
-    make = METHODS[method](Request(llama, container, text, tokens, Checkpoint(folder, identity), search or Search()))
+    search = search or Search()
+    if rough(search):
+        identity = {**identity, "pick": search.pick, "windows": search.windows, "alone_windows": search.alone_windows}
+    make = METHODS[method](Request(llama, container, text, tokens, Checkpoint(folder, identity), search))
     hashes = paragraph_hashes(text)
 
     def policy(sparsity: float) -> SparsityPolicy:
@@ -91,6 +94,13 @@ def calibrate(
     return policy
 
 
-def checkpoint_folder(container: Container, text: str, most: int) -> Path:
+def rough(search: Search) -> bool:
+    """Whether what is found inside blocks is not what the default sizes find."""
+    usual = Search()
+    return (search.pick, search.windows, search.alone_windows) != (usual.pick, usual.windows, usual.alone_windows)
+
+
+def checkpoint_folder(container: Container, text: str, most: int, search: Search) -> Path:
     """Where checkpoints of calibrating on the first `most` tokens of a text are kept by default."""
-    return cache_dir() / "calibrations" / container.fingerprint / f"{uniform.sha256(text)[:12]}-{most}"
+    name = f"{uniform.sha256(text)[:12]}-{most}{'-rough' if rough(search) else ''}"
+    return cache_dir() / "calibrations" / container.fingerprint / name

@@ -19,7 +19,8 @@ from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search.block import Block, calibration_threads, unmasked
-from spqt_ti.sparsity.search.greedy import MOST, WINDOW, WINDOWS, Path, allocate, from_arrays, to_arrays
+from spqt_ti.sparsity.search.evolution import Search
+from spqt_ti.sparsity.search.greedy import MOST, WINDOW, Path, allocate, from_arrays, to_arrays
 from spqt_ti.sparsity.search.realise import realise
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import thresholds_at
@@ -55,18 +56,24 @@ def check_level(sparsity: float, method: str) -> None:
 
 
 def calibrate(
-    llama: Llama, container: Container, text: str, tokens: Sequence[int], checkpoint: Checkpoint
+    llama: Llama,
+    container: Container,
+    text: str,
+    tokens: Sequence[int],
+    checkpoint: Checkpoint,
+    search: Search | None = None,
 ) -> TealCalibration:
     """Quantiles on all of `tokens` (of `text`, whose hash is kept), picks on a sample of them."""
+    search = search or Search()
     quantiles = uniform.calibrate(llama, container.fingerprint, text, tokens, checkpoint)
     paths = from_arrays(checkpoint.load("teal"))
-    x = embeddings(container, spread(tokens, WINDOWS, WINDOW))
+    x = embeddings(container, spread(tokens, search.windows // 4, WINDOW))
     layers = container.config.num_hidden_layers
     with blas_threads(calibration_threads(container.config, llama.threads)):
         for layer in progress(range(layers), desc="TEAL", unit="blocks"):
             block = Block.load(container, layer)
             if layer >= len(paths):
-                paths.append(allocate(block, x))
+                paths.append(allocate(block, x, step=search.pick))
                 checkpoint.save("teal", to_arrays(paths))
             if layer + 1 < layers:
                 x = block.run(x, unmasked).output

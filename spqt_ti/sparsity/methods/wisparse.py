@@ -39,8 +39,7 @@ from spqt_ti.threads import blas_threads
 STEP = 0.025  # of a block's weights: one level of a budget
 FARTHEST = 0.2  # that a block's budget may be from the mean
 MEASURED = (0.3, 0.5, 0.7)  # budgets that each block is measured at alone
-WINDOWS, WINDOW = 16, 128  # what budgets are compared on
-ALONE_WINDOWS = 8  # what blocks are measured on alone, where little noise is
+WINDOW = 128  # tokens of a window that budgets are compared on
 UNSEEN_WINDOW = 256  # longer: one comparison that has the last word
 SEARCHED, UNSEEN = 0.5, 0.25  # where windows of the search and unseen ones lie, as for `spread`
 
@@ -119,14 +118,14 @@ class WisparseCalibration:
         guess = sensitivity.cheapest(sensitivity.at_budgets(self.alone, MEASURED, budgets), lowest)
         even = (0,) * len(self.blocks.paths)
         thresholds = self.blocks.threshold_levels(budgets)
-        windows = _windows(self.llama, self.tokens, WINDOWS, WINDOW, SEARCHED)
+        windows = _windows(self.llama, self.tokens, self.search.windows, WINDOW, SEARCHED)
         fitness = BudgetFitness(self.llama, windows, thresholds, -lowest, self.blocks.weights)
         fitness.settle(even)
         at_even = float(fitness.costs(even, range(fitness.parts)).mean())
         state = self._evolve(sparsity, fitness, [even, guess])
         # Two fitnesses at a time would hold their logits twice.
         del fitness
-        windows = _windows(self.llama, self.tokens, WINDOWS, UNSEEN_WINDOW, UNSEEN)
+        windows = _windows(self.llama, self.tokens, self.search.windows, UNSEEN_WINDOW, UNSEEN)
         unseen = BudgetFitness(self.llama, windows, thresholds, -lowest, self.blocks.weights)
         unseen.settle(even)
         costs = [unseen.costs(levels, range(unseen.parts)) for levels in (even, state.levels)]
@@ -155,27 +154,31 @@ def calibrate(
     llama: Llama, container: Container, text: str, tokens: Sequence[int], search: Search, checkpoint: Checkpoint
 ) -> WisparseCalibration:
     """Do what serves every level, on `tokens` (of `text`, whose hash is kept)."""
-    blocks = _inside_blocks(llama, container, tokens, checkpoint)
-    alone = _alone(llama, tokens, blocks, checkpoint)
+    blocks = _inside_blocks(llama, container, tokens, search, checkpoint)
+    alone = _alone(llama, tokens, blocks, search, checkpoint)
     return WisparseCalibration(
         llama, container.fingerprint, uniform.sha256(text), tokens, blocks, alone, search, checkpoint
     )
 
 
-def _inside_blocks(llama: Llama, container: Container, tokens: Sequence[int], checkpoint: Checkpoint) -> Blocks:
+def _inside_blocks(
+    llama: Llama, container: Container, tokens: Sequence[int], search: Search, checkpoint: Checkpoint
+) -> Blocks:
     """Alphas and picks of every block on a sample that runs densely, quantiles of the scores of all tokens."""
     arrays = checkpoint.load("wisparse-blocks")
     paths, weights = greedy.from_arrays(arrays), Weights()
     alphas = [] if arrays is None else list(arrays.take("alphas", "f", (len(paths), len(SITES))))
-    x = embeddings(container, spread(tokens, alpha.WINDOWS, greedy.WINDOW))
+    x = embeddings(container, spread(tokens, search.windows // 2, greedy.WINDOW))
     layers = container.config.num_hidden_layers
     with blas_threads(calibration_threads(container.config, llama.threads)):
         for layer in progress(range(layers), desc="WiSparse", unit="blocks"):
             block = Block.load(container, layer)
             if layer >= len(paths):
                 alphas.append(alpha.search(block, x).best)
-                picked = x[:: max(1, len(x) // greedy.WINDOWS)]  # TEAL's windows, where the text has room for all
-                paths.append(greedy.allocate(block, picked, alpha.site_weights(block, alphas[layer])))
+                picked = x[
+                    :: max(1, len(x) // (search.windows // 4))
+                ]  # TEAL's windows, where the text has room for all
+                paths.append(greedy.allocate(block, picked, alpha.site_weights(block, alphas[layer]), search.pick))
                 checkpoint.save("wisparse-blocks", {"alphas": np.array(alphas), **greedy.to_arrays(paths)})
             weights |= {(layer, site): c for site, c in alpha.site_weights(block, alphas[layer]).items()}
             x = block.run(x, unmasked).output
@@ -183,13 +186,13 @@ def _inside_blocks(llama: Llama, container: Container, tokens: Sequence[int], ch
     return Blocks(np.array(alphas), weights, paths, counted.quantiles(uniform.LEVELS))
 
 
-def _alone(llama: Llama, tokens: Sequence[int], blocks: Blocks, checkpoint: Checkpoint) -> np.ndarray:
+def _alone(llama: Llama, tokens: Sequence[int], blocks: Blocks, search: Search, checkpoint: Checkpoint) -> np.ndarray:
     """Costs of every block alone at MEASURED budgets."""
     kept = checkpoint.load("wisparse-alone")
     shape = (len(blocks.paths), len(MEASURED))
     known = None if kept is None else kept.take("costs", "f", shape, finite=False)  # NaN: not measured yet
     thresholds = blocks.threshold_levels((0.0, *MEASURED))
-    windows = _windows(llama, tokens, ALONE_WINDOWS, WINDOW, SEARCHED)
+    windows = _windows(llama, tokens, search.alone_windows, WINDOW, SEARCHED)
     fitness = BudgetFitness(llama, windows, thresholds, 0, blocks.weights)
 
     def save(costs: np.ndarray) -> None:

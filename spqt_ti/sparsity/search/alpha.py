@@ -18,7 +18,6 @@ from spqt_ti.sparsity.search.scores import SiteWeights, score, threshold_mask, t
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(16))
 LEVEL = 0.5  # of every site while alphas are compared: one choice serves all levels
-WINDOWS = 8  # that they are compared on, of greedy.WINDOW tokens
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from spqt_ti.progress import progress
+from spqt_ti.sparsity.search.greedy import STEP
 
 Levels = tuple[int, ...]
 
@@ -34,8 +35,12 @@ class Fitness(Protocol):
 
 @dataclass(frozen=True)
 class Search:
-    """Sizes of the search. Each of `stages` is (share of the parts, survivors): what survives on few parts is compared
-    on more; the last stage is all parts and one survivor. `flips`: at most so many steps move in a mutation.
+    """Sizes of a calibration's searches.
+
+    Each of `stages` is (share of the parts, survivors): what survives on few parts is compared on more; the last stage
+    is all parts and one survivor. `flips`: at most so many steps move in a mutation. Budgets are compared on `windows`
+    of the text, alphas on a half of them, picks inside a block on a quarter; blocks are measured alone on
+    `alone_windows`. `pick`: share of a block's weights per pick.
     """
 
     generations: int = 10
@@ -43,6 +48,13 @@ class Search:
     stages: tuple[tuple[float, int], ...] = ((0.125, 8), (0.25, 2))
     flips: int = 3
     seed: int = 0
+    windows: int = 16
+    alone_windows: int = 8
+    pick: float = STEP
+
+
+# To see a method work: a tenth of the time, and a rougher policy.
+QUICK = Search(generations=1, offspring=4, windows=8, alone_windows=1, pick=0.1)
 
 
 @dataclass(frozen=True)

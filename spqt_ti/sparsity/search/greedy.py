@@ -19,7 +19,7 @@ from spqt_ti.sparsity.search.scores import SiteWeights, quantiles, score, thresh
 
 STEP = 0.02  # of a block's weights, per pick
 MOST = 0.9  # where the search ends
-WINDOWS, WINDOW = 4, 64  # the sample that candidates are compared on, spread over the text
+WINDOW = 64  # tokens of a window of the sample that candidates are compared on, spread over the text
 
 _FIELDS = ("effective", "errors", "sparsities")  # of a Path
 
@@ -47,14 +47,15 @@ class _Candidate:
     trace: Trace
 
 
-def allocate(block: Block, x: np.ndarray, weights: SiteWeights | None = None) -> Path:
-    """Picks for a block with inputs x f32 [windows, tokens, hidden], from dense to MOST: the cheapest step every time.
+def allocate(block: Block, x: np.ndarray, weights: SiteWeights | None = None, step: float = STEP) -> Path:
+    """Picks for a block with inputs x f32 [windows, tokens, hidden], from dense to MOST, `step` of its
+    weights per pick: the cheapest every time.
 
     A site's threshold at a sparsity is the quantile of its scores in the dense run.
     """
     weights = weights or {}
     sizes = np.array([block.matrices[site].size for site in SITES], np.float64)
-    steps = STEP * sizes.sum() / sizes
+    steps = step * sizes.sum() / sizes
     dense = block.run(x, unmasked)
     table = np.stack([quantiles(score(dense.inputs[site], weights.get(site))) for site in SITES])
     sparsities, trace, changed = np.zeros(len(SITES)), dense, 0

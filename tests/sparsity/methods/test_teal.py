@@ -14,6 +14,7 @@ from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import teal
 from spqt_ti.sparsity.search import greedy
 from spqt_ti.sparsity.search.block import Block, relative_error, unmasked
+from spqt_ti.sparsity.search.evolution import Search
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import quantiles, score, threshold_mask, thresholds_at
 
@@ -41,7 +42,7 @@ def test_picks(calibration: teal.TealCalibration) -> None:
 def error():
     """The error of block 0 at sparsities f64 [4], from a run of its own."""
     container = tiny_containers.container("gqa")
-    block, x = Block.load(container, 0), embeddings(container, spread(TOKENS, greedy.WINDOWS, greedy.WINDOW))
+    block, x = Block.load(container, 0), embeddings(container, spread(TOKENS, Search().windows // 4, greedy.WINDOW))
     dense = block.run(x, unmasked)
     table = np.stack([quantiles(score(dense.inputs[site], None)) for site in SITES])
 
@@ -101,11 +102,11 @@ def test_goes_on_where_it_was(cut: int, calibration: teal.TealCalibration, tmp_p
     container = tiny_containers.container("gqa")
     checkpoint, searched, real = Checkpoint(tmp_path), [], teal.allocate
 
-    def until_interrupted(*arguments):
+    def until_interrupted(*arguments, **options):
         if len(searched) == cut:
             raise KeyboardInterrupt
         searched.append(cut)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(teal, "allocate", until_interrupted)
     with pytest.raises(KeyboardInterrupt):
