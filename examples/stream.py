@@ -19,8 +19,8 @@ def main(name: str = "smollm2-135m", prompt: str = "Once upon a time") -> None:
     # The last piece says why the text ended and what it cost.
     stats = piece.stats
     print(f"\n\nended by {piece.finish_reason!r}; {stats.decode_tokens_per_second:.0f} tokens/s,")
-    print(f"{stats.bytes_per_token / 1e6:.1f} MB of weights read per token")
-    for site, share in stats.sparsity.items():
+    print(f"{stats.realised_sparsity:.0%} of the weights skipped, {stats.bytes_per_token / 1e6:.1f} MB read per token")
+    for site, share in stats.inputs_skipped.items():
         print(f"  {site:8} {share:4.0%} of the inputs skipped")
 
 
