@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy as np
 from spqt_ti import backend as backends
 from spqt_ti import checks
 from spqt_ti.backend import requested
-from spqt_ti.cache import cache_dir
+from spqt_ti.cache import cache_dir, private_folder
+from spqt_ti.children import python_command
 from spqt_ti.container import Container
 from spqt_ti.container.directories import remove_leftovers
 from spqt_ti.convert.identity import cached_copy
@@ -29,6 +29,7 @@ from spqt_ti.kernels.pack import q4_k as pack
 from spqt_ti.model.runner import Llama, positions, too_long
 from spqt_ti.model.sites import SITES
 from spqt_ti.model.tuning import Tuning
+from spqt_ti.paths import expanded
 from spqt_ti.sources import registry
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
@@ -295,7 +296,7 @@ def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Cont
 
     `backend`: the one that this process is to have. Quantising takes the CPU's, elsewhere if need be.
     """
-    path = Path(path_or_name)
+    path = expanded(path_or_name)
     if (path / "spqt.json").is_file():
         return Container.open(path)
     source = registry.resolve(path_or_name)
@@ -304,6 +305,10 @@ def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Cont
         return Container.open(destination)
     except ContainerError:
         remove_leftovers(destination.parent)  # not there yet, or damaged: this folder is ours to fill
+    try:
+        private_folder("quantized")
+    except OSError as error:
+        raise ContainerError(f"{destination}: cannot be written ({error}); SPQT_CACHE_DIR moves the cache") from error
     try:
         if requested(backend) == pack.BACKEND:
             return quantize(source, destination, overwrite=True)
@@ -318,8 +323,9 @@ def quantize_elsewhere(
     source: Path, destination: Path, layout: str = "zigzag", scheme: str = "q4_k"
 ) -> Container:  # fmt: skip
     """As `quantize`, in a process of its own, because a process has one backend. Raises ContainerError."""
-    command = [sys.executable, "-m", "spqt_ti.cli.main", "quantize", str(source), str(destination), "--force"]
-    command += ["--layout", layout, "--scheme", scheme]
+    # Absolute: in the child a path may not begin with "-".
+    places = [str(path.absolute()) for path in (source, destination)]
+    command = python_command("spqt_ti.cli.main", "quantize", *places, "--force", "--layout", layout, "--scheme", scheme)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"])[-1]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spqt_ti.backend import BACKENDS, start, ti
+from spqt_ti.children import python_command
 from spqt_ti.errors import BackendError, SpqtError
 
 _SECONDS = 120
@@ -38,7 +39,7 @@ def probe_all() -> list[Finding]:
 
 def probe(backend: str) -> Finding:
     """Start `backend` in another process and compute something there."""
-    command = [sys.executable, "-m", "spqt_ti.backend.probe", backend]
+    command = python_command("spqt_ti.backend.probe", backend)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:

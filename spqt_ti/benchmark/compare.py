@@ -21,6 +21,7 @@ import numpy as np
 from spqt_ti.api import Model, load, open_quantized
 from spqt_ti.backend import BACKENDS, start
 from spqt_ti.benchmark.gemv_drivers import stored_bytes
+from spqt_ti.children import python_command
 from spqt_ti.errors import BackendError, SpqtError
 from spqt_ti.kernels import drivers
 from spqt_ti.model.engine import MOST_TOKENS
@@ -117,7 +118,7 @@ def devices(rows: Sequence[Row]) -> list[str]:
 def _ask(backend: str, path: Path, tokens: int, file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     """What a process of its own found: its report, and the results of _WORKS."""
     job = json.dumps({"backend": backend, "path": str(path), "tokens": tokens, "file": str(file)})
-    command = [sys.executable, "-m", "spqt_ti.benchmark.compare", job]
+    command = python_command("spqt_ti.benchmark.compare", job)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     report = json.loads(lines[-1]) if lines and done.returncode == 0 else {"error": None}

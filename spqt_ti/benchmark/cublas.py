@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from spqt_ti.benchmark.shapes import Shape
+from spqt_ti.children import python_command
 
 _SECONDS = 120
 
@@ -23,7 +24,7 @@ def measure(shapes: Sequence[Shape], cold_bytes: int, rounds: int) -> tuple[dict
     job = json.dumps([shapes, cold_bytes, rounds])
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "spqt_ti.benchmark.cublas", job],
+            python_command("spqt_ti.benchmark.cublas", job),
             capture_output=True, text=True, timeout=_SECONDS, check=False,
         )  # fmt: skip
         output, last = done.stdout, (done.stderr.strip().splitlines() or ["no message"])[-1]

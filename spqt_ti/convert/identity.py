@@ -20,14 +20,11 @@ from spqt_ti.cache import cache_dir
 from spqt_ti.container.manifest import Files
 from spqt_ti.container.reader import sha256_of
 from spqt_ti.errors import CheckpointError
+from spqt_ti.sources.open import model_files
 
 __all__ = ["cached_copy", "files_of"]
 
 REMEMBERED = 64 << 20  # bytes of a source from which on hashing it again would be felt
-_OF_A_FOLDER = ("*.safetensors", "*.safetensors.index.json")
-_BESIDE = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-)  # fmt: skip
 
 
 def files_of(source: Path) -> Files:
@@ -35,7 +32,7 @@ def files_of(source: Path) -> Files:
     memory = cache_dir() / "sources" / f"{hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:16]}.json"
     known, states, sums = _load(memory), {}, {}
     try:
-        for file in _files(source):
+        for file in model_files(source):
             state = states[file.name] = _state(file)
             remembered = known.get(f"{file.name} {state}")
             sums[file.name] = remembered if isinstance(remembered, str) else sha256_of(file)
@@ -52,14 +49,6 @@ def cached_copy(source: Path, scheme: str = "q4_k", layout: str = "zigzag") -> P
     content = json.dumps({name: sha256 for name, (_, sha256) in sorted(files_of(source).items())})
     name = f"{source.stem}-{layout}-{scheme}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     return cache_dir() / "quantized" / name
-
-
-def _files(source: Path) -> list[Path]:
-    if not source.is_dir():
-        return [source]
-    beside = [source / name for name in _BESIDE]
-    found = {path for pattern in _OF_A_FOLDER for path in source.glob(pattern)} | set(beside)
-    return sorted(path for path in found if path.is_file())
 
 
 def _state(file: Path) -> list[int]:

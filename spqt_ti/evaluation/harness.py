@@ -92,8 +92,13 @@ class SpqtLM(TemplateLM):
         return self._ends[0]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
-        """Token ids; control tokens spelled out in the text count as such, as in Hugging Face's tokenizers."""
-        return self.tokenizer.encode(string, parse_special=True, add_special=add_special_tokens is not False)
+        """Token ids; control tokens spelled out in the text count as such, as in Hugging Face's tokenizers.
+
+        A text that begins with BOS, as chat templates write it, gets no second one.
+        """
+        begun = self.tokenizer.encode(string, parse_special=True, add_special=False)[: len(self.tokenizer.bos)]
+        special = add_special_tokens is not False and not (begun and begun == self.tokenizer.bos)
+        return self.tokenizer.encode(string, parse_special=True, add_special=special)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as the model's chat template writes it."""

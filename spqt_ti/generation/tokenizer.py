@@ -46,10 +46,8 @@ class Tokenizer:
         self.chat_template = chat_template
         self._template: ChatTemplate | None = None
         # A tokenizer that does not say what its tokens are for: what the model's config says.
-        self._names = names or {
-            "bos_token": self._name(config.bos_token_id),
-            "eos_token": self._name(next(iter(config.eos_token_ids), None)),
-        }
+        configured = {"bos_token": config.bos_token_id, "eos_token": next(iter(config.eos_token_ids), None)}
+        self._names = {name: self._name(token) for name, token in configured.items()} if names is None else names
 
     def encode(self, text: str, *, parse_special: bool = False, add_special: bool = True) -> list[int]:
         """Token ids of a text.

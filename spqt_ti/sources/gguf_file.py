@@ -6,6 +6,7 @@ A model in several files is opened by its first. Types, block sizes and dequanti
 from __future__ import annotations
 
 import functools
+import glob
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -105,6 +106,15 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
     if missing:
         raise CheckpointError(f"{path}: this is one of {count} parts, but {missing[0]} is not beside it")
     return parts
+
+
+def named_parts(path: Path) -> list[Path]:
+    """The file, or by its name all parts of it that are there."""
+    named = _PART.fullmatch(path.name)
+    if named is None:
+        return [path]
+    parts = path.parent.glob(f"{glob.escape(named[1])}-?????-of-{named[3]}.gguf")
+    return sorted({path, *(part for part in parts if part.is_file())})
 
 
 @functools.cache

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from spqt_ti.bounded_json import parse_object
 from spqt_ti.errors import CheckpointError
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.config_json import token_ids
 from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor
+from spqt_ti.sources.huggingface_tokenizer import FILES, read_json, read_tokenizer
 
 # safetensors' name of a type -> the NumPy type of the stored bytes (little-endian; NumPy has no bf16).
 _STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_CONFIGS = ("config.json", "generation_config.json")
+_INDEX = "model.safetensors.index.json"
+_MOST_HEADER = 16 << 20  # bytes; a file with the tensors of 400 billion parameters has 0.2 MB
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
@@ -25,22 +29,30 @@ def open_directory(directory: Path) -> Checkpoint:
     """Open a directory as `transformers` saves it; reads only headers and JSON. CheckpointError names the file."""
     config = _read_config(directory)
     tensors: dict[str, StoredTensor] = {}
-    for file, wanted in _weight_files(directory).items():
+    weights = _weight_files(directory)
+    for file in weights.files:
         for name, stored in _read_header(file).items():
-            if wanted is None or name in wanted:
-                tensors[name] = stored
+            if weights.places.get(name, file) != file:
+                continue  # the index names another file for it
+            if name in tensors:
+                raise CheckpointError(f"{file}: tensor {name} is in {Path(tensors[name].location).name} as well")
+            tensors[name] = stored
     _refuse_quantised(directory, tensors)
     config = _drop_harmless(tensors, config)
-    tokenizer_json = _read_text(
-        directory / "tokenizer.json", "transformers' AutoTokenizer can save one: save_pretrained"
-    )
-    return Checkpoint(directory, config, tokenizer_json, _chat_template(directory), tensors)
+    tokenizer_json, chat_template = read_tokenizer(directory)
+    return Checkpoint(directory, config, tokenizer_json, chat_template, tensors)
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files that make the model in a directory, whatever else is there; CheckpointError without weights."""
+    names = (*_CONFIGS, *FILES)
+    return [path for name in names if (path := directory / name).is_file()] + _weight_files(directory).files
 
 
 def _read_config(directory: Path) -> ModelConfig:
-    path, generation_path = directory / "config.json", directory / "generation_config.json"
+    path, generation_path = (directory / name for name in _CONFIGS)
     fields = read_json(path, "this is not a Hugging Face model directory")
-    generation = read_json(generation_path) if generation_path.exists() else {}
+    generation = read_json(generation_path) if generation_path.is_file() else {}
     try:
         config = ModelConfig.from_dict(fields)
         # What generation stops at wins: an instruct model often lists its end-of-turn token only there.
@@ -50,13 +62,21 @@ def _read_config(directory: Path) -> ModelConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _weight_files(directory: Path) -> dict[Path, set[str] | None]:
-    """safetensors files -> the tensors to take from each (None: all of them)."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if index.exists():
+@dataclass(frozen=True)
+class _Weights:
+    """Files of weights, and where an index says that a tensor is."""
+
+    files: list[Path]
+    places: dict[str, Path] = field(default_factory=dict)
+
+
+def _weight_files(directory: Path) -> _Weights:
+    """model.safetensors, else the files that an index lists: transformers' order."""
+    single, index = directory / "model.safetensors", directory / _INDEX
+    if single.is_file():
+        return _Weights([single])
+    if index.is_file():
         return _shards(directory, index)
-    if single.exists():
-        return {single: None}
     pickles = [file.name for pattern in _PICKLES for file in sorted(directory.glob(pattern))]
     if pickles:
         raise CheckpointError(
@@ -66,41 +86,46 @@ def _weight_files(directory: Path) -> dict[Path, set[str] | None]:
     raise CheckpointError(f"{directory}: neither model.safetensors nor model.safetensors.index.json is there")
 
 
-def _shards(directory: Path, index: Path) -> dict[Path, set[str] | None]:
+def _shards(directory: Path, index: Path) -> _Weights:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing")
-    files: dict[Path, set[str] | None] = {}
+    places: dict[str, Path] = {}
     for name, shard in weight_map.items():
         # An index must not lead out of its directory.
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{index}: tensor {name} is said to be in {shard!r}, not a file of this directory")
-        names = files.setdefault(directory / shard, set())
-        assert names is not None
-        names.add(name)
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.isprintable():
+            raise CheckpointError(
+                f"{index}: tensor {name:.80} is said to be in {shard!r:.80}, not a file of this directory"
+            )
+        places[name] = directory / shard
+    files = list(dict.fromkeys(places.values()))
     for file in files:
-        if not file.exists():
+        if not file.is_file():
             raise CheckpointError(f"{file}: this shard is missing, though {index.name} lists it")
-    return files
+    return _Weights(files, places)
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """Names, shapes and places of the tensors of one safetensors file. Its library verifies header and length."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _MOST_HEADER:
+        raise CheckpointError(f"{path}: not a whole safetensors file (its header would have {size:,} bytes)")
     try:
         with safe_open(path, framework="numpy"):
             pass
-    except (SafetensorError, OSError, ValueError) as error:
+        with open(path, "rb") as file:
+            file.seek(8)
+            header = parse_object(file.read(size))
+        header.pop("__metadata__", None)
+        return {name: _stored_tensor(path, entry, 8 + size) for name, entry in header.items()}
+    except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    return {name: _stored_tensor(path, entry, 8 + size) for name, entry in header.items()}
 
 
 def _stored_tensor(path: Path, entry: dict[str, Any], data_start: int) -> StoredTensor:
-    shape, kind = tuple(entry["shape"]), entry["dtype"]
-    offset = data_start + entry["data_offsets"][0]
+    shape, kind = tuple(int(size) for size in entry["shape"]), str(entry["dtype"])
+    offset = data_start + int(entry["data_offsets"][0])
 
     def load() -> FloatArray:
         with open(path, "rb") as file:
@@ -148,36 +173,3 @@ def _drop_harmless(tensors: dict[str, StoredTensor], config: ModelConfig) -> Mod
         del tensors["lm_head.weight"]
         return config
     return replace(config, tie_word_embeddings=False)
-
-
-def _chat_template(directory: Path) -> str | None:
-    """The template of chat_template.jinja, else of tokenizer_config.json (of several: the one named default)."""
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        return _read_text(file)
-    path = directory / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.exists() else None
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = named[0].get("template") if named else None
-    return template if isinstance(template, str) else None
-
-
-def _read_text(path: Path, hint: str = "") -> str:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file" + (f" ({hint})" if hint else ""))
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 text ({error})") from error
-
-
-def read_json(path: Path, hint: str = "") -> dict[str, Any]:
-    """The JSON object in a file; CheckpointError when the file is missing or holds anything else."""
-    try:
-        value = json.loads(_read_text(path, hint))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return value

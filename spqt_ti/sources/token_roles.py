@@ -2,7 +2,7 @@
 
 Sources say it in many places (`tokenizer_config.json`, `special_tokens_map.json`, GGUF metadata). Here an entry of
 `added_tokens` may have `roles` (`["eos_token"]`, the names that chat templates use) and `ends_text`; the `tokenizers`
-library and transformers pass over both.
+library and transformers pass over both. Where any entry has `roles`, all roles are said.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ def with_roles(
         content = entry["content"]
         of_this = [name for name, token in roles.items() if token == content]
         of_this += [ADDITIONAL] if content in additional else []
-        entry.pop("roles", None), entry.pop("ends_text", None)
-        entry |= ({"roles": of_this} if of_this else {}) | ({"ends_text": True} if content in ends else {})
+        entry.pop("ends_text", None)
+        entry |= {"roles": of_this} | ({"ends_text": True} if content in ends else {})
     return json.dumps(fields, ensure_ascii=False)
 
 
-def names_of(added_tokens: Any) -> dict[str, Any]:
-    """Name -> content of the tokens that have it (a list for ADDITIONAL), from a JSON's `added_tokens`."""
+def names_of(added_tokens: Any) -> dict[str, Any] | None:
+    """Name -> content of the tokens that have it (a list for ADDITIONAL), from a JSON's `added_tokens`; None where the
+    JSON does not say what its tokens are for.
+    """
+    if not any("roles" in entry for entry in added_tokens):
+        return None
     names: dict[str, Any] = {}
     for entry in added_tokens:
         for name in entry.get("roles", ()):

@@ -174,3 +174,15 @@ def test_chat_template(dense: SpqtLM) -> None:
     text = dense.apply_chat_template([{"role": "user", "content": "Hi"}])
     assert text.endswith("<|im_start|>assistant\n")
     assert dense.tok_encode(text)[0] == 1  # the control token, not its spelling
+
+
+def test_no_second_bos_after_a_template_that_writes_one(dense: SpqtLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(dense.tokenizer), "bos", property(lambda self: [0]))
+    real = type(dense.tokenizer).encode
+
+    def with_bos(self, text: str, *, parse_special: bool = False, add_special: bool = True) -> list[int]:
+        return [0] * add_special + real(self, text, parse_special=parse_special, add_special=False)
+
+    monkeypatch.setattr(type(dense.tokenizer), "encode", with_bos)
+    assert dense.tok_encode("<|endoftext|>the fox")[:2].count(0) == 1
+    assert dense.tok_encode("the fox")[:2].count(0) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -211,8 +210,7 @@ def test_pieces_add_up_to_the_text(model, options):
 def test_the_stop_token_is_not_part_of_the_text(model, monkeypatch):
     free = model.generate(PROMPT, max_new_tokens=8)
     stop = free.token_ids[3]
-    config = dataclasses.replace(model.container.config, eos_token_ids=(stop,))
-    monkeypatch.setattr(model, "container", dataclasses.replace(model.container, config=config))
+    monkeypatch.setattr(model.tokenizer, "eos_ids", frozenset({stop}))
     made = model.generate(PROMPT, max_new_tokens=8)
     first = free.token_ids.index(stop)
     assert made.finish_reason == "stop"
