@@ -257,9 +257,6 @@ class ModelConfig:
         return self.num_key_value_heads * self.head_dim
 
 
-LlamaConfig = ModelConfig  # its former name, until everything that is being written uses the new one
-
-
 def rope_inverse_frequencies(config: ModelConfig) -> npt.NDArray[np.float64]:
     """f64 [head_dim/2]: the angle by which pair i (elements i, i + head_dim/2) turns from one position to the next."""
     return inverse_frequencies(config.rope_theta, config.head_dim, config.rope_scaling)

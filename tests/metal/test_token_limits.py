@@ -25,17 +25,37 @@ LLAMA_3_8B = ModelConfig(
 CONTEXT = 8192
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
-    config, folder = LLAMA_3_8B, tmp_path_factory.mktemp("llama")
-    layout = WeightLayout.plan(config)
-    stride = 2 * config.hidden_size
+# Norms of heads and windows: what the one above has not.
+QWEN_3_4B = ModelConfig(
+    hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+    head_dim=128, vocab_size=151936, max_position_embeddings=40960, tie_word_embeddings=True, model_type="qwen3",
+    sliding_window=4096,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[LLAMA_3_8B, QWEN_3_4B], ids=["Llama-3-8B", "Qwen3-4B"])
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    return request.param
+
+
+def constants_of(config: ModelConfig) -> Constants:
+    """Where they would lie; their values do not matter here."""
+    layer, stride = {}, 0
+    for norm in config.norms():
+        layer[norm.role] = stride
+        stride += norm.size
+    if config.sliding_window:
+        layer["window"] = stride
+        stride += 16
     final_norm = stride * config.num_hidden_layers
     rope = final_norm + config.hidden_size
-    constants = Constants(
-        np.empty(rope + CONTEXT * config.head_dim, np.float32), {"attention_norm": 0, "ffn_norm": config.hidden_size},
-        stride, final_norm, rope,
-    )  # fmt: skip
+    return Constants(np.empty(rope + CONTEXT * config.head_dim, np.float32), layer, stride, final_norm, rope)
+
+
+@pytest.fixture(scope="module")
+def kernels(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
+    folder, constants = tmp_path_factory.mktemp("kernels"), constants_of(config)
+    layout = WeightLayout.plan(config)
     cache = CacheLayout(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, CONTEXT)
     gates = GatePlan.plan(config.num_hidden_layers, config.intermediate_size)
     plans = layout, constants, cache, gates, FloatPlan.plan(layout, constants, gates), IntegerPlan.plan(layout)
@@ -48,10 +68,10 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
     return translated
 
 
-def test_what_the_runner_requires_is_what_the_kernels_need(kernels: list[Kernel]) -> None:
+def test_what_the_runner_requires_is_what_the_kernels_need(kernels: list[Kernel], config: ModelConfig) -> None:
     """ModelArrays asks the device for these before anything is uploaded."""
     tasks = [task for kernel in kernels for task in kernel.tasks]
     assert len(tasks) >= 26
     assert max(task.threads for task in tasks) == arrays._MAX_GROUP
-    assert max(map(limits.threadgroup_bytes, tasks)) == arrays._SHARED_MEMORY
+    assert max(map(limits.threadgroup_bytes, tasks)) == arrays.shared_memory(config)
     assert max(sum(argument.is_array for argument in kernel.arguments) for kernel in kernels) == arrays._ARRAYS

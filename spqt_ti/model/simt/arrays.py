@@ -9,8 +9,10 @@ import numpy as np
 from spqt_ti.backend import check_memory, require, ti
 from spqt_ti.container import Container
 from spqt_ti.kernels.simt.attention import CacheLayout
+from spqt_ti.kernels.simt.groups import SHARED
 from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.transfer import make_copy, upload, zeros
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.gates import GatePlan, Gates
 from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
@@ -22,6 +24,11 @@ from spqt_ti.model.sites import inputs_per_site
 _MAX_GROUP, _SHARED_MEMORY, _ARRAYS = 512, 20 << 10, 6
 
 
+def shared_memory(config: ModelConfig) -> int:
+    """Bytes that a group shares, at most: attention's, and one more array where heads are normalised."""
+    return _SHARED_MEMORY + (4 * SHARED if config.architecture.qk_norm else 0)
+
+
 class ModelArrays:
     """Weights, KV cache and scratch of a container on the device, for a context of `context` positions.
 
@@ -31,7 +38,7 @@ class ModelArrays:
 
     def __init__(self, container: Container, context: int, splits: Mapping[str, Split] | None = None) -> None:
         config = self.config = container.config
-        require(_MAX_GROUP, _SHARED_MEMORY, _ARRAYS)
+        require(_MAX_GROUP, shared_memory(config), _ARRAYS)
         self.layout = WeightLayout.plan(config, container.matrices, splits)
         self.cache_layout = CacheLayout(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context)
         self.constants = Constants.read(container, context)
