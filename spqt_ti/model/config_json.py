@@ -31,6 +31,7 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_pytorch_tanh",
 }
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_MOST_LAYERS = 1 << 16  # of which a list is made
 _KV_HEADS = "num_key_value_heads"
 _POSITIONS, _ORIGINAL = "max_position_embeddings", "original_max_position_embeddings"
 _APPLIED = frozenset(
@@ -279,6 +280,8 @@ def _windows(fields: Mapping[str, Any], row: Architecture, layers: int, position
         first = _whole(fields, "max_window_layers", row.default("max_window_layers"))
         window = window if _flag(fields, "use_sliding_window") and (given or first < layers) else None
         if window is not None and 0 < first < layers:
+            if layers > _MOST_LAYERS:
+                raise CheckpointError(f"num_hidden_layers is {layers}, expected at most {_MOST_LAYERS}")
             types = given or (FULL,) * first + (SLIDING,) * (layers - first)
     elif row.window is WindowRule.NONE and same_windows(window, types, positions)[0] is not None:
         raise CheckpointError(f"sliding_window ({window} of {positions} positions) is not part of the "
@@ -363,7 +366,7 @@ def _one_table(rope: Mapping[str, Any], positions: int) -> RopeScaling:
         "longrope",
         factor=_number(rope, "factor", 1.0),
         original_max_position_embeddings=_whole(rope, _ORIGINAL, positions),
-        frequency_factors=tuple(float(f) for f in rope["short_factor"]),
+        frequency_factors=tuple(_number({"short_factor": factor}, "short_factor") for factor in rope["short_factor"]),
     )
 
 
@@ -387,7 +390,12 @@ def _number(fields: Mapping[str, Any], name: str, default: float | None = None) 
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise CheckpointError(f"{name} is {value!r}, expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise CheckpointError(
+            f"{name} is a whole number of {len(str(value))} digits, expected one below 1e308"
+        ) from error
 
 
 def _flag(fields: Mapping[str, Any], name: str) -> bool:

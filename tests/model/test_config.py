@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tiny_models import CASES, LLAMA3_ROPE, llama3_table, tiny_config
 
 from spqt_ti.errors import CheckpointError
@@ -312,3 +315,28 @@ def test_transformers_reads_what_we_write(changes, tmp_path):
     loaded = transformers.AutoConfig.from_pretrained(tmp_path)
     assert loaded.model_type == config.model_type
     assert ModelConfig.from_dict(loaded.to_dict()) == config
+
+
+OTHER_KEYS = ["rope_parameters", "original_max_position_embeddings", "partial_rotary_factor", "quantization_config"]
+KEYS = sorted({*tiny_config(model_type="qwen2", sliding_window=5).to_dict(), *fields(), *OTHER_KEYS})
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from([10**12, 10**400, "llama", "qwen2", "qwen3", "longrope", "llama3", "sliding_attention"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["rope_type", "factor", "short_factor", "long_factor", "rope_theta"]), inner),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=6))
+@example(changes={**QWEN2, "num_hidden_layers": 10**13, "max_window_layers": 10**12, "use_sliding_window": True})
+@example(changes={"rms_norm_eps": 10**400})
+@example(changes={"hidden_size": 10**400})
+@example(changes={"rope_scaling": {"rope_type": "linear", "factor": 10**400}})
+def test_any_json_is_read_or_refused(changes):
+    """Nothing but CheckpointError; what is read can be written."""
+    with contextlib.suppress(CheckpointError):
+        config = ModelConfig.from_dict(fields(**changes))
+        if config.num_hidden_layers < 10**6:
+            assert ModelConfig.from_dict(config.to_dict()) == config
