@@ -17,14 +17,14 @@ import numpy as np
 
 from spqt_ti.atomic import written_whole
 from spqt_ti.backend import start
-from spqt_ti.formats import q8_0
-from spqt_ti.kernels.pack.q4_k import quantize_q4_k
+from spqt_ti.formats import q4_k, q8_0
+from spqt_ti.kernels.pack.quantize import quantize_matrix
 
 
 def q4_k_rows(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray:
     """A random matrix as ggml stores it: u8 [rows, bytes per row]."""
     values = rng.standard_normal((rows, cols), dtype=np.float32) / np.float32(np.sqrt(cols))
-    return quantize_q4_k(values, "row").reshape(rows, -1)
+    return quantize_matrix(values, "row", q4_k.SCHEME).reshape(rows, -1)
 
 
 def add_tensors(writer: gguf.GGUFWriter, sizes: argparse.Namespace) -> Iterator[str]:

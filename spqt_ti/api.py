@@ -25,7 +25,7 @@ from spqt_ti.errors import BackendError, CheckpointError, ContainerError, Genera
 from spqt_ti.generation.loop import Stats, generate_tokens
 from spqt_ti.generation.sampling import Sampling
 from spqt_ti.generation.tokenizer import Tokenizer
-from spqt_ti.kernels.pack import q4_k as pack
+from spqt_ti.kernels.pack import quantize as pack
 from spqt_ti.model.runner import Llama, positions, too_long
 from spqt_ti.model.sites import SITES
 from spqt_ti.model.tuning import Tuning

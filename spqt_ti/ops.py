@@ -21,7 +21,7 @@ from spqt_ti.errors import BackendError, OperandError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import schemes
 from spqt_ti.kernels import drivers
-from spqt_ti.kernels.pack.q4_k import BACKEND as PACKING_BACKEND
+from spqt_ti.kernels.pack.quantize import BACKEND as PACKING_BACKEND
 from spqt_ti.kernels.pack.quantize import quantize_matrix
 
 __all__ = ["PackedMatrix", "gemv", "pack", "sparse_gemv"]

@@ -29,7 +29,7 @@ from spqt_ti.evaluation.perplexity import Scores, compare, mean_and_error, windo
 from spqt_ti.formats import q4_k, q8_0
 from spqt_ti.formats.layout import LAYOUTS, dequantize_matrix
 from spqt_ti.generation.tokenizer import Tokenizer
-from spqt_ti.kernels.pack.q4_k import quantize_q4_k
+from spqt_ti.kernels.pack.quantize import quantize_matrix
 from spqt_ti.model.sites import SITES
 from spqt_ti.sources import registry
 from spqt_ti.sources.open import open_checkpoint
@@ -39,7 +39,7 @@ from spqt_ti.texts import read_text
 
 def in_q4_k(w: np.ndarray, layout: str) -> np.ndarray:
     """f32 [rows, cols] as Q4_K keeps it."""
-    return dequantize_matrix(quantize_q4_k(w, layout), *w.shape, layout, q4_k.SCHEME)
+    return dequantize_matrix(quantize_matrix(w, layout, q4_k.SCHEME), *w.shape, layout, q4_k.SCHEME)
 
 
 def in_q8_0(w: np.ndarray) -> np.ndarray:

@@ -134,11 +134,11 @@ def write_matrix(path: Path, rows: int, cols: int) -> None:
     from spqt_ti.backend import start
     from spqt_ti.formats import q4_k
     from spqt_ti.formats.layout import dequantize_matrix
-    from spqt_ti.kernels.pack.q4_k import quantize_q4_k
+    from spqt_ti.kernels.pack.quantize import quantize_matrix
 
     start("cpu")
     rng = np.random.default_rng(0)
-    data = quantize_q4_k(rng.standard_normal((rows, cols), dtype=np.float32), "row")
+    data = quantize_matrix(rng.standard_normal((rows, cols), dtype=np.float32), "row", q4_k.SCHEME)
     x = rng.standard_normal(cols).astype(np.float32)
     np.savez(path, data=data, x=x, y=dequantize_matrix(data, rows, cols, "row", q4_k.SCHEME) @ x)
 

@@ -1,29 +1,113 @@
-"""Quantises matrices of any scheme."""
+"""Quantises matrices on the CPU: a kernel per scheme, in chunks, and NumPy for the superblocks that a kernel leaves.
+
+A kernel flags, and leaves to `formats`, what it cannot do exactly: superblocks with values so small that results become
+denormal (Taichi's workers flush those to zero) or that leave ggml's rounding range; and what has to be refused: NaN,
+infinity, a scale that does not fit f16. Ordinary weights are hardly ever flagged.
+
+A new scheme is a module with a PACKER, and a row in PACKERS.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
+from spqt_ti.backend import ndarray, start
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats.scheme import Scheme
-from spqt_ti.kernels.pack.q4_k import quantize_q4_k
+from spqt_ti.kernels.pack import q4_k, q6_k, q8_0
+from spqt_ti.kernels.pack.tiles import Packer, lanes
 
-__all__ = ["quantize_matrix"]
+__all__ = ["BACKEND", "PACKERS", "quantize_matrix"]
 
-_CHUNK_VALUES = 1 << 18  # at a time: temporaries stay in the cache
+BACKEND = "cpu"  # that quantising needs
+CHUNK_WEIGHTS = 1 << 22  # per launch, and at least a band: bounds copies and keeps indices in 32 bits
+REDO_BLOCKS = 4096
+
+PACKERS: dict[str, Packer] = {packer.scheme.name: packer for packer in (q4_k.PACKER, q6_k.PACKER, q8_0.PACKER)}
 
 
-def quantize_matrix(w: npt.NDArray[np.float32], layout: str, scheme: Scheme, name: str) -> npt.NDArray[np.uint8]:
-    """Stored bytes u8 `[nbytes]` of the matrix `w` f32 `[rows, cols]`.
+def quantize_matrix(
+    w: npt.NDArray[np.float32], layout: str, scheme: Scheme, name: str = "tensor"
+) -> npt.NDArray[np.uint8]:
+    """Stored bytes u8 `[nbytes]` of the matrix `w` f32 `[rows, cols]` in `layout` ("zigzag" or "row").
 
-    Raises QuantizationError, which names the tensor, for another dtype or shape, an unknown layout, NaN, infinity, and
-    values too large for the scheme.
+    Starts the CPU backend if none is up. Raises QuantizationError, which names the tensor, for another dtype or shape,
+    an unknown layout, a scheme without a quantiser, NaN, infinity, and values too large for the scheme.
     """
-    if scheme.name == "q4_k":
-        return quantize_q4_k(w, layout, name)
-    step = max(1, _CHUNK_VALUES // (layouts.BAND * w.shape[1])) * layouts.BAND
     try:
-        parts = [layouts.quantize_matrix(w[i : i + step], layout, scheme) for i in range(0, len(w), step)]
+        layouts.check_matrix(w, layout)
+        if scheme.name not in PACKERS:
+            raise QuantizationError(f"{scheme.label} has no quantiser; there are: {', '.join(PACKERS)}")
+        return _quantize(w, layout, PACKERS[scheme.name])
     except QuantizationError as error:
-        raise QuantizationError(f"tensor {name}.weight: {error}") from error
-    return np.concatenate(parts)
+        raise QuantizationError(f"{name}: {error}") from error
+
+
+def _quantize(w: npt.NDArray[np.float32], layout: str, packer: Packer) -> npt.NDArray[np.uint8]:
+    """All chunks through the kernel, then the flagged superblocks through NumPy."""
+    workers, scheme = start(BACKEND).threads, packer.scheme
+    scratch = ndarray(lanes, (workers * packer.scratch,))
+    rows, cols = w.shape
+    if cols > CHUNK_WEIGHTS:
+        raise QuantizationError(f"more than {CHUNK_WEIGHTS} columns are not supported, and there are {cols}")
+    out = np.empty(layouts.nbytes(rows, cols, layout, scheme), np.uint8)
+    step = max(1, CHUNK_WEIGHTS // (cols * layouts.BAND)) * layouts.BAND
+    flags = np.zeros(_superblocks(rows, cols, layout, scheme), np.uint8)
+    done = blocks_done = 0
+    for first in range(0, rows, step):
+        part = np.ascontiguousarray(w[first : first + step])
+        size, blocks = layouts.nbytes(*part.shape, layout, scheme), _superblocks(*part.shape, layout, scheme)
+        last = layouts.band_bytes(layouts.band_rows(len(part))[-1], scheme)
+        packer.launch(
+            part.reshape(-1),
+            out[done : done + size],
+            flags[blocks_done : blocks_done + blocks],
+            scratch,
+            np.array([0, blocks, *part.shape, layout == "zigzag", last], np.int32),
+            workers,
+        )
+        done, blocks_done = done + size, blocks_done + blocks
+    flagged = np.flatnonzero(flags)
+    for start_at in range(0, len(flagged), REDO_BLOCKS):
+        _redo(w, out, flagged[start_at : start_at + REDO_BLOCKS], layout, scheme)
+    return out
+
+
+def _superblocks(rows: int, cols: int, layout: str, scheme: Scheme) -> int:
+    """Superblocks that are stored, whole or cut. In zigzag layout, number `row of superblocks * cols + column`."""
+    return cols * -(-rows // scheme.values) if layout == "zigzag" else rows * -(-cols // scheme.values)
+
+
+def _redo(
+    w: npt.NDArray[np.float32],
+    out: npt.NDArray[np.uint8],
+    numbers: npt.NDArray[np.intp],
+    layout: str,
+    scheme: Scheme,
+) -> None:
+    """Quantise the superblocks of these numbers with NumPy, into their places in `out`."""
+    rows, cols = w.shape
+    within = np.arange(scheme.values)
+    if layout == "zigzag":
+        row, col = np.divmod(numbers[:, None], cols)
+        index, limit = row * scheme.values + within, rows
+        values = w[np.minimum(index, limit - 1), col]
+    else:
+        row, col = np.divmod(numbers[:, None], -(-cols // scheme.values))
+        index, limit = col * scheme.values + within, cols
+        values = w[row, np.minimum(index, limit - 1)]
+    values[index >= limit] = 0
+    blocks = scheme.quantize(values)
+    if layout == "row":
+        out.reshape(-1, scheme.bytes)[numbers] = blocks
+        return
+    per_column = layouts.BAND // scheme.values
+    band, part = np.divmod(row, per_column)
+    whole, last = per_column * scheme.bytes, layouts.band_bytes(layouts.band_rows(rows)[-1], scheme)
+    width = np.where((band + 1) * layouts.BAND > rows, last, whole)
+    at = band * (cols * whole) + col * width + part * scheme.bytes
+    cut = (row[:, 0] + 1) * scheme.values > rows
+    out[at[~cut] + np.arange(scheme.bytes)] = blocks[~cut]
+    if cut.any():
+        kept = scheme.kept(rows % scheme.values)
+        out[at[cut] + np.arange(kept.size)] = blocks[cut][:, kept]
