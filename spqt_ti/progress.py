@@ -41,10 +41,19 @@ def progress(items: Iterable[Any] | None = None, *, quiet: bool = False, **optio
     return tqdm(items, leave=False, file=_Lines(), bar_format=_LINE, **pace, **options)
 
 
+_said: set[str] = set()
+
+
+def _say(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        _log.info(message)
+
+
 @contextlib.contextmanager
 def says_if_slow(message: str, seconds: float = 1.0) -> Iterator[None]:
-    """Log `message` once if what is inside is not over after so many seconds."""
-    timer = threading.Timer(seconds, _log.info, (message,))
+    """Log `message`, once in a process, if what is inside is not over after so many seconds."""
+    timer = threading.Timer(seconds, _say, (message,))
     timer.daemon = True
     timer.start()
     try:

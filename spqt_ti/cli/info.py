@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         if source is not None:
             report["copy_of"] = str(source)
         if all(matrix.layout == "zigzag" for matrix in container.block_matrices()):
-            report |= describe_decoding(container.config, arguments.sparsity, arguments.backend, arguments.threads)
+            report |= describe_decoding(container, arguments.sparsity, arguments.backend, arguments.threads)
     else:
         assert source is not None
         report = describe_source(open_checkpoint(source))
@@ -103,7 +103,7 @@ def describe_container(container: Container) -> dict[str, Any]:
 
 
 def describe_decoding(
-    config: ModelConfig, sparsity: float, backend: str | None, threads: int | None
+    container: Container, sparsity: float, backend: str | None, threads: int | None
 ) -> dict[str, Any]:  # fmt: skip
     """How a zigzag model decodes on a backend (see `backend.requested`), on the CPU with so many threads, ready for
     JSON. `dense_bytes_per_token`: bytes of weights that a token reads when no input is skipped, padding included;
@@ -112,16 +112,15 @@ def describe_decoding(
     import numpy as np
 
     from spqt_ti.backend import look_up
-    from spqt_ti.model.cpu import weights as cpu
     from spqt_ti.model.dispatch import choose
-    from spqt_ti.model.simt import weights as simt
+    from spqt_ti.model.runner import traffic_on
     from spqt_ti.model.sites import inputs_per_site
     from spqt_ti.model.tuning import Tuning
 
-    runtime = look_up(backend)
+    config, runtime = container.config, look_up(backend)
     workers = workers_of(runtime, threads)
     choices = choose(config, Tuning.load(runtime.name), workers)
-    traffic = (simt if runtime.capabilities.groups else cpu).traffic(config)
+    traffic = traffic_on(runtime, container)
     every_input = np.tile(inputs_per_site(config), (config.num_hidden_layers, 1))
     decode = {
         "sparsity": sparsity,

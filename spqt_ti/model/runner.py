@@ -23,7 +23,8 @@ from spqt_ti.model.cpu import engine as worker_engine
 from spqt_ti.model.dispatch import choose
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer, Tokens
 from spqt_ti.model.simt import engine as simt_engine
-from spqt_ti.model.sites import inputs_per_site
+from spqt_ti.model.simt import weights as simt_weights
+from spqt_ti.model.sites import Traffic, inputs_per_site
 from spqt_ti.model.tuning import Tuning
 from spqt_ti.progress import says_if_slow
 
@@ -263,6 +264,13 @@ def too_long(tokens: int, context: int, most: int) -> str:
     """What is said of more tokens than the context holds; `most`: positions that the model has been trained for."""
     more = f"ask for a longer one with context= (--context), up to this model's {most}"
     return f"{tokens} tokens do not fit the context of {context}; {more if context < most else 'the model has no more'}"
+
+
+def traffic_on(runtime: backend.Runtime, container: Container) -> Traffic:
+    """What a token reads of a model on a runtime, without loading it."""
+    if runtime.capabilities.groups:
+        return simt_weights.traffic(container.config, container.matrices)
+    return worker_engine.traffic(container.config)
 
 
 def _check_storage(container: Container) -> None:

@@ -111,7 +111,7 @@ def test_goes_on_where_it_was(cut: int, calibration: teal.TealCalibration, tmp_p
     monkeypatch.setattr(teal, "allocate", until_interrupted)
     with pytest.raises(KeyboardInterrupt):
         teal.calibrate(tiny_containers.llama("gqa"), container, "text", TOKENS, checkpoint)
-    monkeypatch.setattr(teal, "allocate", lambda *arguments: searched.append(2) or real(*arguments))
+    monkeypatch.setattr(teal, "allocate", lambda *a, **options: searched.append(2) or real(*a, **options))
     again = teal.calibrate(tiny_containers.llama("gqa"), container, "text", TOKENS, checkpoint)
     assert len(searched) == 2
     assert again.policy(0.5).to_json() == calibration.policy(0.5).to_json()
