@@ -52,8 +52,9 @@ class Gates:
         self.changes += 1
         self._weighted[place] = weights is not None
         if weights is not None:
-            if weights.shape != (self._inputs[place[1]],):
-                raise ValueError(f"weights of {site} have shape {weights.shape}, expected {(self._inputs[place[1]],)}")
+            expected = (int(self._inputs[place[1]]),)
+            if weights.shape != expected:
+                raise ValueError(f"weights of {site} have shape {weights.shape}, expected {expected}")
             self._weights[place][: weights.size] = weights
 
     def masked(self, layer: int, place: int, x: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import tiny_containers
 
 from spqt_ti.errors import GenerationError
-from spqt_ti.evaluation.perplexity import evaluate, mean_and_error, windows
+from spqt_ti.evaluation.perplexity import Scores, compare, evaluate, mean_and_error, windows
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
 
@@ -75,6 +75,25 @@ def test_the_model_is_dense_afterwards(policy: SparsityPolicy) -> None:
     evaluate(model, PARTS[:1], [policy])
     assert not model.thresholds.any()
     assert model.position == 0
+
+
+def test_scores_by_hand() -> None:
+    """Two words, of which dense gives 1/2 and 1/2, the other 3/4 and 1/4: KL(dense || other) = ln(2 / sqrt(3))."""
+    window = [0, 0, 0, 0, 0, 0, 0, 1]
+    even, uneven = np.log([[0.5, 0.5]] * 3), np.log([[0.75, 0.25]] * 3)
+    (score,) = compare([window], lambda _: even, [lambda _: uneven])
+    np.testing.assert_allclose(score.kl[0], np.log(2 / 3**0.5), rtol=1e-6)
+    np.testing.assert_allclose(score.nll[0], -np.log([0.75, 0.75, 0.25]), rtol=1e-6)
+    assert score.same[0].tolist() == [True] * 3  # the first of equals is the likeliest
+
+
+def test_row_by_hand() -> None:
+    kl = np.linspace(0, 1, 101)
+    same = np.arange(101) < 25
+    row = Scores([np.full(101, np.log(7))], [kl[:50], kl[50:]], [same]).row(0.3)
+    assert (row.sparsity, row.tokens, row.realised_sparsity) == (0.3, 101, 0.0)
+    assert (row.kl_mean, row.kl_p99, row.top1) == pytest.approx((0.5, 0.99, 25 / 101))
+    assert (row.perplexity, row.perplexity_se) == pytest.approx((7, 0), abs=1e-9)
 
 
 def test_windows() -> None:

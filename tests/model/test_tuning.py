@@ -39,6 +39,11 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPQT_CACHE_DIR", str(tmp_path))
 
 
+def test_the_density_up_to_which_skipping_pays_is_included() -> None:
+    choice = dispatch.Choice("o", 384, 192, panel_bands=4, split=None, max_density=0.75, tuned=True)
+    assert [choice.runs_sparse(level) for level in (0.0, 0.24, 0.25, 0.26)] == [False, False, True, True]
+
+
 def write(device: str, text: str) -> Path:
     path = tuning_path(device)
     path.parent.mkdir(parents=True)
