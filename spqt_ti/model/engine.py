@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from spqt_ti.model.faults import CacheFault
 from spqt_ti.model.gates import Gates
 from spqt_ti.model.sites import Traffic
 
@@ -41,7 +42,9 @@ class Decode(Protocol):
 
     @property
     def best_tokens(self) -> list[int]:
-        """The token of the highest logit after each token of the last run, the lowest id among equals."""
+        """The token of the highest logit after each token of the last run, the lowest id among equals; -1 where a logit
+        is not a finite number.
+        """
 
     def profile(self, token: int, position: int, steps: int = 1) -> dict[str, float]:
         """As `run`; the seconds that each phase took in all tokens. Raises BackendError where kernels have no clock."""
@@ -77,6 +80,23 @@ class Prefill(Protocol):
         """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
 
 
+class Cache(Protocol):
+    """The keys and values that decode and prefill share."""
+
+    @property
+    def half(self) -> bool:
+        """True where they are f16, and may overflow."""
+
+    def fault(self, first: int, last: int) -> CacheFault | None:
+        """The first layer whose keys or values of positions first..last-1 are not all finite, None if there is none.
+
+        Positions beside these may count, up to 15 on both sides. Waits for the device.
+        """
+
+    def clear(self) -> None:
+        """Zeros everywhere."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """A model on a device."""
@@ -85,3 +105,4 @@ class Engine:
     decode: Decode
     prefill: Prefill
     traffic: Traffic
+    cache: Cache

@@ -65,7 +65,7 @@ class Gates:
         scores = np.abs(x)
         if self._weighted[layer, place]:
             scores = scores * self._weights[layer, place][: x.shape[-1]]
-        return np.where(scores > threshold, x, np.float32(0))
+        return np.where(scores <= threshold, np.float32(0), x)  # NaN stays, to be noticed
 
     def clear(self) -> None:
         """Every site dense and without weights."""

@@ -22,6 +22,7 @@ from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.cpu import engine as worker_engine
 from spqt_ti.model.dispatch import choose
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer, Tokens
+from spqt_ti.model.faults import all_finite, explain
 from spqt_ti.model.simt import engine as simt_engine
 from spqt_ti.model.simt import weights as simt_weights
 from spqt_ti.model.sites import Traffic, inputs_per_site
@@ -71,7 +72,7 @@ class Llama:
         else:
             engine = worker_engine.build(container, self.context, self.choices, self.threads, exact)
         self.gates, self._decode, self._prefill = engine.gates, engine.decode, engine.prefill
-        self.traffic = engine.traffic
+        self.traffic, self._cache = engine.traffic, engine.cache
         self._position = self.sequence = 0
         self._lock = threading.RLock()
 
@@ -149,13 +150,17 @@ class Llama:
         rows = []
         for begin in range(0, len(ids), CHUNK):
             chunk = ids[begin : begin + CHUNK]
-            self._prefill.run(chunk, self.position, masked, observer)
+            begun = self.position
+            self._prefill.run(chunk, begun, masked, observer)
             self._position += len(chunk)
+            self._check_cache(begun)
             last = begin + CHUNK >= len(ids)
             if logits == "all" or (logits == "last" and last):
                 rows.append(self._prefill.logits(0 if logits == "all" else len(chunk) - 1, len(chunk)))
         ti.sync()
-        return np.concatenate(rows) if rows else np.zeros((0, self.config.vocab_size), np.float32)
+        if not rows:
+            return np.zeros((0, self.config.vocab_size), np.float32)
+        return self._finite(np.concatenate(rows) if len(rows) > 1 else rows[0])
 
     def embed(self, tokens: Tokens) -> np.ndarray:
         """Hidden states f32 [n, hidden] before the first block, of a short sequence (see `blocks`)."""
@@ -181,12 +186,18 @@ class Llama:
         """Logits f32 [n, vocab] of hidden states f32 [n, hidden] after the last block, of one chunk at most."""
         self._check_short(len(states))
         self._prefill.write_states(states)
-        return self._prefill.logits(0, len(states))
+        return self._finite(self._prefill.logits(0, len(states)))
 
     def decode(self, token: int) -> np.ndarray:
-        """Append one token through the sparse step; logits f32 [vocab], a view that the next call overwrites."""
+        """Append one token through the sparse step; logits f32 [vocab], a view that the next call overwrites.
+
+        Raises GenerationError, here as everywhere, where logits are not finite numbers: it names the layer, and the
+        sequence is forgotten.
+        """
         self.submit(token)
-        return self._decode.logits()
+        if self._cache.half:  # sees keys and values, too; on a GPU it would be another transfer
+            self._check_best(self._decode.best_tokens)
+        return self._finite(self._decode.logits())
 
     def submit(self, token: int) -> None:
         """Append one token as `decode` does, without waiting for a GPU."""
@@ -203,7 +214,7 @@ class Llama:
         token = self._check_launch(token, count)
         self._decode.run(token, self.position, count)
         self._position += count
-        return self._decode.best_tokens
+        return self._check_best(self._decode.best_tokens)
 
     def profile(self, token: int, count: int = 1) -> dict[str, float]:
         """As `decode_greedy`; returns the seconds that each phase took (see decode_kernel.Phase).
@@ -217,7 +228,32 @@ class Llama:
 
     def best_token(self) -> int:
         """Token with the highest logit after the last one, found by the kernel; the lowest id among equals."""
-        return self._decode.best_tokens[-1]
+        return self._check_best(self._decode.best_tokens)[-1]
+
+    def _finite(self, logits: np.ndarray) -> np.ndarray:
+        if not all_finite(logits):
+            raise self._broken()
+        return logits
+
+    def _check_best(self, tokens: list[int]) -> list[int]:
+        if min(tokens) < 0:
+            raise self._broken()
+        return tokens
+
+    def _check_cache(self, first: int) -> None:
+        """An infinite key need not show in the logits: prefill's attention would take it for an ordinary one."""
+        if self._cache.half:
+            ti.sync()
+            if self._cache.fault(first, self.position) is not None:
+                raise self._broken()
+
+    def _broken(self) -> GenerationError:
+        """What to raise where numbers are not finite. Nothing of them stays in the cache."""
+        fault = self._cache.fault(0, self.position)
+        self.reset()
+        self._cache.clear()
+        sparse = bool((self.thresholds > 0).any())
+        return GenerationError(explain(fault, self._cache.half, sparse, self.config.num_hidden_layers))
 
     def _check_short(self, count: int) -> None:
         longest = min(CHUNK, self.context)

@@ -5,6 +5,8 @@ No vector types: a word may be a scalar or a vector.
 
 from spqt_ti.backend import ti
 
+INFINITY_BITS = 0x7F800000  # of an f32; a number that has all of them is infinite or NaN
+
 
 @ti.func
 def half(bits):

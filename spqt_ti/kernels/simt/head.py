@@ -12,11 +12,12 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.kernels.shared import vocabulary
 from spqt_ti.kernels.shared.geometry import TILE_ROWS
-from spqt_ti.kernels.shared.words import half
+from spqt_ti.kernels.shared.words import INFINITY_BITS, half
 from spqt_ti.kernels.simt.groups import LOWEST, SHARED, group_best, zero
 
 THREADS = 256
 _SLICES = THREADS // 16
+HIGHEST = 3.4028234e38  # stands for what is not a finite number
 
 
 class Tiles(NamedTuple):
@@ -57,6 +58,13 @@ def make_embed(cols: int):
     return embed
 
 
+@ti.func
+def rank_of(logit):
+    """What a logit counts as in the search for the highest: HIGHEST where it is not a finite number."""
+    bits = ti.bit_cast(logit, ti.u32) & ti.u32(INFINITY_BITS)
+    return ti.select(bits == ti.u32(INFINITY_BITS), HIGHEST, logit)
+
+
 def make_score_tile(cols: int, rows: int):
     """Build the ti.func `score_tile` of a vocabulary matrix [rows, cols]."""
     blocks, scale_of = cols // 32, _make_scale_of(cols)
@@ -66,7 +74,7 @@ def make_score_tile(cols: int, rows: int):
         tiles: ti.template(), tile, a: ti.template(), x, logits: ti.template(), best: ti.template(), t
     ):  # fmt: skip
         """Logits of the 64 rows of `tile` for a[x : x + cols] to logits[64 tile :]; the highest of them to the tile's
-        place in `best`.
+        place in `best`. One that is not a finite number counts as HIGHEST there.
         """
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # _SLICES * TILE_ROWS
         places = ti.simt.block.SharedArray((SHARED,), ti.i32)
@@ -99,6 +107,7 @@ def make_score_tile(cols: int, rows: int):
             for part in ti.static(range(_SLICES)):
                 total += shared[part * TILE_ROWS + t]
             logits[row] = total
+            total = rank_of(total)
             if row >= rows:
                 total = LOWEST
         ti.simt.block.sync()
@@ -127,6 +136,7 @@ def make_score_rows(rows: int, row_of: Any):
         if row < rows:
             total = row_of(a, partial, row)
             logits[row] = total
+            total = rank_of(total)
         ti.simt.block.sync()
         shared[t] = total
         places[t] = row
@@ -143,7 +153,7 @@ def make_best_token(rows: int, parts: int):
 
     @ti.func
     def best_token(best: ti.template(), t):
-        """For every thread of a group; the lowest row among equals."""
+        """For every thread of a group; the lowest row among equals. -1 where a logit is not a finite number."""
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
         places = ti.simt.block.SharedArray((SHARED,), ti.i32)
         highest = LOWEST
@@ -158,7 +168,7 @@ def make_best_token(rows: int, parts: int):
         shared[t] = highest
         places[t] = row
         group_best(shared, places, t, THREADS)
-        return places[zero(t)]
+        return ti.select(shared[zero(t)] < HIGHEST, places[zero(t)], -1)
 
     return best_token
 

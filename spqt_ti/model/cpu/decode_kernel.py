@@ -17,9 +17,10 @@ from spqt_ti.kernels.cpu.head import make_head
 from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
 from spqt_ti.kernels.cpu.stopwatch import Clock, make_stopwatch
-from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16, value
+from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, lane_sum, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
+from spqt_ti.kernels.shared.words import INFINITY_BITS
 from spqt_ti.model.cpu.plans import POSITION, STEPS, TOKEN, IntegerPlan, Long, Scratch, site_row
 from spqt_ti.model.cpu.weights import SiteField, Weights
 
@@ -88,6 +89,8 @@ def make_decode_kernel(
     constants_stride, final_norm = weights.constants_stride, weights.final_norm
     gates, gate_plan = weights.gates, weights.gate_plan
     tiles, head_tile, vocabulary = weights.vocabulary_tiles, weights.head_tile, config.vocab_size
+    # A factor that makes infinity of what the cache cannot hold: an f16 ends at 65504.
+    overflow = 3.4028234e38 / 65504.0 if cache_shape.half else 1.0
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
     gemv = make_gemv(workers, exact)
@@ -170,14 +173,21 @@ def make_decode_kernel(
         d.a[scratch.squares + d.worker][0] = square_sum(d.a, scratch.hidden + first, scratch.hidden + last)
 
     @ti.func
-    def place_heads(d: ti.template(), layer, position):
-        """Sum q, k, v of the worker's heads, and place them."""
+    def place_heads(d: ti.template(), layer, position, seen: ti.template()):
+        """Sum q, k, v of the worker's heads, and place them. `seen` becomes infinite or NaN where the cache cannot hold
+        one of them.
+        """
         first = share_start(heads + 2 * kv_heads, d.worker, workers)
         for head in range(first, share_start(heads + 2 * kv_heads, d.worker + 1, workers)):
             start = scratch.query + head * head_vectors
             for i in range(head_vectors):
                 d.a[start + i] = summed(d, layer, 0, head * head_vectors + i)
             place_head(d.a, start, d.constants, d.cache, layer, head, position)
+            if head >= heads:
+                held = f32x16(0.0)
+                for i in range(head_vectors):
+                    held += d.a[start + i] * overflow * (1.0 / overflow)
+                seen += lane_sum(held)
 
     @ti.func
     def attend_share(d: ti.template(), layer, position):
@@ -226,20 +236,23 @@ def make_decode_kernel(
             d.a[scratch.activation + i] = activate(g, up)
 
     @ti.func
-    def score_vocabulary(d: ti.template(), x):
-        """Logits of the worker's share of the vocabulary, and the best of them."""
+    def score_vocabulary(d: ti.template(), x, seen):
+        """Logits of the worker's share of the vocabulary, and the best of them; their sum added to `seen` beside it."""
+        total = f32x16(0.0)
         best = -3.0e38
         best_row = 0
         for t in range(share_start(tiles, d.worker, workers), share_start(tiles, d.worker + 1, workers)):
             logits_tile(d.words, d.scales, head_tile + t, d.a, x, d.a, scratch.logits + t * 4)
             for b in range(4):
                 logits = d.a[scratch.logits + t * 4 + b]
+                total += logits
                 for i in ti.static(range(16)):
                     if logits[i] > best and t * 64 + b * 16 + i < vocabulary:
                         best = logits[i]
                         best_row = t * 64 + b * 16 + i
         d.a[scratch.best + d.worker][0] = best
         d.a[scratch.best + d.worker][1] = ti.cast(best_row, ti.f32)
+        d.a[scratch.best + d.worker][2] = seen + lane_sum(total)
 
     @ti.func
     def wait(d: ti.template(), arrived: ti.template()):
@@ -252,6 +265,7 @@ def make_decode_kernel(
     def decode_one(d: ti.template(), token, position, arrived: ti.template()):
         """A token through every block and the head."""
         x = scratch.inputs + d.worker * scratch.input_stride
+        seen = 0.0
         first = share_start(hidden, d.worker, workers)
         last = share_start(hidden, d.worker + 1, workers)
         for i in range(first, last):
@@ -274,7 +288,7 @@ def make_decode_kernel(
                 multiply(d, layer, site, source)
                 wait(d, arrived)
                 if site == 0:
-                    place_heads(d, layer, position)
+                    place_heads(d, layer, position, seen)
                     mark(d.clock, Phase.ROPE_AND_CACHE)
                     wait(d, arrived)
                     attend_share(d, layer, position)
@@ -288,19 +302,23 @@ def make_decode_kernel(
                 wait(d, arrived)
         normalised(d, final_norm, x)
         mark(d.clock, Phase.NORM)
-        score_vocabulary(d, x)
+        score_vocabulary(d, x, seen)
         mark(d.clock, Phase.HEAD)
         wait(d, arrived)
 
     @ti.func
     def best_token(a: ti.template()):
-        """The token with the highest logit, the lowest id among equals."""
+        """The token with the highest logit, the lowest id among equals; -1 where something seen was not finite."""
         best = -3.0e38
         token = 0
+        seen = 0.0
         for w in range(workers):
+            seen += a[scratch.best + w][2]
             if a[scratch.best + w][0] > best:
                 best = a[scratch.best + w][0]
                 token = ti.cast(a[scratch.best + w][1], ti.i32)
+        if ti.bit_cast(seen, ti.i32) & INFINITY_BITS == INFINITY_BITS:
+            token = -1
         return token
 
     @ti.kernel
@@ -326,8 +344,9 @@ def make_decode_kernel(
             position = integers[POSITION]
             for step in range(integers[STEPS]):
                 decode_one(d, token, position + step, arrived)
-                token = best_token(a)
+                best = best_token(a)
                 if worker == 0:
-                    integers[ints.tokens + step] = token
+                    integers[ints.tokens + step] = best
+                token = ti.max(best, 0)
 
     return decode_tokens

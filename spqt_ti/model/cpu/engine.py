@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spqt_ti.backend import host_view, ndarray
 from spqt_ti.container import Container
 from spqt_ti.kernels.cpu.attention import CacheShape
+from spqt_ti.model.cpu.cache import WorkerCache
 from spqt_ti.model.cpu.decode import DecodeStep
 from spqt_ti.model.cpu.gates import WorkerGates
 from spqt_ti.model.cpu.prefill import Prefill
@@ -23,8 +23,7 @@ def build(container: Container, context: int, choices: Mapping[str, Choice], wor
     config = container.config
     weights = Weights(container, context, {site: choice.panel_bands for site, choice in choices.items()})
     shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context, half=not exact)
-    cache = ndarray(shape.dtype, (shape.vectors,))
-    host_view(cache)[:] = 0
+    cache = WorkerCache(shape)
     gates = WorkerGates(weights)
-    decode = DecodeStep(weights, cache, shape, workers, exact)
-    return Engine(gates, decode, Prefill(weights, cache, shape, workers), traffic(config))
+    decode = DecodeStep(weights, cache.array, shape, workers, exact)
+    return Engine(gates, decode, Prefill(weights, cache.array, shape, workers), traffic(config), cache)

@@ -55,7 +55,7 @@ class Scratch:
     softmax: int  # [workers][heads], lanes 0 and 1: maximum and sum
     scores: int  # [workers][scores_stride]
     scores_stride: int  # query heads of a KV head, times context / 16
-    best: int  # [workers], lanes 0 and 1: highest logit, its token
+    best: int  # [workers], lanes 0 to 2: highest logit, its token; not finite where something seen is not
     logits: int  # [vocabulary tiles * 4]
     vectors: int
 

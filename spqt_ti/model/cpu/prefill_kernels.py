@@ -91,7 +91,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
 
     @ti.func
     def mask(d: ti.template(), site, first, vectors):
-        """Zero what the decode step would skip."""
+        """Zero what the decode step would skip; NaN stays, to be noticed."""
         place = d.layer * 4 + site
         threshold = value(d.constants, gates * 16 + place)
         weighted = value(d.constants, (gates * 16 + gate_plan.weighted) + place) > 0.0
@@ -102,7 +102,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
                 score = ti.max(v, 0.0 - v)
                 if weighted:
                     score = score * d.constants[weights + i]
-                d.a[first + i] = f32x16(*[ti.select(score[k] > threshold, v[k], 0.0) for k in ti.static(range(16))])
+                d.a[first + i] = f32x16(*[ti.select(score[k] <= threshold, 0.0, v[k]) for k in ti.static(range(16))])
 
     @ti.func
     def normalise(a: ti.template(), constants: ti.template(), weight, token, target):

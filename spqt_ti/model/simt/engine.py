@@ -8,6 +8,7 @@ from spqt_ti.container import Container
 from spqt_ti.model.dispatch import Choice
 from spqt_ti.model.engine import Engine
 from spqt_ti.model.simt.arrays import ModelArrays
+from spqt_ti.model.simt.cache import SimtCache
 from spqt_ti.model.simt.decode import SimtDecode
 from spqt_ti.model.simt.prefill import SimtPrefill
 
@@ -20,4 +21,5 @@ def build(container: Container, context: int, choices: Mapping[str, Choice]) -> 
     """
     splits = {site: choice.split for site, choice in choices.items() if choice.split is not None}
     arrays = ModelArrays(container, context, splits)
-    return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays), arrays.layout.traffic())
+    cache = SimtCache(arrays.cache_layout, arrays.cache)
+    return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays), arrays.layout.traffic(), cache)

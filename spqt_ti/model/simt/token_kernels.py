@@ -239,7 +239,7 @@ def make_token_kernels(
         for t in range(HEAD_THREADS):
             token = best_token(ti.static(Best(a, floats.best, integers, ints.best_rows)), t)
             if t == 0:
-                integers[ints.best] = token
+                integers[ints.best] = ti.max(token, 0)
                 results[step] = token
         ti.loop_config(block_dim=_SPREAD)
         for i in range(count_threads):

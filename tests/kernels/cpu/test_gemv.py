@@ -167,6 +167,17 @@ def test_inactive_inputs_are_not_read(exact) -> None:
     np.testing.assert_array_equal(gemv_of(matrix, exact)(x, active), expected)
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [5, 256, 300, 1060])
+@pytest.mark.parametrize("place", [0, 7, 39, 100])
+def test_what_is_not_finite_reaches_every_product(rows, place, bad, exact) -> None:
+    """One input among finite ones, before and after larger ones; 16-bit integers have no NaN of their own."""
+    matrix, x = random_matrix(rows, 101, "zigzag"), normal(101)
+    x[50] = 1e20
+    x[place] = bad
+    assert not np.isfinite(gemv_of(matrix, exact)(x)).any()
+
+
 def test_denormal_super_scales(exact) -> None:
     fields = random_fields(80, np.random.default_rng(0))
     fields.d[:] = np.float16(6e-8)

@@ -100,6 +100,15 @@ def test_the_first_of_equal_logits_wins(sign: int) -> None:
     assert scores(row, words, scales)[1] == 70
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_no_token_is_the_best_where_a_logit_is_not_finite(bad: float) -> None:
+    generator = np.random.default_rng(2)
+    _, words, scales = vocabulary(generator.standard_normal((ROWS, COLS), dtype=np.float32))
+    x = generator.standard_normal(COLS, dtype=np.float32)
+    x[40] = bad
+    assert scores(x, words, scales)[1] == -1
+
+
 def test_embeddings() -> None:
     weights, words, scales = vocabulary(np.random.default_rng(0).standard_normal((ROWS, COLS), dtype=np.float32))
     a = zeros(ti.f32, COLS)

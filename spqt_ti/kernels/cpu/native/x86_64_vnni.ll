@@ -154,13 +154,17 @@ define void @first_halves(<16 x i32>* %a, <16 x i32>* %b, <16 x float>* %out) al
   ret void
 }
 
-; *largest becomes the larger of itself and the magnitude of *v, in every lane.
+; *largest (not negative) becomes the larger of itself and the magnitude of *v, in every lane. Compared as integers: NaN
+; is above infinity, and stays.
 define void @widen(<16 x float>* %largest, <16 x float>* %v) alwaysinline {
   %m = load <16 x float>, <16 x float>* %largest
   %w = load <16 x float>, <16 x float>* %v
-  %a = call <16 x float> @llvm.fabs.v16f32(<16 x float> %w)
-  %c = fcmp ogt <16 x float> %a, %m
-  %r = select <16 x i1> %c, <16 x float> %a, <16 x float> %m
+  %mi = bitcast <16 x float> %m to <16 x i32>
+  %wi = bitcast <16 x float> %w to <16 x i32>
+  %a = and <16 x i32> %wi, <i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647, i32 2147483647>
+  %c = icmp ugt <16 x i32> %a, %mi
+  %b = select <16 x i1> %c, <16 x i32> %a, <16 x i32> %mi
+  %r = bitcast <16 x i32> %b to <16 x float>
   store <16 x float> %r, <16 x float>* %largest
   ret void
 }

@@ -65,8 +65,10 @@ def make_add_block(fetch):
             v *= f32x16(*([x_one] * 8), *([x_two] * 8))
             native16.widen(largest, v)
             a[spare + pair] = v
-        steps = [ti.max(largest[i], largest[i + 8]) * (1.0 / 32767.0) for i in ti.static(range(8))]
-        a[spare + PAIRS] = f32x16(*steps, *steps)
+        # Not `ti.max`, which drops NaN: one in an input has to reach the products.
+        other_half = f32x16(*[largest[(i + 8) % 16] for i in ti.static(range(16))])
+        native16.widen(largest, other_half)
+        a[spare + PAIRS] = largest * (1.0 / 32767.0)
 
     @ti.func
     def round_scales(

@@ -87,12 +87,10 @@ def _make_tail_band_i16():
             v *= f32x16(*[xs[i % 8 // 2 * 2 + i // 8] for i in ti.static(range(16))])
             native16.widen(largest, v)
             a[spare + eight] = v
-        step = largest[0]
-        step_dmin = largest[1]
-        for i in ti.static(range(1, 8)):
-            step = ti.max(step, largest[2 * i])
-            step_dmin = ti.max(step_dmin, largest[2 * i + 1])
-        return step / 32767.0, step_dmin / 32767.0
+        for k in ti.static((2, 4, 8)):  # not `ti.max`, which drops NaN: one in an input has to reach the products
+            others = f32x16(*[largest[(i + k) % 16] for i in ti.static(range(16))])
+            native16.widen(largest, others)
+        return largest[0] / 32767.0, largest[1] / 32767.0
 
     @ti.func
     def round_scales(
