@@ -87,9 +87,9 @@ def test_in_the_bin_of_the_sorted_input(inputs):
 
 
 def test_linear_inside_a_bin():
-    """From 1 the bin reaches to 1 + 1/256."""
-    inputs = np.linspace(1, 1 + 1 / 256, 1001, dtype=np.float32)[:-1]
-    np.testing.assert_allclose(quantiles(inputs), 1 + LEVELS / 256, rtol=1e-6)
+    """Bins of 1/256 each; their values are equally spaced."""
+    inputs = np.linspace(1, 2, 25601, dtype=np.float32)[:-1]
+    np.testing.assert_allclose(quantiles(inputs), 1 + LEVELS, rtol=1e-6)
 
 
 def test_a_share_of_the_inputs_lies_below():

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 BINS = 1 << 16
+TIED = 0.01  # a bin of a smooth distribution has less than 0.4 %
 _SHIFT = 15  # of a magnitude's 31 bits
+_MARGIN = 1e-6  # calibrations keep 7 digits: their rounding must not reach the edge
 
 
 def histogram(values: np.ndarray) -> np.ndarray:
@@ -21,12 +23,19 @@ def histogram(values: np.ndarray) -> np.ndarray:
 
 
 def quantiles(counts: np.ndarray, levels: Sequence[float] | np.ndarray) -> np.ndarray:
-    """f32 [len(levels)]: the magnitude below which a share `level` of what was counted lies, linear inside a bin."""
+    """f32 [len(levels)]: the magnitude below which a share `level` of what was counted lies, linear inside a bin.
+
+    As thresholds they never skip everything: in a bin that holds more than TIED of all values (equal ones, or a narrow
+    range), and in the highest bin, it is a little less than the bin's lower edge, so that none of them is skipped.
+    """
     below = np.concatenate([[0], np.cumsum(counts)])
     wanted = np.asarray(levels) * below[-1]
-    place = np.clip(np.searchsorted(below, wanted, side="right") - 1, 0, int(np.flatnonzero(counts)[-1]))
+    last = int(np.flatnonzero(counts)[-1])
+    place = np.clip(np.searchsorted(below, wanted, side="right") - 1, 0, last)
     inside = (wanted - below[place]) / np.maximum(counts[place], 1)
-    return (_edge(place) + inside * (_edge(place + 1) - _edge(place))).astype(np.float32)
+    within = _edge(place) + inside * (_edge(place + 1) - _edge(place))
+    tied = (counts[place] > TIED * below[-1]) & (place > 0)  # zeros are skipped at no cost
+    return np.where(tied | (place == last), _edge(place) * (1 - _MARGIN), within).astype(np.float32)
 
 
 def _edge(place: np.ndarray) -> np.ndarray:
