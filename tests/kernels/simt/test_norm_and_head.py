@@ -8,7 +8,7 @@ import pytest
 from spqt_ti.backend import ti
 from spqt_ti.formats import q8_0
 from spqt_ti.kernels.simt.groups import array_of, round_up
-from spqt_ti.kernels.simt.head import THREADS, Best, Tiles, make_head, tile
+from spqt_ti.kernels.simt.head import THREADS, Best, Tiles, make_best_token, make_embed, make_score_tile, tile
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.transfer import make_copy, upload, zeros
 
@@ -37,7 +37,7 @@ TILES = -(-ROWS // 64)
 @functools.cache
 def head_kernels():
     """score(words, scales, a, logits, integers): a: x, then each tile's highest; embed(words, scales, row, a)."""
-    score_tile, embed_one, best_token = make_head(COLS, ROWS)
+    score_tile, embed_one, best_token = make_score_tile(COLS, ROWS), make_embed(COLS), make_best_token(ROWS, TILES)
     threads = round_up(COLS, 128)
 
     @ti.kernel
