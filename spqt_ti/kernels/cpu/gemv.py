@@ -196,7 +196,7 @@ def make_gemv(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER
         full_bands_of(m, inputs, first, last, sums, out, workspace)
         if ti.static(has_tail):  # noqa: SIM102
             if m.tail_bands > 0:
-                tail_band(m, inputs, first, last, sums.a, out + m.full_bands * 16, sums.scratch)
+                tail_band(m, inputs, first, last, sums.a, out + m.full_bands * 16, sums.scratch)  # type: ignore[misc]
 
     return gemv
 

@@ -113,7 +113,7 @@ def make_matmul(workers: int, decoder: Decoder = q4_k.DECODER):
                     if band < m.full_bands:
                         decode_strip(m, first, height, a, tile, start, columns, strip & 3)
                     else:
-                        decode_tail(m, a, tile, start, columns)
+                        decode_tail(m, a, tile, start, columns)  # type: ignore[misc]
                 else:
                     decode_strip(m, first, height, a, tile, start, columns, strip & 3)
                 strip_product(a, tile, start, columns, tokens, out, step)

@@ -56,7 +56,7 @@ def _quantize(w: npt.NDArray[np.float32], layout: str, packer: Packer) -> npt.ND
     done = blocks_done = 0
     for first in range(0, rows, step):
         part = np.ascontiguousarray(w[first : first + step])
-        size, blocks = layouts.nbytes(*part.shape, layout, scheme), _superblocks(*part.shape, layout, scheme)
+        size, blocks = (of(len(part), cols, layout, scheme) for of in (layouts.nbytes, _superblocks))
         last = layouts.band_bytes(layouts.band_rows(len(part))[-1], scheme)
         packer.launch(
             part.reshape(-1),

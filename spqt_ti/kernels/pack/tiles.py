@@ -25,8 +25,8 @@ F16_MAX = 65504.0
 
 lanes = ti.types.vector(LANES, ti.f32)
 Floats = ti.types.ndarray(ti.f32, 1)
-Bytes = ti.types.ndarray(ti.u8, 1)
-Ints = ti.types.ndarray(ti.i32, 1)
+Bytes: Any = ti.types.ndarray(ti.u8, 1)
+Ints: Any = ti.types.ndarray(ti.i32, 1)
 Lanes = ti.types.ndarray(lanes, 1)
 
 
