@@ -39,7 +39,7 @@ def measure_splits(shape: Shape, densities: Sequence[float], typical: float, rou
     runs |= {(split, 1.0): matrix.dense(split) for split in splits}
     times = matrix.microseconds(runs, rounds)
     return [
-        TunedShape.fit(*shape, times[split, 1.0], [(d, times[split, d]) for d in densities], split=split)
+        TunedShape.fit(shape, times[split, 1.0], [(d, times[split, d]) for d in densities], str(split))
         for split in splits
     ]
 

@@ -80,4 +80,4 @@ def _measure(shape: Shape, threads: int, bands: int, rounds: int) -> TunedShape:
         for density, seconds in interleaved(runs, rounds).items()
     }
     sparse = [(density, times[density]) for density in DENSITIES]
-    return TunedShape.fit(*shape, times[1.0], sparse, threads=threads, panel_bands=bands)
+    return TunedShape.fit(shape, times[1.0], sparse, str(bands), threads)

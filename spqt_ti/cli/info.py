@@ -113,20 +113,21 @@ def describe_decoding(
 
     from spqt_ti.backend import look_up
     from spqt_ti.model.dispatch import choose
-    from spqt_ti.model.runner import traffic_on
+    from spqt_ti.model.engines import engine_for
     from spqt_ti.model.sites import inputs_per_site
     from spqt_ti.model.tuning import Tuning
 
-    config, runtime = container.config, look_up(backend)
-    workers = workers_of(runtime, threads)
-    choices = choose(config, Tuning.load(runtime.name), workers)
-    traffic = traffic_on(runtime, container)
+    runtime, config = look_up(backend), container.config
+    workers, kind = workers_of(runtime, threads), engine_for(runtime.capabilities)
+    choices = choose(config, Tuning.load(runtime.name), workers, kind)
+    traffic = kind.traffic(config, container.matrices)
     every_input = np.tile(inputs_per_site(config), (config.num_hidden_layers, 1))
     decode = {
         "sparsity": sparsity,
         "backend": runtime.backend,
         "device": runtime.device,
         "threads": workers,
+        "division": kind.division_title,
         "matrices": [
             {**dataclasses.asdict(c), "sparse": c.runs_sparse(sparsity), "reason": c.reason(sparsity)}
             for c in choices.values()
@@ -194,16 +195,15 @@ def _print_report(report: dict[str, Any]) -> None:
         decode = report["decode"]
         workers = f" with {decode['threads']} threads" if decode["threads"] else ""
         print(f"decoding at {decode['sparsity']:.0%} sparsity on {decode['backend']} ({decode['device']}){workers}:")
-        for sites, how in _alike(decode["matrices"]):
+        for sites, how in _alike(decode["matrices"], decode["division"]):
             print(f"  {', '.join(sites)}: {how}")
 
 
-def _alike(matrices: list[dict[str, Any]]) -> list[tuple[list[str], str]]:
-    """Sites that run alike, and how."""
+def _alike(matrices: list[dict[str, Any]], title: str) -> list[tuple[list[str], str]]:
+    """Sites that run alike, and how; `title` of their divisions."""
     found: dict[str, list[str]] = {}
     for matrix in matrices:
-        split = matrix["split"]
-        division = f" (split {split['groups']}x{split['simdgroups']})" if split else ""
+        division = f" ({title} {matrix['division']})" if matrix["division"] else ""
         how = f"{'sparse' if matrix['sparse'] else 'dense'}{division}: {matrix['reason']}"
         found.setdefault(how, []).append(matrix["site"])
     return [(sites, how) for how, sites in found.items()]

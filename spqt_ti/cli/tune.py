@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         from spqt_ti.benchmark.provenance import provenance, warn_if_busy
         from spqt_ti.benchmark.shapes import parse_shapes
         from spqt_ti.benchmark.tune import forget, keep, tune_shapes
+        from spqt_ti.model.engines import engine_for
         from spqt_ti.model.sites import matrix_shapes
     device = look_up(arguments.backend)
     if arguments.reset:
@@ -63,17 +64,18 @@ def run(arguments: argparse.Namespace) -> None:
     warn_if_busy()
     runtime = start(arguments.backend, arguments.threads, profiler=True)
     measured = list(tune_shapes(shapes, runtime, arguments.threads, arguments.rounds))
+    title = engine_for(runtime.capabilities).division_title
     kept = "kept nowhere (--dry-run)" if arguments.dry_run else f"kept in {keep(measured, runtime.name)}"
     rows = [{**dataclasses.asdict(tuned), "max_density": tuned.max_density} for tuned in measured]
-    print_rows(arguments, rows, _table(measured), kept, provenance(workers, device.device))
+    print_rows(arguments, rows, _table(measured, title), kept, provenance(workers, device.device))
 
 
-def _table(measured: Sequence[TunedShape]) -> Table:
-    on_cpu = measured[0].split is None
-    titles = ["rows x cols", "bands side by side" if on_cpu else "split", "dense us", "sparse us, d of inputs active"]
+def _table(measured: Sequence[TunedShape], division_title: str) -> Table:
+    titles = ["rows x cols", division_title, "dense us", "sparse us, d of inputs active"]
     rows = []
     for tuned in measured:
-        division = str(tuned.panel_bands if on_cpu else tuned.split)
         sparse = f"{tuned.alpha:.1f} + {tuned.beta:.1f} d"
-        rows.append([f"{tuned.rows}x{tuned.cols}", division, f"{tuned.dense:.1f}", sparse, f"{tuned.max_density:.0%}"])
+        rows.append(
+            [f"{tuned.rows}x{tuned.cols}", tuned.division, f"{tuned.dense:.1f}", sparse, f"{tuned.max_density:.0%}"]
+        )
     return Table([*titles, "skipping pays up to"], rows)

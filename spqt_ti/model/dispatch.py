@@ -4,17 +4,14 @@ default.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
+from spqt_ti.errors import TuningError
 from spqt_ti.kernels.shared.geometry import ZigzagShape
-from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.model.config import ModelConfig
-from spqt_ti.model.simt.weights import segments_of
+from spqt_ti.model.engine import EngineKind
 from spqt_ti.model.sites import matrix_shapes
-from spqt_ti.model.tuning import DEFAULT_MAX_DENSITY, TunedShape, Tuning
-
-_log = logging.getLogger(__name__)
+from spqt_ti.model.tuning import DEFAULT_MAX_DENSITY, Tuning
 
 
 @dataclass(frozen=True)
@@ -24,8 +21,7 @@ class Choice:
     site: str
     rows: int
     cols: int
-    panel_bands: int | None  # of a CPU; None: the kernels' own preference
-    split: Split | None  # of a GPU
+    division: str | None  # the engine's own (see EngineKind)
     max_density: float
     tuned: bool
 
@@ -41,29 +37,26 @@ class Choice:
         return f"{1 - sparsity:.0%} of the inputs active; skipping pays up to {self.max_density:.0%} ({source})"
 
 
-def choose(config: ModelConfig, tuning: Tuning, threads: int | None) -> dict[str, Choice]:
-    """Site -> choice, for a model on the tuning's device; `threads`: of a CPU, None on a GPU."""
-    return {site: _choice(config, site, shape, tuning, threads) for site, shape in matrix_shapes(config).items()}
+def choose(config: ModelConfig, tuning: Tuning, threads: int | None, kind: EngineKind) -> dict[str, Choice]:
+    """Site -> choice, for a model on the tuning's device; `threads`: of a CPU, None on a GPU; `kind`: of engine there.
+
+    Raises TuningError for a division that was measured and is none of the engine's.
+    """
+    return {site: _choice(config, site, shape, tuning, threads, kind) for site, shape in matrix_shapes(config).items()}
 
 
-def _choice(config: ModelConfig, site: str, shape: ZigzagShape, tuning: Tuning, threads: int | None) -> Choice:
+def _choice(
+    config: ModelConfig, site: str, shape: ZigzagShape, tuning: Tuning, threads: int | None, kind: EngineKind
+) -> Choice:
     found = tuning.find(shape.rows, shape.cols, threads)
-    if found is not None and not _fits(config, site, found):
+    try:
+        division = kind.divide(config, site, found.division if found else None)
+    except ValueError as error:
+        raise TuningError(
+            f"the tuning of {tuning.device} does not fit this version ({error}); run spqt tune again, or spqt tune "
+            "--reset"
+        ) from error
+    if found is not None and division != found.division:
         found = None
-    panel_bands, split = (found.panel_bands, found.split) if found else (None, None)
-    if threads is None:
-        split = split or default_split(shape.bands, shape.cols)
     max_density = found.max_density if found else DEFAULT_MAX_DENSITY
-    return Choice(site, shape.rows, shape.cols, panel_bands, split, max_density, found is not None)
-
-
-def _fits(config: ModelConfig, site: str, found: TunedShape) -> bool:
-    """Whether the tuned kernel can read the list of this site, which may have more segments than the one measured."""
-    segments = segments_of(config, site).padded
-    if found.split is None or segments <= found.split.most_segments:
-        return True
-    _log.warning(
-        "%s: the tuned split %s cannot add up a list of %d segments, so the default is taken",
-        site, found.split, segments,
-    )  # fmt: skip
-    return False
+    return Choice(site, shape.rows, shape.cols, division, max_density, found is not None)

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from spqt_ti.container import Container, MatrixInfo
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.faults import CacheFault
 from spqt_ti.model.gates import Gates
 from spqt_ti.model.sites import Traffic
@@ -95,6 +97,34 @@ class Cache(Protocol):
 
     def clear(self) -> None:
         """Zeros everywhere."""
+
+
+class Build(Protocol):
+    """Makes a model's engine."""
+
+    def __call__(
+        self, container: Container, context: int, divisions: Mapping[str, str | None], workers: int, exact: bool
+    ) -> Engine:  # fmt: skip
+        """The engine of a container for `context` positions (a multiple of 16), with a division of each site's product.
+
+        `workers`: of a CPU; `exact`: decode in f32 where that is a choice. Raises ContainerError for storage that it
+        does not run, and BackendError when the device cannot hold the model.
+        """
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """What is asked of a kind of engine before there is one. How a product is divided is a text that only it reads.
+
+    `divide`, of a configuration, a site and the division that was measured to be the best for the shape of its matrix
+    (None: nothing was measured): the division that is taken, None for the kernels' own preference. ValueError for one
+    that kernels do not do. `traffic`: what a token reads of a model whose matrices are stored like this.
+    """
+
+    build: Build
+    divide: Callable[[ModelConfig, str, str | None], str | None]
+    division_title: str  # in tables
+    traffic: Callable[[ModelConfig, Mapping[str, MatrixInfo]], Traffic]
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,11 @@ from spqt_ti.container import Container
 from spqt_ti.container.matrices import DEFAULT_STORAGE
 from spqt_ti.errors import BackendError, ContainerError, GenerationError
 from spqt_ti.model.config import ModelConfig
-from spqt_ti.model.cpu import engine as worker_engine
 from spqt_ti.model.dispatch import choose
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer, Tokens
+from spqt_ti.model.engines import engine_for
 from spqt_ti.model.faults import all_finite, explain
-from spqt_ti.model.simt import engine as simt_engine
-from spqt_ti.model.simt import weights as simt_weights
-from spqt_ti.model.sites import Traffic, inputs_per_site
+from spqt_ti.model.sites import inputs_per_site
 from spqt_ti.model.tuning import Tuning
 from spqt_ti.progress import says_if_slow
 
@@ -66,11 +64,10 @@ class Llama:
         self.backend, self.device = runtime.backend, runtime.device
         self.threads = threads or runtime.threads
         self.context = positions(config, context)
-        self.choices = choose(config, tuning or Tuning(runtime.name, {}, ""), runtime.workers(threads))
-        if runtime.capabilities.groups:
-            engine = simt_engine.build(container, self.context, self.choices)
-        else:
-            engine = worker_engine.build(container, self.context, self.choices, self.threads, exact)
+        kind, known = engine_for(runtime.capabilities), tuning or Tuning(runtime.name, {}, "")
+        self.choices = choose(config, known, runtime.workers(threads), kind)
+        divisions = {site: choice.division for site, choice in self.choices.items()}
+        engine = kind.build(container, self.context, divisions, self.threads, exact)
         self.gates, self._decode, self._prefill = engine.gates, engine.decode, engine.prefill
         self.traffic, self._cache = engine.traffic, engine.cache
         self._position = self.sequence = 0
@@ -300,13 +297,6 @@ def too_long(tokens: int, context: int, most: int) -> str:
     """What is said of more tokens than the context holds; `most`: positions that the model has been trained for."""
     more = f"ask for a longer one with context= (--context), up to this model's {most}"
     return f"{tokens} tokens do not fit the context of {context}; {more if context < most else 'the model has no more'}"
-
-
-def traffic_on(runtime: backend.Runtime, container: Container) -> Traffic:
-    """What a token reads of a model on a runtime, without loading it."""
-    if runtime.capabilities.groups:
-        return simt_weights.traffic(container.config, container.matrices)
-    return worker_engine.traffic(container.config)
 
 
 def _check_storage(container: Container) -> None:

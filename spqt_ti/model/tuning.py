@@ -1,5 +1,5 @@
-"""What `spqt tune` has measured of a device, and what follows from it for a matrix: how its GEMV is divided (on a CPU
-bands side by side, on a GPU threadgroups and simdgroups), and up to which density of active inputs skipping pays.
+"""What `spqt tune` has measured of a device, and what follows from it for a matrix: how its GEMV is divided (a text
+that only the engine reads, see `EngineKind`), and up to which density of active inputs skipping pays.
 
 The time of a sparse product, its index collection included, is alpha + beta * density. One JSON file per device in the
 user's cache folder; without it, or for shapes that are not in it, defaults hold.
@@ -21,10 +21,8 @@ from spqt_ti.atomic import written_whole
 from spqt_ti.bounded_json import read_object
 from spqt_ti.cache import cache_dir
 from spqt_ti.errors import TuningError
-from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS
-from spqt_ti.kernels.simt.splits import SPLITS, Split
 
-FORMAT = 2
+FORMAT = 3  # 2, which is still read, had fields of both engines
 # Where nothing is known of the device, what was asked for is done: on the README's machine density 0.75 gains 5 to 28 %
 # wherever the weights are, and above 0.9 it is not worth a list.
 DEFAULT_MAX_DENSITY = 0.9
@@ -33,50 +31,45 @@ NOISE = 0.05  # by which sparse may be slower and is taken all the same: it was 
 
 @dataclass(frozen=True)
 class TunedShape:
-    """Measured microseconds of a matrix [rows, cols] as it is divided best: among `threads` workers of a CPU with
-    `panel_bands` bands side by side, or by `split` on a GPU.
-    """
+    """Measured microseconds of a matrix [rows, cols] as it is divided best, on a CPU among `threads` workers."""
 
     rows: int
     cols: int
     dense: float
     alpha: float
     beta: float
+    division: str
     threads: int | None = None
-    panel_bands: int | None = None
-    split: Split | None = None
 
     @classmethod
     def fit(
-        cls, rows: int, cols: int, dense: float, sparse: Sequence[tuple[float, float]], **division: Any
+        cls,
+        shape: tuple[int, int],
+        dense: float,
+        sparse: Sequence[tuple[float, float]],
+        division: str,
+        threads: int | None = None,
     ) -> TunedShape:
-        """From the dense time and (density, time) pairs of the sparse kernel: a least-squares line. `division`:
-        threads and panel_bands, or split.
-        """
+        """From the dense time and (density, time) pairs of the sparse kernel: a least-squares line."""
         density, times = np.array(sparse).T
         beta, alpha = np.polyfit(density, times, 1)
-        return cls(rows, cols, dense, float(alpha), float(beta), **division)
+        return cls(*shape, dense, float(alpha), float(beta), division, threads)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> TunedShape:
-        """From what `asdict` makes of it. Raises ValueError, TypeError or KeyError for what kernels do not do."""
+        """From what `asdict` makes of it. Raises ValueError, TypeError or KeyError for anything else."""
         if not isinstance(fields, dict):
             raise ValueError("a shape that is no object")
-        for name in ("rows", "cols", "threads", "panel_bands"):
-            absent = fields.get(name) is None and name in ("threads", "panel_bands")
+        for name in ("rows", "cols", "threads"):
+            absent = fields.get(name) is None and name == "threads"
             if not absent and type(fields[name]) is not int:
                 raise ValueError(f"{name} is {fields[name]!r:.80}, expected a whole number")
         for name in ("dense", "alpha", "beta"):
             if type(fields[name]) not in (int, float) or not math.isfinite(fields[name]):
                 raise ValueError(f"{name} is {fields[name]!r:.80}, expected microseconds")
-        split = Split(**fields["split"]) if fields["split"] is not None else None
-        if split is not None and split not in SPLITS:
-            raise ValueError(f"a split must be one of {', '.join(map(str, SPLITS))}, not {split}")
-        # 8.0 equals 8, but kernels are made with whole numbers.
-        shape = cls(**{**fields, "split": split and SPLITS[SPLITS.index(split)]})
-        if split is None and not 1 <= (shape.panel_bands or 0) <= MOST_PANEL_BANDS:
-            raise ValueError(f"panel_bands must be between 1 and {MOST_PANEL_BANDS}")
-        return shape
+        if not isinstance(fields["division"], str):
+            raise ValueError(f"division is {fields['division']!r:.80}, expected a text")
+        return cls(**fields)
 
     @property
     def max_density(self) -> float:
@@ -129,9 +122,11 @@ class Tuning:
             return cls(device, {}, "")
         try:
             fields = read_object(path)
-            if fields.pop("format") != FORMAT:
+            version = fields.pop("format")
+            if version not in (2, FORMAT):
                 raise ValueError("another format version")
-            shapes = tuple(TunedShape.from_json(shape) for shape in fields.pop("shapes"))
+            stored = fields.pop("shapes")
+            shapes = tuple(TunedShape.from_json(_of_format_2(shape) if version == 2 else shape) for shape in stored)
             versions = fields.pop("versions")
             if not isinstance(versions, dict) or not all(
                 isinstance(v, str) for v in (*versions.values(), *fields.values())
@@ -140,6 +135,12 @@ class Tuning:
             return cls(**fields, versions=versions, shapes=shapes)
         except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise TuningError(f"{path}: not a tuning ({error}); delete it, or run spqt tune again") from error
+
+
+def _of_format_2(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of format 3."""
+    bands, split = fields.pop("panel_bands"), fields.pop("split")
+    return {**fields, "division": str(bands) if split is None else f"{split['groups']}x{split['simdgroups']}"}
 
 
 def tuning_path(device: str) -> Path:

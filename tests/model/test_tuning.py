@@ -22,12 +22,14 @@ from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.model import dispatch
 from spqt_ti.model.config import ModelConfig
+from spqt_ti.model.engine import EngineKind
+from spqt_ti.model.engines import ENGINES
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import matrix_shapes
 from spqt_ti.model.tuning import DEFAULT_MAX_DENSITY, TunedShape, Tuning, tuning_path
 
-ON_CPU = TunedShape(384, 192, 100.0, 15.0, 100.0, threads=2, panel_bands=4)
-ON_GPU = TunedShape(384, 192, 100.0, 15.0, 100.0, split=Split(8, 2))
+ON_CPU = TunedShape(384, 192, 100.0, 15.0, 100.0, "4", threads=2)
+ON_GPU = TunedShape(384, 192, 100.0, 15.0, 100.0, "8x2")
 CONFIG = ModelConfig(
     hidden_size=192, intermediate_size=320, num_hidden_layers=1, num_attention_heads=12, num_key_value_heads=6,
     head_dim=16, vocab_size=64, max_position_embeddings=64,
@@ -40,8 +42,16 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_density_up_to_which_skipping_pays_is_included() -> None:
-    choice = dispatch.Choice("o", 384, 192, panel_bands=4, split=None, max_density=0.75, tuned=True)
+    choice = dispatch.Choice("o", 384, 192, "4", max_density=0.75, tuned=True)
     assert [choice.runs_sparse(level) for level in (0.0, 0.24, 0.25, 0.26)] == [False, False, True, True]
+
+
+def kind_for(threads: int | None) -> EngineKind:
+    return ENGINES["groups" if threads is None else "workers"]
+
+
+def choose(config: ModelConfig, threads: int | None, *shapes: TunedShape) -> dict[str, dispatch.Choice]:
+    return dispatch.choose(config, Tuning("", {}, "", shapes), threads, kind_for(threads))
 
 
 def write(device: str, text: str) -> Path:
@@ -52,18 +62,18 @@ def write(device: str, text: str) -> Path:
 
 
 def test_fit() -> None:
-    tuned = TunedShape.fit(300, 40, 100.0, [(0.75, 83.0), (0.5, 58.0), (0.25, 33.0)], split=Split(8, 2))
+    tuned = TunedShape.fit((300, 40), 100.0, [(0.75, 83.0), (0.5, 58.0), (0.25, 33.0)], "8x2")
     assert (tuned.alpha, tuned.beta) == (pytest.approx(8), pytest.approx(100))
     assert tuned.sparse_time(0.5) == pytest.approx(58)
     assert tuned.max_density == pytest.approx(0.97)
-    assert (tuned.threads, tuned.panel_bands, tuned.split) == (None, None, Split(8, 2))
+    assert (tuned.threads, tuned.division) == (None, "8x2")
 
 
 @pytest.mark.parametrize(
     ("alpha", "beta", "expected"), [(15, 100, 0.9), (0, 50, 1), (106, 10, 0), (50, 0, 1), (106, 0, 0), (120, -10, 0)]
 )
 def test_max_density(alpha, beta, expected) -> None:
-    assert TunedShape(300, 40, 100.0, alpha, beta).max_density == pytest.approx(expected)
+    assert TunedShape(300, 40, 100.0, alpha, beta, "4").max_density == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shape", [ON_CPU, ON_GPU], ids=["cpu", "gpu"])
@@ -94,18 +104,31 @@ def test_damaged_file(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
+    ("shape", "division", "message"),
     [
-        (dataclasses.replace(ON_CPU, panel_bands=33), "panel_bands must be between 1 and 32"),
-        (dataclasses.replace(ON_CPU, panel_bands=None), "panel_bands must be between 1 and 32"),
-        (dataclasses.replace(ON_GPU, split=Split(3, 4)), "a split must be one of 1x1, .*, not 3x4"),
-        (dataclasses.replace(ON_GPU, split=Split(1, 16)), "a split must be one of 1x1, .*, not 1x16"),
+        (ON_CPU, "33", "between 1 and 32 bands can be side by side, not '33'"),
+        (ON_CPU, "8x2", "between 1 and 32 bands can be side by side, not '8x2'"),
+        (ON_GPU, "3x4", "a split must be one of 1x1, .*, not '3x4'"),
+        (ON_GPU, "1x16", "a split must be one of 1x1, .*, not '1x16'"),
     ],
 )
-def test_what_kernels_do_not_do(shape: TunedShape, message: str) -> None:
-    Tuning("device", {}, "", (shape,)).save()
-    with pytest.raises(TuningError, match=message):
-        Tuning.load("device")
+def test_what_kernels_do_not_do(shape: TunedShape, division: str, message: str) -> None:
+    """Only the engine knows; a file is read without it."""
+    Tuning("device", {}, "", (dataclasses.replace(shape, division=division),)).save()
+    with pytest.raises(TuningError, match=f"tuning of device .*{message}.*run spqt tune again"):
+        dispatch.choose(CONFIG, Tuning.load("device"), shape.threads, kind_for(shape.threads))
+
+
+def test_format_2() -> None:
+    """It had fields of both engines."""
+    fields = {"rows": 384, "cols": 192, "dense": 100.0, "alpha": 15.0, "beta": 100.0}
+    shapes = [
+        {**fields, "threads": 2, "panel_bands": 4, "split": None},
+        {**fields, "threads": None, "panel_bands": None, "split": {"groups": 8, "simdgroups": 2}},
+    ]
+    text = json.dumps({"format": 2, "device": "device", "versions": {}, "date": "", "shapes": shapes})
+    write("device", text)
+    assert Tuning.load("device").shapes == (ON_CPU, ON_GPU)
 
 
 def test_unwritable(tmp_path: Path) -> None:
@@ -115,10 +138,10 @@ def test_unwritable(tmp_path: Path) -> None:
 
 
 def test_choices_on_a_cpu() -> None:
-    choices = dispatch.choose(CONFIG, Tuning("", {}, "", (ON_CPU, ON_GPU)), 2)
+    choices = choose(CONFIG, 2, ON_CPU, ON_GPU)
     tuned, default = choices["qkv"], choices["down"]
-    assert (tuned.panel_bands, tuned.split, tuned.max_density, tuned.tuned) == (4, None, pytest.approx(0.9), True)
-    assert (default.panel_bands, default.max_density, default.tuned) == (None, DEFAULT_MAX_DENSITY, False)
+    assert (tuned.division, tuned.max_density, tuned.tuned) == ("4", pytest.approx(0.9), True)
+    assert (default.division, default.max_density, default.tuned) == (None, DEFAULT_MAX_DENSITY, False)
     assert not tuned.runs_sparse(0)
     assert not tuned.runs_sparse(0.05)
     assert tuned.runs_sparse(0.5)
@@ -127,10 +150,10 @@ def test_choices_on_a_cpu() -> None:
 
 
 def test_choices_on_a_gpu() -> None:
-    choices = dispatch.choose(CONFIG, Tuning("", {}, "", (ON_CPU, ON_GPU)), None)
+    choices = choose(CONFIG, None, ON_CPU, ON_GPU)
     tuned, default = choices["qkv"], choices["down"]
-    assert (tuned.panel_bands, tuned.split, tuned.max_density, tuned.tuned) == (None, Split(8, 2), 0.9, True)
-    assert (default.panel_bands, default.split, default.tuned) == (None, default_split(1, 320), False)
+    assert (tuned.division, tuned.max_density, tuned.tuned) == ("8x2", 0.9, True)
+    assert (default.division, default.tuned) == (str(default_split(1, 320)), False)
 
 
 def test_a_split_that_cannot_add_up_the_heads(caplog: pytest.LogCaptureFixture) -> None:
@@ -138,12 +161,12 @@ def test_a_split_that_cannot_add_up_the_heads(caplog: pytest.LogCaptureFixture) 
     config = dataclasses.replace(CONFIG, hidden_size=2048, num_attention_heads=128, num_key_value_heads=128)
 
     def choice(split: Split) -> dispatch.Choice:
-        return dispatch.choose(config, Tuning("", {}, "", (TunedShape(2048, 2048, 1, 0, 1, split=split),)), None)["o"]
+        return choose(config, None, TunedShape(2048, 2048, 1, 0, 1, str(split)))["o"]
 
-    assert choice(Split(8, 2)).split == Split(8, 2)
+    assert choice(Split(8, 2)).division == "8x2"
     assert caplog.messages == []
     refused = choice(Split(8, 1))
-    assert (refused.split, refused.tuned) == (default_split(8, 2048), False)
+    assert (refused.division, refused.tuned) == (str(default_split(8, 2048)), False)
     (message,) = caplog.messages
     assert message.startswith("o: the tuned split 8x1 cannot add up a list of 128 segments")
 
@@ -168,13 +191,10 @@ def test_tune_then_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert kept.versions["spqt-ti"] == spqt_ti.__version__
     # Let skipping never pay for o, and always for the others.
     bad = shapes["o"]
-    changed = [
-        TunedShape(s.rows, s.cols, 1.0, 9.0 if s == bad else 0.0, 0.5, threads=1, panel_bands=2)
-        for s in shapes.values()
-    ]
+    changed = [TunedShape(s.rows, s.cols, 1.0, 9.0 if s == bad else 0.0, 0.5, "2", threads=1) for s in shapes.values()]
     kept.updated(changed, {}, "").save()
     loaded = spqt_ti.load(model, threads=1, sparsity=0.5)
-    assert [choice.panel_bands for choice in loaded.llama.choices.values()] == [2, 2, 2, 2]
+    assert [choice.division for choice in loaded.llama.choices.values()] == ["2"] * 4
     dense = (loaded.llama.thresholds == 0).all(axis=0)
     same = [s == bad for s in shapes.values()]
     assert dense.tolist() == same
@@ -205,18 +225,18 @@ def test_tune_a_gpu_then_decode(
     kept = Tuning.load(backend.look_up(backend_name).name)
     assert where == f"kept in {tuning_path(kept.device)}"
     (measured,) = kept.shapes
-    assert measured.split in few
-    assert row.startswith(f"| {tuned_one.rows}x{tuned_one.cols} | {measured.split} | {measured.dense:.1f} | ")
+    assert measured.division in map(str, few)
+    assert row.startswith(f"| {tuned_one.rows}x{tuned_one.cols} | {measured.division} | {measured.dense:.1f} | ")
     assert min(measured.dense, measured.sparse_time(0.5)) > 0
-    others = [TunedShape(s.rows, s.cols, 1.0, 0.0, 0.5, split=Split(4, 2)) for s in shapes.values() if s != tuned_one]
+    others = [TunedShape(s.rows, s.cols, 1.0, 0.0, 0.5, "4x2") for s in shapes.values() if s != tuned_one]
     kept.updated(others, {}, "").save()
     assert main(["info", model, "--json"]) == 0
     decode = json.loads(capsys.readouterr().out)["decode"]
-    wanted = {site: measured.split if shape == tuned_one else Split(4, 2) for site, shape in shapes.items()}
-    assert {m["site"]: Split(**m["split"]) for m in decode["matrices"]} == wanted
+    wanted = {site: measured.division if shape == tuned_one else "4x2" for site, shape in shapes.items()}
+    assert {m["site"]: m["division"] for m in decode["matrices"]} == wanted
     assert all(matrix["tuned"] for matrix in decode["matrices"])
-    llama = Llama(container, context=64)
-    assert {site: choice.split for site, choice in llama.choices.items()} == wanted
+    llama = Llama(container, context=64, tuning=Tuning.load(kept.device))
+    assert {site: choice.division for site, choice in llama.choices.items()} == wanted
     by_default = tiny_containers.llama("gqa")
     by_default.reset()
     by_default.gates.clear()

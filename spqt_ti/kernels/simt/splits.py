@@ -32,6 +32,14 @@ class Split:
     def __str__(self) -> str:
         return f"{self.groups}x{self.simdgroups}"
 
+    @classmethod
+    def parse(cls, text: str) -> Split:
+        """One of SPLITS by its text, "8x4". Raises ValueError for any other."""
+        for split in SPLITS:
+            if str(split) == text:
+                return split
+        raise ValueError(f"a split must be one of {', '.join(map(str, SPLITS))}, not {text!r:.40}")
+
 
 SPLITS = tuple(Split(groups, simdgroups) for groups in (1, 2, 4, 8, 16, 32) for simdgroups in (1, 2, 4))
 

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from spqt_ti.container import Container
-from spqt_ti.model.dispatch import Choice
-from spqt_ti.model.engine import Engine
+from spqt_ti.kernels.simt.splits import Split, default_split
+from spqt_ti.model.config import ModelConfig
+from spqt_ti.model.engine import Engine, EngineKind
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.cache import SimtCache
 from spqt_ti.model.simt.decode import SimtDecode
 from spqt_ti.model.simt.prefill import SimtPrefill
+from spqt_ti.model.simt.weights import segments_of, traffic
+from spqt_ti.model.sites import matrix_shapes
+
+_log = logging.getLogger(__name__)
 
 
-def build(container: Container, context: int, choices: Mapping[str, Choice]) -> Engine:
-    """The engine of a container for `context` positions.
-
-    Raises ContainerError for storage that GPUs do not run (see WeightLayout.plan) and BackendError when the device
-    cannot hold the model or run the kernels, both before anything is uploaded.
+def build(container: Container, context: int, divisions: Mapping[str, str | None], workers: int, exact: bool) -> Engine:
+    """See `engine.Build`. Refused is storage that is not alike in all layers, and the embedding unless it is Q8_0 rows;
+    everything before anything is uploaded. Always in f32.
     """
-    splits = {site: choice.split for site, choice in choices.items() if choice.split is not None}
+    splits = {site: Split.parse(division) for site, division in divisions.items() if division is not None}
     arrays = ModelArrays(container, context, splits)
     cache = SimtCache(arrays.cache_layout, arrays.cache)
     return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays), arrays.layout.traffic(), cache)
+
+
+def divide(config: ModelConfig, site: str, measured: str | None) -> str:
+    """See `EngineKind`: a split. The list of a site may have more segments than the one measured; where a split cannot
+    add them up, the default is taken, which is said in the log.
+    """
+    shape, segments = matrix_shapes(config)[site], segments_of(config, site).padded
+    if measured is not None:
+        split = Split.parse(measured)
+        if segments <= split.most_segments:
+            return measured
+        _log.warning(
+            "%s: the tuned split %s cannot add up a list of %d segments, so the default is taken", site, split, segments
+        )
+    return str(default_split(shape.bands, shape.cols))
+
+
+KIND = EngineKind(build, divide, "split", traffic)
