@@ -16,9 +16,11 @@ from tiny_models import CASES, random_weights, rounded, tiny_config, write_gguf,
 
 import spqt_ti
 from spqt_ti.container import Container
+from spqt_ti.convert.choices import parse_storage
 from spqt_ti.convert.quantize import check_supported, quantize
 from spqt_ti.errors import CheckpointError, ContainerError, QuantizationError
 from spqt_ti.formats import layout as layouts
+from spqt_ti.model.sites import Site
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.sources.open import open_checkpoint
 
@@ -76,6 +78,31 @@ def test_row_layout_is_ggml_s(case, tmp_path):
         cols = weights[f"{name}.weight"].shape[1]
         np.testing.assert_array_equal(values[:, :cols], container.dequantize(name))
         np.testing.assert_allclose(values[:, :cols], weights[f"{name}.weight"], atol=0.05)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("scheme", "layout"),
+    [
+        ("q6_k", "zigzag"),
+        ("q8_0", "zigzag"),
+        ("q6_k", "row"),
+        ("q4_k,down=q6_k,o=q8_0,head=q6_k", "zigzag,gate_up=row"),
+        ("q4_k,head=q4_k", "head=row"),
+    ],
+)
+def test_schemes(scheme, layout, tied, tmp_path):
+    config = tiny_config(tie_word_embeddings=tied)
+    weights = random_weights(config)
+    source = write_huggingface(tmp_path / "source", config, weights)
+    container = quantize(source, tmp_path / "model", layout=layout, scheme=scheme)
+    assert_quantised(container, weights)
+    expected = parse_storage(scheme, layout)
+    for site in Site:
+        assert container.matrix(1, site).storage == expected[site.label]
+    assert (container.embedding.storage, container.head.storage) == (expected["embedding"], expected["head"])
+    assert container.config.tie_word_embeddings == (tied and "head" not in scheme)
+    assert ("lm_head" in container.matrices) != container.config.tie_word_embeddings
 
 
 def test_bf16_shards(tmp_path):
