@@ -4,8 +4,11 @@ A kernel flags, and leaves to `formats`, what it cannot do exactly: superblocks 
 denormal (Taichi's workers flush those to zero) or that leave ggml's rounding range; and what has to be refused: NaN,
 infinity, a scale that does not fit f16. Ordinary weights are hardly ever flagged.
 
-A new scheme is a module with a PACKER, and a row in PACKERS.
+A scheme without a kernel is quantised by its own NumPy, which gives the same bytes and takes longer. A kernel is a
+module with a PACKER, and a row in PACKERS.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +35,13 @@ def quantize_matrix(
     """Stored bytes u8 `[nbytes]` of the matrix `w` f32 `[rows, cols]` in `layout` ("zigzag" or "row").
 
     Starts the CPU backend if none is up. Raises QuantizationError, which names the tensor, for another dtype or shape,
-    an unknown layout, a scheme without a quantiser, NaN, infinity, and values too large for the scheme.
+    an unknown layout, NaN, infinity, and values too large for the scheme.
     """
     try:
         layouts.check_matrix(w, layout)
-        if scheme.name not in PACKERS:
-            raise QuantizationError(f"{scheme.label} has no quantiser; there are: {', '.join(PACKERS)}")
-        return _quantize(w, layout, PACKERS[scheme.name])
+        if scheme.name in PACKERS:
+            return _quantize(w, layout, PACKERS[scheme.name])
+        return np.concatenate([layouts.quantize_matrix(part, layout, scheme) for part in _chunks(w)])
     except QuantizationError as error:
         raise QuantizationError(f"{name}: {error}") from error
 
@@ -51,11 +54,9 @@ def _quantize(w: npt.NDArray[np.float32], layout: str, packer: Packer) -> npt.ND
     if cols > CHUNK_WEIGHTS:
         raise QuantizationError(f"more than {CHUNK_WEIGHTS} columns are not supported, and there are {cols}")
     out = np.empty(layouts.nbytes(rows, cols, layout, scheme), np.uint8)
-    step = max(1, CHUNK_WEIGHTS // (cols * layouts.BAND)) * layouts.BAND
     flags = np.zeros(_superblocks(rows, cols, layout, scheme), np.uint8)
     done = blocks_done = 0
-    for first in range(0, rows, step):
-        part = np.ascontiguousarray(w[first : first + step])
+    for part in _chunks(w):
         size, blocks = (of(len(part), cols, layout, scheme) for of in (layouts.nbytes, _superblocks))
         last = layouts.band_bytes(layouts.band_rows(len(part))[-1], scheme)
         packer.launch(
@@ -71,6 +72,13 @@ def _quantize(w: npt.NDArray[np.float32], layout: str, packer: Packer) -> npt.ND
     for start_at in range(0, len(flagged), REDO_BLOCKS):
         _redo(w, out, flagged[start_at : start_at + REDO_BLOCKS], layout, scheme)
     return out
+
+
+def _chunks(w: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    """The matrix in pieces of whole bands, contiguous."""
+    step = max(1, CHUNK_WEIGHTS // (w.shape[1] * layouts.BAND)) * layouts.BAND
+    for first in range(0, len(w), step):
+        yield np.ascontiguousarray(w[first : first + step])
 
 
 def _superblocks(rows: int, cols: int, layout: str, scheme: Scheme) -> int:

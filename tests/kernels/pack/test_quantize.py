@@ -25,8 +25,14 @@ def check(w: np.ndarray, layout: str, scheme: Scheme) -> None:
     np.testing.assert_array_equal(quantize_matrix(w, layout, scheme), layouts.quantize_matrix(w, layout, scheme))
 
 
-def test_every_scheme_has_a_quantiser() -> None:
-    assert set(pack.PACKERS) == set(SCHEMES)
+@all_schemes
+@both_layouts
+def test_a_scheme_without_a_kernel_has_the_same_bytes(scheme: Scheme, layout: str, monkeypatch) -> None:
+    w = make("normal", 700, 130, np.random.default_rng(3))
+    expected = quantize_matrix(w, layout, scheme)
+    monkeypatch.setattr(pack, "PACKERS", {})
+    monkeypatch.setattr(pack, "CHUNK_WEIGHTS", 40_000)
+    np.testing.assert_array_equal(quantize_matrix(w, layout, scheme), expected)
 
 
 def test_equals_recorded_ggml() -> None:
