@@ -5,11 +5,16 @@ docs/log.md and CHANGELOG.md are history and may name what is gone.
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_containers
+
+from spqt_ti.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
 HISTORY = {"docs/log.md", "CHANGELOG.md"}
@@ -62,6 +67,30 @@ def test_named_tests_exist(document: str) -> None:
     tests = "\n".join(f"{path.name}\n{path.read_text()}" for path in (ROOT / "tests").rglob("*.py"))
     for name in re.findall(r"`(test_\w+)(?:\.py)?`", text(document)):
         assert re.search(rf"(def {name}\b|^{name}\.py)", tests, re.MULTILINE), name
+
+
+@present
+def test_commands_have_these_options(document: str) -> None:
+    """Every command line of `spqt` in a block of code is one that the parser takes."""
+    for block in re.findall(r"^```(?:sh)?\n(.*?)^```", text(document), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"(?:^|&& |time )(spqt [a-z].*)$", block, re.MULTILINE):
+            words = shlex.split(re.split(r" [|>] ", line)[0], comments=True)
+            command = words[1 : words.index("...")] if "..." in words else words[1:]
+            try:
+                build_parser().parse_args(command)
+            except (SystemExit, argparse.ArgumentError) as error:
+                pytest.fail(f"{line}: {error}")
+
+
+def test_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a tiny model, and a small matrix."""
+    first, second = re.findall(r"^```python\n(.*?)^```", text("README.md"), re.MULTILINE | re.DOTALL)
+    path = str(tiny_containers.container("gqa").path)
+    exec(first.replace('"smollm2-135m"', repr(path)).replace("504, 3575, 282", "5, 35, 28"), {})
+    assert capsys.readouterr().out
+    values: dict = {}
+    exec("import numpy as np; w, x = np.eye(40, 30, dtype=np.float32), np.ones(30, np.float32)\n" + second, values)
+    assert values["y"].shape == (40,)
 
 
 def test_glossary() -> None:
