@@ -2,8 +2,8 @@
 columns after it (Frantar et al., arXiv 2210.17323).
 
 Zigzag is the natural layout for it: a superblock holds 256 outputs of one input, so every column gets scales of its
-own, chosen when its target is final. No group crosses columns, their order is free and need not be stored, and file format
-and kernels stay as they are.
+own, chosen when its target is final. No group crosses columns, their order is free and need not be stored, and file
+format and kernels stay as they are.
 
 With H = sum x x^T over a text, the loss of dW is tr(dW H dW^T). Damped, reordered and factored as R R^T (R upper
 triangular) it is the sum over columns j of |R_jj d_j + sum_{i<j} R_ij d_i|^2. So column j's target is

@@ -22,9 +22,9 @@ from spqt_ti.container import (
 )
 from spqt_ti.container.matrices import EMBEDDING, HEAD, untied_where_unlike
 from spqt_ti.convert.choices import parse_storage
+from spqt_ti.convert.gptq_model import MatrixQuantizer, round_to_nearest
 from spqt_ti.convert.identity import files_of
 from spqt_ti.errors import CheckpointError, QuantizationError
-from spqt_ti.kernels.pack.quantize import quantize_matrix
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.progress import progress as show_progress
 from spqt_ti.sources import registry
@@ -72,12 +72,14 @@ def quantize_checkpoint(
     label: str,
     *,
     transformations: Iterable[Mapping[str, Any]] = (),
+    quantizer: MatrixQuantizer = round_to_nearest,
     progress: bool = True,
     overwrite: bool = False,
 ) -> Container:
     """As `quantize`, for an opened source, with scheme and layout by class or by matrix (see `plan_matrices`).
 
-    `label` is what the container says it was made from, `transformations` what was done to the weights before.
+    `label` is what the container says it was made from, `transformations` what was done to the weights, and
+    `quantizer` what makes a matrix's bytes.
     """
     check_supported(checkpoint.config)
     config = untied_where_unlike(checkpoint.config, storage)
@@ -94,7 +96,7 @@ def quantize_checkpoint(
     total = sum(int(np.prod(shape)) for shape in config.tensor_shapes().values())
     bar = show_progress(quiet=not progress, total=total, unit=" weights", unit_scale=True, desc="quantise")
     with bar, writer:
-        _write(_Source(checkpoint, bar), writer)
+        _write(_Source(checkpoint, bar), writer, quantizer)
     return Container.open(writer.destination, verify=False)
 
 
@@ -140,23 +142,25 @@ class _Source:
         return stacked
 
 
-def _write(source: _Source, writer: ContainerWriter) -> None:
+def _write(source: _Source, writer: ContainerWriter, quantizer: MatrixQuantizer) -> None:
     """Embedding and head, small tensors, then the blocks one after the other: a shard is written when it is whole."""
     matrices = dict(writer.matrices)
     for name in (EMBEDDING, HEAD):
         if name in matrices:
-            _write_matrix(source, writer, matrices.pop(name))
+            _write_matrix(source, writer, quantizer, matrices.pop(name))
     for name in sorted(source.names.intersection(writer.missing)):
         writer.add(name, source.read(name))
     for matrix in matrices.values():
         if f"{matrix.name}.bias" in writer.missing:
             biases = [source.read(f"{name}.bias") for name in matrix.projections()]
             writer.add(f"{matrix.name}.bias", np.concatenate(biases))
-        _write_matrix(source, writer, matrix)
+        _write_matrix(source, writer, quantizer, matrix)
 
 
-def _write_matrix(source: _Source, writer: ContainerWriter, matrix: MatrixInfo) -> None:
-    writer.add_matrix(matrix, quantize_matrix(source.stack(matrix), matrix.layout, matrix.scheme, matrix.name))
+def _write_matrix(
+    source: _Source, writer: ContainerWriter, quantizer: MatrixQuantizer, matrix: MatrixInfo
+) -> None:  # fmt: skip
+    writer.add_matrix(matrix, quantizer(matrix, source.stack(matrix)))
 
 
 def _label(source: str | Path) -> str:

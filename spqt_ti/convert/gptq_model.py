@@ -1,0 +1,114 @@
+"""GPTQ of a whole model: the source runs over calibration windows layer by layer, and each site's inputs give the H
+that its matrix is quantised with.
+
+The source's own inputs count, so one pass serves all layers, and a layer's H is freed before the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spqt_ti.container.matrices import MatrixInfo, matrix_name
+from spqt_ti.convert.gptq import factored, quantize_columns
+from spqt_ti.errors import QuantizationError
+from spqt_ti.kernels.pack.quantize import quantize_matrix
+from spqt_ti.model.reference import Layer, unmasked
+from spqt_ti.model.sites import SITES, Site
+from spqt_ti.sources.checkpoint import Checkpoint
+
+__all__ = ["DAMPING", "GptqQuantizer", "MatrixQuantizer", "round_to_nearest"]
+
+DAMPING = 0.02  # of the mean diagonal of H; .01 to .1 make no difference on SmolLM2
+
+F32Array = npt.NDArray[np.float32]
+F64Array = npt.NDArray[np.float64]
+U8Array = npt.NDArray[np.uint8]
+
+# (matrix, its weights f32 [rows, cols]) -> stored bytes u8 [nbytes]; called in the order of a forward pass.
+MatrixQuantizer = Callable[[MatrixInfo, F32Array], U8Array]
+
+_BATCH_TOKENS = 2048  # that go through a layer at once: bounds what attention and the FFN need
+
+
+def round_to_nearest(matrix: MatrixInfo, w: F32Array) -> U8Array:
+    """ggml's quantiser, a superblock at a time, whatever the inputs are."""
+    return quantize_matrix(w, matrix.layout, matrix.scheme, matrix.name)
+
+
+@dataclass
+class _Walk:
+    """Where the calibration windows are: their states before layer `layer`, f32 [windows, tokens, hidden]."""
+
+    layer: int
+    states: F32Array
+
+
+class GptqQuantizer:
+    """Quantises the matrices of a source's blocks by GPTQ, embedding and head to the nearest.
+
+    `windows`: calibration tokens, all of the same length, each from position 0. Every token counts, the first of a
+    window too: what attention makes of it is unlike all others, and without it the result is worse than rounding.
+
+    Raises QuantizationError for windows of different lengths or none, and for a matrix in row layout.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, windows: Sequence[Sequence[int]], damping: float = DAMPING) -> None:
+        if not windows or len({len(window) for window in windows}) != 1 or not len(windows[0]):
+            raise QuantizationError("GPTQ calibrates on one or more windows of tokens of the same length")
+        self._checkpoint, self._config, self._damping = checkpoint, checkpoint.config, damping
+        self._tokens = np.asarray(windows)
+        self._walk: _Walk | None = None
+        self._hessians: dict[Site, F64Array] = {}
+        layers = range(self._config.num_hidden_layers)
+        self._places = {matrix_name(layer, site): (layer, site) for layer in layers for site in Site}
+
+    def record(self) -> dict[str, Any]:
+        """What a container says of it (see `Manifest.transformations`)."""
+        return {
+            "kind": "gptq", "tokens": int(self._tokens.size), "window": int(self._tokens.shape[1]),
+            "damping": self._damping, "order": "diagonal",
+        }  # fmt: skip
+
+    def __call__(self, matrix: MatrixInfo, w: F32Array) -> U8Array:
+        """Stored bytes u8 [nbytes] of a matrix; those of a layer come in the order of SITES, layers ascending."""
+        if matrix.name not in self._places:
+            return round_to_nearest(matrix, w)
+        if matrix.layout != "zigzag":
+            raise QuantizationError(f"{matrix.name}: GPTQ quantises the zigzag layout, not {matrix.layout}")
+        layer, site = self._places[matrix.name]
+        if site is Site.QKV:
+            self._enter(layer)
+
+        def quantize(column: F32Array) -> U8Array:
+            return quantize_matrix(column, "zigzag", matrix.scheme, matrix.name)
+
+        return quantize_columns(w, factored(self._hessians.pop(site), self._damping), matrix.scheme, quantize)
+
+    def _enter(self, layer: int) -> None:
+        """Run the windows through a layer: H of its four sites, and the states for the next."""
+        if self._walk is None:
+            embedding = self._checkpoint.read("model.embed_tokens.weight")
+            self._walk = _Walk(0, embedding[self._tokens])
+        if layer != self._walk.layer:
+            raise QuantizationError(f"GPTQ takes the layers in order: {self._walk.layer} and not {layer}")
+        block = self._read(layer)
+        states, tokens = self._walk.states, self._tokens.size
+        step = max(1, _BATCH_TOKENS // states.shape[1])
+        for start in range(0, len(states), step):
+            trace = block.run(states[start : start + step], unmasked)
+            for site, label in zip(Site, SITES, strict=True):
+                x = trace.inputs[label].reshape(-1, trace.inputs[label].shape[-1])
+                h = (x.T @ x).astype(np.float64) / tokens
+                self._hessians[site] = self._hessians[site] + h if start else h
+            states[start : start + step] = trace.output
+        self._walk.layer += 1
+
+    def _read(self, layer: int) -> Layer:
+        prefix = f"model.layers.{layer}."
+        names = [name for name in self._checkpoint.names() if name.startswith(prefix)]
+        return Layer.of(self._config, layer, {name: self._checkpoint.read(name) for name in names})
