@@ -38,13 +38,15 @@ def paragraph_hashes(text: str) -> list[str]:
     return sorted({hashlib.sha256(p.encode()).hexdigest()[:12] for p in paragraphs if len(p) >= SHORTEST})
 
 
-def check_disjoint(text: str, calibration: Mapping[str, Any]) -> None:
-    """Raise PolicyError if `text` is what a policy was calibrated on, or shares a paragraph with it."""
+def check_disjoint(text: str, calibration: Mapping[str, Any], use: str = "the policy was calibrated on") -> None:
+    """Raise PolicyError if `text` is what `calibration` says something was made with, or shares a paragraph with it;
+    `use` says what.
+    """
     same = calibration.get("text_sha256") == hashlib.sha256(text.encode()).hexdigest()
     paragraphs = calibration.get("paragraphs", [])
     if not isinstance(paragraphs, list | tuple) or not all(isinstance(p, str) for p in paragraphs):
-        raise PolicyError("the policy's calibration.paragraphs is no list of hashes, so overlaps cannot be seen")
+        raise PolicyError("calibration paragraphs are no list of hashes, so overlaps cannot be seen")
     shared = set(paragraphs) & set(paragraph_hashes(text))
     if same or shared:
         what = "is the text" if same else f"shares {len(shared)} paragraphs with the text"
-        raise PolicyError(f"the evaluation text {what} that the policy was calibrated on; take another one")
+        raise PolicyError(f"the evaluation text {what} that {use}; take another one")

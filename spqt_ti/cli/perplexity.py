@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     text = read_text(arguments.text)
     policies = [SparsityPolicy.load(path) for path in arguments.policy]
     model = load(arguments.model, threads=arguments.threads, context=arguments.context)
+    for transformation in model.container.transformations:
+        check_disjoint(text, transformation, "the model was quantised with")
     for path, policy in zip(arguments.policy, policies, strict=True):
         try:
             policy.check(model.container.fingerprint, model.llama.config.num_hidden_layers)

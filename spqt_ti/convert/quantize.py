@@ -31,7 +31,7 @@ from spqt_ti.sources import registry
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.sources.open import open_checkpoint
 
-__all__ = ["check_supported", "quantize", "quantize_checkpoint"]
+__all__ = ["check_supported", "label_of", "open_source", "quantize", "quantize_checkpoint"]
 
 F32Array = npt.NDArray[np.float32]
 
@@ -57,12 +57,17 @@ def quantize(
     """
     storage = parse_storage(scheme, layout)
     check_destination(destination, overwrite)
+    return quantize_checkpoint(
+        open_source(source, progress), destination, storage, label_of(source), progress=progress, overwrite=overwrite
+    )
+
+
+def open_source(source: str | Path, progress: bool = True) -> Checkpoint:
+    """The source model at a path, of a known name or a hub id. CheckpointError where it is quantised already."""
     path = registry.resolve(source, progress)
     if (path / MANIFEST).is_file():
         raise CheckpointError(f"{path}: this model is already quantised; give the model it was made from")
-    return quantize_checkpoint(
-        open_checkpoint(path), destination, storage, _label(source), progress=progress, overwrite=overwrite
-    )
+    return open_checkpoint(path)
 
 
 def quantize_checkpoint(
@@ -163,7 +168,7 @@ def _write_matrix(
     writer.add_matrix(matrix, quantizer(matrix, source.stack(matrix)))
 
 
-def _label(source: str | Path) -> str:
+def label_of(source: str | Path) -> str:
     """What the container says it was made from: a name, or the end of a path (whose folders are nobody's business)."""
     path = Path(source).expanduser()
     return path.resolve().name if path.exists() else str(source)
