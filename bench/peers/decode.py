@@ -34,8 +34,8 @@ PROMPT = "The history of the city begins with a small settlement on the bank of 
 
 
 def serve_spqt(model: str, threads: int, tokens: int) -> None:
-    """Answer each line of stdin: "decode SPARSITY" and "prefill N" with tokens per second of one run, "score SPARSITY
-    TEXT CONTEXT WINDOWS IDS" with perplexity and its error.
+    """Answer each line of stdin: "decode SPARSITY" and "prefill N" with tokens per second of one run, and
+    "score SPARSITY,... TEXT CONTEXT WINDOWS IDS" with perplexity and its error for each sparsity.
     """
     from spqt_ti import load
     from spqt_ti.benchmark.decode import decode_once
@@ -55,17 +55,18 @@ def serve_spqt(model: str, threads: int, tokens: int) -> None:
             loaded.llama.prefill((prompt * (count // len(prompt) + 1))[:count])
             print(count / (time.perf_counter() - begin), flush=True)
             continue
-        sparsity = float(values[0])
-        policy = calibration.policy(sparsity) if sparsity else None
+        policies = [calibration.policy(float(s)) if float(s) else None for s in values[0].split(",")]
         if test == "score":
-            print(*score_spqt(loaded, policy, *values[1:]), flush=True)
+            print(*score_spqt(loaded, policies, *values[1:]), flush=True)
             continue
-        loaded.apply(policy)
+        loaded.apply(policies[0])
         print(decode_once(loaded, prompt, tokens)[0], flush=True)
 
 
-def score_spqt(loaded, policy, text: str, context: str, most: str, ids: str) -> tuple[float, float]:
-    """Perplexity and its error on the peer's windows: `ids` is the file of its token ids, which must be ours."""
+def score_spqt(loaded, policies, text: str, context: str, most: str, ids: str) -> list[float]:
+    """Perplexity and its error, of each policy, on the peer's windows: `ids` is the file of its token ids, which must
+    be ours.
+    """
     from spqt_ti.evaluation.perplexity import evaluate, windows
     from spqt_ti.texts import read_text
 
@@ -73,8 +74,8 @@ def score_spqt(loaded, policy, text: str, context: str, most: str, ids: str) -> 
     if tokens != np.load(ids.strip()).tolist():
         sys.exit("the two tokenizers disagree on this text, so there is nothing to compare")
     parts = windows(tokens, int(context), int(most), loaded.tokenizer.bos)
-    (score,) = evaluate(loaded.llama, parts, [policy])
-    return perplexity(np.array(score.nll))
+    scores = evaluate(loaded.llama, parts, policies)
+    return [number for score in scores for number in perplexity(np.array(score.nll))]
 
 
 # Runs where llama-cpp-python is, which need not be where spqt_ti is.
@@ -185,9 +186,11 @@ def score(
         tokens, nll = peer_scores(arguments, path, folder)
         rows[scheme].perplexity, rows[scheme].perplexity_se = perplexity(nll)
         np.save(ids, np.array(tokens))
-    for level, row in levels.items():
-        question = ["score", level, str(Path(arguments.text).resolve()), arguments.context, arguments.windows, ids]
-        row.perplexity, row.perplexity_se = ask(ours, "\t".join(map(str, question)))
+    text = Path(arguments.text).resolve()
+    question = ["score", ",".join(levels), text, arguments.context, arguments.windows, ids]
+    numbers = ask(ours, "\t".join(map(str, question)))
+    for row, found, error in zip(levels.values(), numbers[::2], numbers[1::2], strict=True):
+        row.perplexity, row.perplexity_se = found, error
 
 
 def _weights(level: float) -> str:

@@ -12,6 +12,7 @@ is generated is really decoded, after a dense prefill of the prompt.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise BackendError(f"lm_eval cannot be imported ({error}): pip install 'spqt-ti[lm-eval]'") from error
+    message = f"lm_eval cannot be imported ({error}): pip install 'spqt-ti[lm-eval]'"
+    if __name__ == "__main__":
+        sys.exit(f"error: {message}")
+    raise BackendError(message) from error
 
 
 @register_model("spqt")
