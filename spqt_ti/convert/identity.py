@@ -16,7 +16,7 @@ from typing import Any
 from spqt_ti import bounded_json
 from spqt_ti.atomic import written_whole
 from spqt_ti.bounded_json import JsonError
-from spqt_ti.cache import cache_dir
+from spqt_ti.cache import cache_dir, private_folder
 from spqt_ti.container.manifest import Files
 from spqt_ti.container.reader import sha256_of
 from spqt_ti.errors import CheckpointError
@@ -24,12 +24,13 @@ from spqt_ti.sources.open import model_files
 
 __all__ = ["cached_copy", "files_of"]
 
+_FOLDER = "sources"
 REMEMBERED = 64 << 20  # bytes of a source from which on hashing it again would be felt
 
 
 def files_of(source: Path) -> Files:
     """Name -> bytes and SHA-256 of the files that make a source model. CheckpointError where one cannot be read."""
-    memory = cache_dir() / "sources" / f"{hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:16]}.json"
+    memory = cache_dir() / _FOLDER / f"{hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:16]}.json"
     known, states, sums = _load(memory), {}, {}
     try:
         for file in model_files(source):
@@ -66,6 +67,6 @@ def _load(memory: Path) -> dict[str, Any]:
 
 def _save(memory: Path, found: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(_FOLDER)  # what is believed later is the user's alone to write
         with written_whole(memory) as temporary:
             temporary.write_text(json.dumps(found), encoding="utf-8")
