@@ -165,7 +165,10 @@ def _drop_harmless(tensors: dict[str, StoredTensor], config: ModelConfig) -> Mod
         if name.endswith("rotary_emb.inv_freq"):
             del tensors[name]
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
-    if head is None or embedding is None or not config.tie_word_embeddings:
+    if head is None or not config.tie_word_embeddings:
+        return config
+    if embedding is None:  # the copy that was saved is the head
+        tensors["model.embed_tokens.weight"] = tensors.pop("lm_head.weight")
         return config
     readable = head.shape == embedding.shape and not head.problem and not embedding.problem
     # Tied models are small: two embeddings in memory are what quantising them takes as well.

@@ -132,6 +132,19 @@ def test_a_head_of_its_own_is_used_whatever_the_flag_says(tmp_path):
     np.testing.assert_array_equal(theirs.detach().numpy(), weights["lm_head.weight"])
 
 
+def test_a_tied_embedding_saved_as_the_head(tmp_path):
+    """As transformers 5 loads it."""
+    config = tiny_config(tie_word_embeddings=True)
+    weights = random_weights(config)
+    stored = {name.replace("model.embed_tokens", "lm_head"): values for name, values in weights.items()}
+    directory = write_huggingface(tmp_path, config, stored)
+    assert_same(open_checkpoint(directory), weights)
+    torch = pytest.importorskip("torch", reason="extra oracle")
+    transformers = pytest.importorskip("transformers", minversion="5.0", reason="extra oracle")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).model.embed_tokens.weight
+    np.testing.assert_array_equal(theirs.detach().numpy(), weights["model.embed_tokens.weight"])
+
+
 @pytest.mark.parametrize("ending", ["qweight", "weight.absmax", "weight_packed"])
 def test_quantised_weights_of_a_silent_config(ending, tmp_path):
     name = f"model.layers.0.self_attn.q_proj.{ending}"
