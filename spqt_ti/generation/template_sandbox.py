@@ -19,13 +19,14 @@ import jinja2.nodes
 import jinja2.sandbox
 from jinja2.compiler import CodeGenerator, Frame
 
-_MOST_STEPS = 400_000  # a conversation of 1000 messages takes about 20 000
+_MOST_STEPS = 200_000  # a conversation of 1000 messages takes about 20 000
 _MOST_TEXT = 4_000_000  # characters written, besides 8 times those of the conversation
 _MOST_VALUE = 4_000_000  # characters of a string, and characters and entries of a list with all that is in it
 _LARGEST_ARGUMENT = 10_000  # whole numbers given to filters and methods: widths, counts
 _MOST_BITS = 4096
 _LONG_NUMBER = re.compile(r"\d{5}|\*")
-_CHARACTERS_PER_STEP = 1024
+_CHARACTERS_PER_STEP = 256
+_ENTRY = 32  # characters that an entry of a list counts as: looking at it takes as long
 
 
 class TemplateLimitError(jinja2.TemplateRuntimeError):
@@ -293,13 +294,13 @@ def _number_or_size(value: Any) -> int:
 
 
 def _weight(value: Any, most: int) -> int:
-    """Characters and entries of a value with all that is in it, each as often as it is there; stops counting at
-    `most`.
+    """Characters of a value with all that is in it, each as often as it is there, and _ENTRY for each entry; stops
+    counting at `most`.
     """
     waiting, weight = [value], 0
     while waiting and weight < most:
         part = waiting.pop()
-        weight += _size(part)
+        weight += _size(part) * (_ENTRY if isinstance(part, list | tuple | set | Mapping) else 1)
         if isinstance(part, Mapping):
             waiting += [*part.keys(), *part.values()]
         elif isinstance(part, list | tuple | set):

@@ -19,7 +19,7 @@ from spqt_ti.errors import CheckpointError, GenerationError
 from spqt_ti.generation.chat import ChatTemplate
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.sources.token_roles import ends_of, names_of
-from spqt_ti.sources.tokenizers_library import library_errors
+from spqt_ti.sources.tokenizers_library import check_bounds, library_errors
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"  # SentencePiece's visible space
@@ -32,6 +32,7 @@ class Tokenizer:
         """From the content of a `tokenizer.json`; CheckpointError when it is damaged or of another family's kind."""
         with library_errors(CheckpointError, "the tokenizer cannot be read"):
             fields = parse_object(tokenizer_json)
+            check_bounds(fields)
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
             self._tokenizer.no_truncation()  # a saved training setting must not cut prompts
             self._tokenizer.no_padding()

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from spqt_ti.bounded_json import JsonError, parse_object, read_bytes
 from spqt_ti.errors import CheckpointError
 from spqt_ti.sources.token_roles import with_roles
-from spqt_ti.sources.tokenizers_library import library_errors
+from spqt_ti.sources.tokenizers_library import check_bounds, library_errors
 
 FILES = (
     "tokenizer.json",
@@ -66,6 +66,7 @@ def read_tokenizer(directory: Path) -> tuple[str, str | None]:
     try:
         text = read_text(path, "transformers' AutoTokenizer can save one: save_pretrained")
         fields = parse_object(text)
+        check_bounds(fields)
         known = fields.get("added_tokens") or []
         if not isinstance(known, list) or not all(isinstance(entry, dict) for entry in known):
             raise CheckpointError("added_tokens is no list of objects")

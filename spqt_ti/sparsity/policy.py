@@ -102,10 +102,10 @@ class SparsityPolicy:
             return cls(
                 _typed(fields["method"], "method", str),
                 _level(fields["sparsity"]),
-                np.array(fields["thresholds"], np.float32),
+                _f32(fields["thresholds"]),
                 _typed(fields["model"], "model", str),
                 _typed(fields["calibration"], "calibration", dict),
-                {_place(name): np.array(c, np.float32) for name, c in weights.items()},
+                {_place(name): _f32(c) for name, c in weights.items()},
             )
         except KeyError as error:
             raise PolicyError(f"not a sparsity policy: {error} is missing") from error
@@ -148,6 +148,11 @@ def _typed(value: Any, name: str, wanted: type[Typed]) -> Typed:
     if not isinstance(value, wanted):
         raise ValueError(f"{name} is {value!r:.80}, expected {'text' if wanted is str else 'an object'}")
     return value
+
+
+def _f32(values: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # becomes infinity, which is refused
+        return np.array(values, np.float32)
 
 
 def _level(value: Any) -> float:

@@ -438,3 +438,36 @@ def test_end_of_turn():
     assert declared_ends({}) == ()
     # llama.cpp knows some by their text, whatever their type.
     assert end_ids(metadata) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        # The library counts from 0 to the largest id when it saves: 8 GB and 17 s.
+        (lambda f: f["model"]["vocab"].update({"x y": 2**31}), "the id 2147483648"),
+        (lambda f: f["added_tokens"][0].update({"id": 2**31}), "the id 2147483648"),
+        (
+            lambda f: f.update(
+                normalizer={
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+                }
+            ),
+            "times longer",
+        ),
+    ],
+)
+def test_a_tokenizer_that_takes_any_amount_of_memory(change, words):
+    fields = json.loads(tiny_tokenizer_json())
+    change(fields)
+    with pytest.raises(CheckpointError, match=words):
+        Tokenizer(json.dumps(fields), tiny_config())
+
+
+def test_a_panic_of_the_library_is_an_error():
+    """Its regex engine gives up, and PyO3 raises what is no Exception."""
+    fields = json.loads(tiny_tokenizer_json())
+    split = {"type": "Split", "pattern": {"Regex": "(a|a)+$"}, "behavior": "Isolated", "invert": False}
+    fields["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, fields["pre_tokenizer"]]}
+    with pytest.raises((CheckpointError, GenerationError)):
+        Tokenizer(json.dumps(fields), tiny_config()).encode("a" * 60 + "b")

@@ -65,7 +65,8 @@ class Calibration:
             fields = read_object(path)
             if fields["format"] != FORMAT:
                 raise ValueError(f"format {fields['format']!r}")
-            quantiles = np.array(fields["quantiles"], np.float32)
+            with np.errstate(over="ignore"):  # becomes infinity, which is refused
+                quantiles = np.array(fields["quantiles"], np.float32)
             if quantiles.ndim != 3 or quantiles.shape[2] != len(LEVELS):
                 raise ValueError(f"quantiles of shape {list(quantiles.shape)}")
             if not (np.isfinite(quantiles).all() and (quantiles >= 0).all()):
