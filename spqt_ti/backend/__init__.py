@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from spqt_ti.backend import devices, guard
+from spqt_ti.backend import devices, guard, kernel_cache
 from spqt_ti.backend.capabilities import WORKERS, Capabilities, of_device
 from spqt_ti.backend.guard import check_process
 from spqt_ti.backend.taichi_import import PACKAGE, ti
@@ -193,6 +193,8 @@ def _start_gpu(found: Runtime, profiler: bool) -> Runtime:
 def _init(arch: Any, **options: Any) -> Any:
     """ti.init with what all backends share; returns the arch that came up."""
     compiled = _compiled_kernels()
+    if compiled is not None:
+        kernel_cache.claim(compiled)
     # ti.init prints a banner that has no switch, and leaves this thread flushing denormals to zero.
     with contextlib.redirect_stdout(io.StringIO()), gradual_underflow():
         ti.init(
