@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +15,16 @@ from spqt_ti.tables import Table, csv_text, print_table
 
 
 def print_json(content: Any) -> None:
-    """JSON on stdout."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    """JSON on stdout; a number that is not finite, for which JSON has no word, is null."""
+    print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def print_rows(arguments: argparse.Namespace, rows: Sequence[Any], table: Table, *notes: str) -> None:

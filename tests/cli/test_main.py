@@ -20,6 +20,7 @@ from tiny_models import random_weights, tiny_config, write_gguf, write_huggingfa
 import spqt_ti
 from spqt_ti import api
 from spqt_ti.cli import main as cli
+from spqt_ti.cli.output import print_json
 from spqt_ti.container import writer as writer_module
 from spqt_ti.errors import SpqtError
 from spqt_ti.sources.checkpoint import Checkpoint
@@ -312,6 +313,11 @@ def test_signals_in_another_process(number, code, said, source, tmp_path):
     assert (process.returncode, errors) == (code, said)
     assert tree(tmp_path) == before
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_json_has_null_for_what_is_no_number(capsys):
+    print_json({"a": [1.5, float("nan")], "b": {"c": (float("inf"), -float("inf"), None, "NaN", True)}})
+    assert json.loads(capsys.readouterr().out) == {"a": [1.5, None], "b": {"c": [None, None, None, "NaN", True]}}
 
 
 # Output ---------------------------------------------------------------------------------------------------------------
