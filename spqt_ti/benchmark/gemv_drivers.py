@@ -12,7 +12,7 @@ import numpy as np
 from spqt_ti.backend import address, host_view, ndarray, start, ti
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
-from spqt_ti.kernels.cpu import row_gemv, zigzag
+from spqt_ti.kernels.cpu import row_gemv, row_layout, zigzag
 from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
 from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS, WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.collect import make_collect
@@ -97,11 +97,11 @@ class Rows:
         self.rows, self.cols, self.threads = rows, cols, threads
         data, self.copies, self.turns = stored_bytes(rows, cols, "row", warm)
         self.nbytes, self.blocks = data.size, -(-cols // 256)
-        quants, headers = row_gemv.split(data, rows, cols)
+        quants, headers = row_layout.split(data, rows, cols, q4_k_decoder.DECODER)
         self.weights = upload(quants, u32x16, self.copies), upload(headers, u32x4, self.copies)
         self.vectors = (
-            upload(normal_x(cols, self.blocks * row_gemv.X_VECTORS), f32x16),
-            ndarray(f32x16, (threads * self.blocks * row_gemv.ROW_VECTORS,)),
+            upload(normal_x(cols, self.blocks * row_layout.X_VECTORS), f32x16),
+            ndarray(f32x16, (threads * self.blocks * row_layout.ROW_VECTORS,)),
             ndarray(f32x16, (vectors_for(rows),)),
         )
         self.arrivals = ndarray(ti.i32, (1,))
@@ -176,11 +176,14 @@ def make_row_launch(workers: int, skips: bool):
         for worker in range(workers):
             for turn in range(turns):
                 first = turn % copies * rows * blocks
+                first_quants = 2 * first
                 matrix = ti.static(
-                    row_gemv.RowMatrix(quants, headers, quants_address, headers_address, first, rows, blocks)
+                    row_layout.RowMatrix(
+                        quants, first_quants, headers, first, quants_address, headers_address, rows, blocks
+                    )
                 )
-                inputs = ti.static(row_gemv.RowInputs(x, 0, threshold))
-                gemv(matrix, inputs, scratch, worker * blocks * row_gemv.ROW_VECTORS, y, 0, worker)
+                inputs = ti.static(row_layout.RowInputs(x, 0, threshold))
+                gemv(matrix, inputs, scratch, worker * blocks * row_layout.ROW_VECTORS, y, 0, worker)
                 wait_for_all(arrivals, 0, (turn + 1) * workers)
 
     return launch

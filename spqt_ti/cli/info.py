@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spqt_ti.model.config import ModelConfig
     from spqt_ti.sources.checkpoint import Checkpoint
 
+_ROW_LAYOUT = "row layout: every input is read, and those to be skipped count as zero"
 _SIZES = (
     "num_hidden_layers",
     "hidden_size",
@@ -67,8 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         report = describe_container(container)
         if source is not None:
             report["copy_of"] = str(source)
-        if all(matrix.layout == "zigzag" for matrix in container.block_matrices()):
-            report |= describe_decoding(container, arguments.sparsity, arguments.backend, arguments.threads)
+        report |= describe_decoding(container, arguments.sparsity, arguments.backend, arguments.threads)
     else:
         assert source is not None
         report = describe_source(open_checkpoint(source))
@@ -105,7 +105,7 @@ def describe_container(container: Container) -> dict[str, Any]:
 def describe_decoding(
     container: Container, sparsity: float, backend: str | None, threads: int | None
 ) -> dict[str, Any]:  # fmt: skip
-    """How a zigzag model decodes on a backend (see `backend.requested`), on the CPU with so many threads, ready for
+    """How a model decodes on a backend (see `backend.requested`), on the CPU with so many threads, ready for
     JSON. `dense_bytes_per_token`: bytes of weights that a token reads when no input is skipped, padding included;
     `decode`: how each matrix runs at this level, and why. Raises BackendError where the backend is not there.
     """
@@ -114,7 +114,7 @@ def describe_decoding(
     from spqt_ti.backend import look_up
     from spqt_ti.model.dispatch import choose
     from spqt_ti.model.engines import engine_for
-    from spqt_ti.model.sites import inputs_per_site
+    from spqt_ti.model.sites import Site, inputs_per_site
     from spqt_ti.model.tuning import Tuning
 
     runtime, config = look_up(backend), container.config
@@ -122,6 +122,8 @@ def describe_decoding(
     choices = choose(config, Tuning.load(runtime.name), workers, kind)
     traffic = kind.traffic(config, container.matrices)
     every_input = np.tile(inputs_per_site(config), (config.num_hidden_layers, 1))
+    # A layer's matrices may be stored in several ways; the first layer speaks for all, as in the list of matrices.
+    in_rows = {site.label for site in Site if container.matrix(0, site).layout == "row"}
     decode = {
         "sparsity": sparsity,
         "backend": runtime.backend,
@@ -129,8 +131,10 @@ def describe_decoding(
         "threads": workers,
         "division": kind.division_title,
         "matrices": [
-            {**dataclasses.asdict(c), "sparse": c.runs_sparse(sparsity), "reason": c.reason(sparsity)}
-            for c in choices.values()
+            {**dataclasses.asdict(c), "sparse": False, "reason": _ROW_LAYOUT}
+            if label in in_rows
+            else {**dataclasses.asdict(c), "sparse": c.runs_sparse(sparsity), "reason": c.reason(sparsity)}
+            for label, c in choices.items()
         ],
     }
     return {"dense_bytes_per_token": traffic.bytes_per_token(every_input), "decode": decode}

@@ -16,8 +16,7 @@ import numpy as np
 from spqt_ti import backend, checks
 from spqt_ti.backend import ti
 from spqt_ti.container import Container
-from spqt_ti.container.matrices import DEFAULT_STORAGE
-from spqt_ti.errors import BackendError, ContainerError, GenerationError
+from spqt_ti.errors import BackendError, GenerationError
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.dispatch import choose
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer, Tokens
@@ -57,8 +56,6 @@ class Llama:
         if threads is not None:
             threads = checks.whole_number("threads", threads, error=BackendError)
         runtime = backend.start(backend_name, threads)
-        if not runtime.capabilities.groups:
-            _check_storage(container)
         config = container.config
         self.config: ModelConfig = config
         self.backend, self.device = runtime.backend, runtime.device
@@ -297,14 +294,3 @@ def too_long(tokens: int, context: int, most: int) -> str:
     """What is said of more tokens than the context holds; `most`: positions that the model has been trained for."""
     more = f"ask for a longer one with context= (--context), up to this model's {most}"
     return f"{tokens} tokens do not fit the context of {context}; {more if context < most else 'the model has no more'}"
-
-
-def _check_storage(container: Container) -> None:
-    """ContainerError for schemes and layouts that the CPU's engine does not run."""
-    for kind, storage in container.storage().items():
-        wanted = str(DEFAULT_STORAGE[kind])
-        if storage != wanted:
-            raise ContainerError(
-                f"{container.path}: {kind} is stored as {storage}, which cannot be decoded, only {wanted}; quantise "
-                "without --scheme and --layout (other ones are for comparing bytes and accuracy)"
-            )

@@ -122,19 +122,12 @@ def block_columns(count, dense):
     return ti.select(count < 1024 or dense, shorter, BLOCK_COLUMNS)
 
 
-def make_gemv(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER):
-    """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
-    every matrix of the decoder's scheme. `exact`: in f32 on every CPU (see block_sums).
-
-    Arguments: a Matrix; its Inputs, of which the worker takes a share; Sums, the first vectors of the partial sums and
-    of the worker's SCRATCH_VECTORS; the address of the worker's workspace (see block_sums); the worker. Worker w writes
-    the whole bands of partial sums (16 vectors each) that start at vector `sums + w * bands * 16`.
-    """
+def _make_full_bands(exact: bool, decoder: Decoder):
+    """Build the ti.func that computes the rows of the full bands for a part of the active list."""
     plan, fetch, fetch_tail = make_stream(decoder.planes)
     add_block, write_rows = make_add_block(fetch, exact, decoder)
     quant_vectors, header_vectors = decoder.planes.quant_vectors, decoder.planes.header_vectors
-    tail_band = decoder.make_tail_band(exact) if decoder.make_tail_band is not None else None
-    has_tail = tail_band is not None  # asked in an `if` of its own: Taichi compiles both sides of `and`
+    has_tail = decoder.make_tail_band is not None  # asked in an `if` of its own: Taichi compiles both sides of `and`
 
     @ti.func
     def full_bands_of(m: ti.template(), inputs: ti.template(), first, last, sums: ti.template(), out, workspace):
@@ -188,6 +181,21 @@ def make_gemv(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER
                 write_rows(sums.a, band_sums, band % GROUP_BANDS, out + (start + band) * 16)
             start += height
 
+    return full_bands_of
+
+
+def make_gemv(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER):
+    """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
+    every matrix of the decoder's scheme. `exact`: in f32 on every CPU (see block_sums).
+
+    Arguments: a Matrix; its Inputs, of which the worker takes a share; Sums, the first vectors of the partial sums and
+    of the worker's SCRATCH_VECTORS; the address of the worker's workspace (see block_sums); the worker. Worker w writes
+    the whole bands of partial sums (16 vectors each) that start at vector `sums + w * bands * 16`.
+    """
+    full_bands_of = _make_full_bands(exact, decoder)
+    tail_band = decoder.make_tail_band(exact) if decoder.make_tail_band is not None else None
+    has_tail = tail_band is not None
+
     @ti.func
     def gemv(m: ti.template(), inputs: ti.template(), sums: ti.template(), workspace, worker):
         first = inputs.first + share_start(inputs.count, worker, workers)
@@ -197,6 +205,35 @@ def make_gemv(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER
         if ti.static(has_tail):  # noqa: SIM102
             if m.tail_bands > 0:
                 tail_band(m, inputs, first, last, sums.a, out + m.full_bands * 16, sums.scratch)  # type: ignore[misc]
+
+    return gemv
+
+
+def make_gemv_by_bands(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER):
+    """Build the ti.func of one worker's rows of y = W x, of a matrix without tail band: the workers share the panels,
+    and every one goes through all inputs. So y is whole, at vector `sums` of the Sums.
+
+    Arguments as for `make_gemv`.
+    """
+    full_bands_of = _make_full_bands(exact, decoder)
+    quant_vectors, header_vectors = decoder.planes.quant_vectors, decoder.planes.header_vectors
+
+    @ti.func
+    def gemv(m: ti.template(), inputs: ti.template(), sums: ti.template(), workspace, worker):
+        panels = (m.full_bands + m.panel_bands - 1) // m.panel_bands
+        first = share_start(panels, worker, workers) * m.panel_bands
+        bands = ti.min(share_start(panels, worker + 1, workers) * m.panel_bands, m.full_bands) - first
+        quants_base = m.quants_base + first * m.cols * quant_vectors
+        headers_base = m.headers_base + first * m.cols * header_vectors
+        if bands > 0:
+            part = ti.static(
+                Matrix(
+                    m.quants, quants_base, m.tail, 0, m.headers, headers_base, m.quants_address, m.tail_address,
+                    m.headers_address, m.cols, bands, 0, m.panel_bands,
+                )
+            )  # fmt: skip
+            out = sums.sums + first * 16
+            full_bands_of(part, inputs, inputs.first, inputs.first + inputs.count, sums, out, workspace)
 
     return gemv
 

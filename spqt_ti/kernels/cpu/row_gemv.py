@@ -16,62 +16,28 @@ by side share the loads of x. The hardware's prefetcher follows one row and not 
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from spqt_ti.backend import address, host_view, ndarray, ti
-from spqt_ti.formats import layout, q4_k
 from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.block_sums import uses_integers
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
+from spqt_ti.kernels.cpu.row_byte_sums import make_byte_row_sums
+from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, RowInputs, RowMatrix, row_blocks, split, zero_up_to
+from spqt_ti.kernels.cpu.schemes import DECODERS
+from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import make_scales_and_minima, per_row
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x16, lane_max, lane_sum, u32x4, u32x16
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 
-X_VECTORS = 16  # of x per superblock
-# Scratch of a worker per superblock of a row. In f32: 16 vectors of x in lane order, their sums. In 16 bits: 4 vectors
-# of high bytes, 4 of low ones, the sums, the steps. Then, in both, the flags of the vectors that are not all zero.
-ROW_VECTORS = 18
 AHEAD = 12  # superblocks of each row
 ROWS = 4  # side by side: they share the loads of x
 _SUMS_F32, _LOWS, _SUMS_I16, _STEPS, _FLAGS = 16, 4, 8, 9, 17
 _ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the mantissa
 _ROUND_BITS = 0x4B400000
 _LARGEST = 32639.0  # 127 * 256 + 127: both bytes of a rounded x are signed
-
-
-class RowMatrix(NamedTuple):
-    """A row-layout matrix as kernels see it: its arrays and their addresses, its first superblock in them, rows,
-    superblocks per row.
-    """
-
-    quants: Any
-    headers: Any
-    quants_address: Any
-    headers_address: Any
-    first: Any
-    rows: Any
-    blocks: Any
-
-
-class RowInputs(NamedTuple):
-    """x: f32x16 array and first vector, zero-padded to whole superblocks; inputs |x| <= threshold count as zero."""
-
-    array: Any
-    base: Any
-    threshold: Any
-
-
-def split(data: np.ndarray, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stored bytes (u8 [nbytes]) -> quants u32 [rows * blocks * 2, 16] and headers u32 [rows * blocks, 4].
-
-    A row has ceil(cols / 256) blocks. Raises QuantizationError where `data` has another size.
-    """
-    blocks = layout.superblocks(data, rows, cols, "row", q4_k.SCHEME)
-    headers = np.ascontiguousarray(blocks[:, :16]).view("<u4")
-    return np.ascontiguousarray(blocks[:, 16:]).view("<u4").reshape(-1, 16), headers
 
 
 @ti.func
@@ -83,19 +49,15 @@ def columns_of(a: ti.template(), base, v: ti.template(), high: ti.template(), by
 
 
 @ti.func
-def zero_up_to(v, threshold):
-    """v with the lanes |v| <= threshold, and NaN, set to zero."""
-    return ti.select(ti.max(v, 0.0 - v) > threshold, v, f32x16(0.0))
-
-
-@ti.func
 def half_sum(v, first: ti.template()):
     """Sum of lanes first .. first + 7, as a tree."""
     s = [v[first + i] + v[first + i + 4] for i in ti.static(range(4))]
     return (s[0] + s[2]) + (s[1] + s[3])
 
 
-def make_row_gemv(workers: int, masks: bool, skips: bool = False, exact: bool = False):
+def make_row_gemv(
+    workers: int, masks: bool, skips: bool = False, exact: bool = False, decoder: Decoder = DECODERS["q4_k"]
+):  # fmt: skip
     """Build the ti.func that computes one worker's rows of y = W x. Shapes are run-time arguments.
 
     `masks`: inputs |x| <= threshold count as zero. `skips`, with it: the weights of a vector of inputs are left out
@@ -106,8 +68,13 @@ def make_row_gemv(workers: int, masks: bool, skips: bool = False, exact: bool = 
     f32x16 array with its first vector; the worker. Rows of two workers may share a vector of y: lanes are written one
     by one.
     """
-    make = _make_row_sums_i16 if uses_integers(exact) else _make_row_sums_f32
-    order_x, row_sums = make(masks, skips)
+    if decoder.byte_vectors is not None:
+        if skips:
+            raise ValueError(f"naive skipping is for Q4_K alone, not for {decoder.scheme.label}")
+        order_x, row_sums = make_byte_row_sums(masks, decoder.planes, decoder.byte_vectors)
+    else:
+        make = _make_row_sums_i16 if uses_integers(exact) else _make_row_sums_f32
+        order_x, row_sums = make(masks, skips)
 
     @ti.func
     def row_gemv(
@@ -119,11 +86,11 @@ def make_row_gemv(workers: int, masks: bool, skips: bool = False, exact: bool = 
         together = (last - first) // ROWS
         for group in range(together):
             row = first + group * ROWS
-            totals = row_sums(m, m.first + row * m.blocks, ROWS, scratch, scratch_base)
+            totals = row_sums(m, row * m.blocks, ROWS, scratch, scratch_base)
             for r in ti.static(range(ROWS)):
                 y[y_base + ((row + r) >> 4)][(row + r) & 15] = totals[r]
         for row in range(first + together * ROWS, last):
-            total = row_sums(m, m.first + row * m.blocks, 1, scratch, scratch_base)
+            total = row_sums(m, row * m.blocks, 1, scratch, scratch_base)
             y[y_base + (row >> 4)][row & 15] = total[0]
 
     return row_gemv
@@ -145,10 +112,10 @@ def _make_fetch():
             ahead = superblock + AHEAD
             if block + AHEAD >= m.blocks:
                 ahead += (count - 1) * m.blocks
-            quants = m.quants_address + (ti.cast(ahead, ti.i64) << 7)
+            quants = m.quants_address + (ti.cast(m.quants_base + 2 * ahead, ti.i64) << 6)
             helpers.prefetch128(quants)
             if (ahead & 3) == 0:
-                header = m.headers_address + (ti.cast(ahead, ti.i64) << 4)
+                header = m.headers_address + (ti.cast(m.headers_base + ahead, ti.i64) << 4)
                 helpers.prefetch64(header)
 
     return fetch_ahead
@@ -197,10 +164,10 @@ def _make_row_sums_f32(masks: bool, skips: bool):
             for r in ti.static(range(count)):
                 superblock = start + r * m.blocks + block
                 fetch_ahead(m, superblock, block, count)
-                both = scales_and_minima(m.headers[superblock], 1.0)
+                both = scales_and_minima(m.headers[m.headers_base + superblock], 1.0)
                 multiply_add(offsets[r], both, a[at + _SUMS_F32])
                 for v in ti.static(range(2)):
-                    words = m.quants[2 * superblock + v]
+                    words = m.quants[m.quants_base + 2 * superblock + v]
                     for high in ti.static(range(2)):
                         dot = f32x16(0.0)
                         for byte in ti.static(range(4)):
@@ -305,12 +272,12 @@ def _make_row_sums_i16(masks: bool, skips: bool):
             for r in ti.static(range(count)):
                 superblock = start + r * m.blocks + block
                 fetch_ahead(m, superblock, block, count)
-                scales[r] = scales_and_minima(m.headers[superblock], 1.0) * a[at + _STEPS]
+                scales[r] = scales_and_minima(m.headers[m.headers_base + superblock], 1.0) * a[at + _STEPS]
                 multiply_add(offsets[r], scales[r], a[at + _SUMS_I16])
             for v in ti.static(range(2)):
                 words = [u32x16(0) for _ in ti.static(range(count))]
                 for r in ti.static(range(count)):
-                    words[r] = m.quants[2 * (start + r * m.blocks + block) + v]
+                    words[r] = m.quants[m.quants_base + 2 * (start + r * m.blocks + block) + v]
                 for high in ti.static(range(2)):
                     native16.not_unrolled()
                     high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]
@@ -331,9 +298,12 @@ def _make_row_sums_i16(masks: bool, skips: bool):
 
 
 @functools.cache
-def make_row_gemv_kernel(workers: int, masks: bool, exact: bool = False):
+def make_row_gemv_kernel(
+    workers: int, masks: bool, exact: bool = False, decoder: Decoder = DECODERS["q4_k"]
+):  # fmt: skip
     """The GEMV as a kernel of its own, one iteration per worker; compiled once for all shapes."""
-    row_gemv = make_row_gemv(workers, masks, masks, exact)
+    skips = masks and decoder.byte_vectors is None
+    row_gemv = make_row_gemv(workers, masks, skips, exact, decoder)
 
     @ti.kernel
     def kernel(
@@ -343,7 +313,7 @@ def make_row_gemv_kernel(workers: int, masks: bool, exact: bool = False):
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            matrix = ti.static(RowMatrix(quants, headers, quants_address, headers_address, 0, rows, blocks))
+            matrix = ti.static(RowMatrix(quants, 0, headers, 0, quants_address, headers_address, rows, blocks))
             inputs = ti.static(RowInputs(x, 0, threshold))
             row_gemv(matrix, inputs, scratch, worker * blocks * ROW_VECTORS, y, 0, worker)
 
@@ -357,10 +327,13 @@ class RowGemv:
     their number is not the shape's.
     """
 
-    def __init__(self, data: np.ndarray, rows: int, cols: int, workers: int = 2, exact: bool = False) -> None:
-        self.rows, self.cols, self.workers, self.exact = rows, cols, workers, exact
-        self.blocks = -(-cols // q4_k.VALUES)
-        quants, headers = split(data, rows, cols)
+    def __init__(
+        self, data: np.ndarray, rows: int, cols: int, workers: int = 2, exact: bool = False,
+        decoder: Decoder = DECODERS["q4_k"],
+    ) -> None:  # fmt: skip
+        self.rows, self.cols, self.workers, self.exact, self.decoder = rows, cols, workers, exact, decoder
+        self.blocks = row_blocks(cols)
+        quants, headers = split(data, rows, cols, decoder)
         self._quants = _upload(quants, u32x16)
         self._headers = _upload(headers, u32x4)
         self._x = _upload(np.zeros((self.blocks * X_VECTORS, 16), np.float32), f32x16)
@@ -380,7 +353,7 @@ class RowGemv:
 
     def run(self, threshold: float | None = None) -> None:
         """Launch on the x that is already on the device and wait for the end."""
-        kernel = make_row_gemv_kernel(self.workers, threshold is not None, self.exact)
+        kernel = make_row_gemv_kernel(self.workers, threshold is not None, self.exact, self.decoder)
         kernel(
             self._quants, self._headers, address(self._quants), address(self._headers), self.rows, self.blocks,
             self._x, threshold or 0.0, self._scratch, self._y,

@@ -103,6 +103,4 @@ class DecodeStep:
     def logits(self) -> np.ndarray:
         """Logits of the last token, f32 [vocabulary]: a view that the next `run` overwrites."""
         start = self._scratch_plan.logits
-        return self._view[start : start + self._weights.vocabulary_tiles * 4].reshape(-1)[
-            : self._weights.config.vocab_size
-        ]
+        return self._view[start : start + self._weights.logit_vectors].reshape(-1)[: self._weights.config.vocab_size]

@@ -8,11 +8,9 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
 from spqt_ti.kernels.cpu.attention import LOWEST, CacheShape, Places, make_attend
 from spqt_ti.kernels.cpu.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.collect import make_collect
-from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv
 from spqt_ti.kernels.cpu.head import make_head
 from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
@@ -22,6 +20,7 @@ from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.words import INFINITY_BITS
 from spqt_ti.model.cpu.plans import POSITION, STEPS, TOKEN, IntegerPlan, Long, Scratch, site_row
+from spqt_ti.model.cpu.products import make_decode_product, make_head_product
 from spqt_ti.model.cpu.weights import SiteField, Weights
 
 
@@ -93,7 +92,13 @@ def make_decode_kernel(
     overflow = 3.4028234e38 / 65504.0 if cache_shape.half else 1.0
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
-    gemv = make_gemv(workers, exact)
+    # What a model has not compiles to nothing: asked in an `if` of its own, as Taichi compiles both sides of `and`.
+    products = [make_decode_product(kind, weights, scratch, workers, exact) for kind in weights.places.kinds]
+    zigzag_kinds = sum(not kind.rows for kind in weights.places.kinds)  # they are the first
+    has_rows, head_place = zigzag_kinds < len(products), weights.places.head
+    tiled_head = head_place is None
+    head_product: Any = head_place and make_head_product(head_place, scratch, ints, workers, exact)
+    one_kind, logit_vectors = len(products) == 1, weights.logit_vectors
     collect, collect_weighted = make_collect()
     attend = make_attend(cache_shape, group, weights.head_constants.window is not None)
     place_head = make_place_head(cache_shape, heads, weights.head_constants)
@@ -108,7 +113,11 @@ def make_decode_kernel(
         stride = d.integers[at + SiteField.BANDS] * 16
         bias = d.integers[at + SiteField.BIAS]
         total = d.a[scratch.partial + vector]
-        for w in range(1, workers):
+        parts = workers
+        if ti.static(has_rows):  # noqa: SIM102
+            if d.integers[at + SiteField.KIND] >= zigzag_kinds:
+                parts = 1
+        for w in range(1, parts):
             total += d.a[scratch.partial + w * stride + vector]
         if bias >= 0:
             total += d.constants[layer * constants_stride + bias + vector]
@@ -121,6 +130,9 @@ def make_decode_kernel(
         place = layer * 4 + site
         cols = d.integers[at + SiteField.COLS]
         threshold = value(d.constants, gates * 16 + place)
+        if ti.static(has_rows):  # noqa: SIM102
+            if d.integers[at + SiteField.KIND] >= zigzag_kinds:  # every input is read, and the product asks the gate
+                threshold = 0.0
         active = ints.everything
         count = cols
         if threshold > 0.0:
@@ -135,21 +147,12 @@ def make_decode_kernel(
         if d.worker == 0:
             d.integers[ints.counts + place] += count
         mark(d.clock, Phase.COLLECT)
-        quants = d.integers[at + SiteField.QUANTS]
-        tail = d.integers[at + SiteField.TAIL]
-        headers = d.integers[at + SiteField.HEADERS]
-        full_bands = d.integers[at + SiteField.FULL_BANDS]
-        tail_bands = d.integers[at + SiteField.TAIL_BANDS]
-        panel_bands = d.integers[at + SiteField.PANEL_BANDS]
-        gemv_scratch = scratch.gemv + d.worker * SCRATCH_VECTORS
-        matrix = ti.static(
-            Matrix(
-                d.quants, quants, d.tail, tail, d.headers, headers, d.quants_address, d.tail_address,
-                d.headers_address, cols, full_bands, tail_bands, panel_bands,
-            )
-        )  # fmt: skip
-        inputs = ti.static(Inputs(d.a, x, d.integers, active, count))
-        gemv(matrix, inputs, ti.static(Sums(d.a, scratch.partial, gemv_scratch)), d.workspace, d.worker)
+        if ti.static(one_kind):
+            products[0](d, at, place, x, active, count)
+        else:
+            for k in ti.static(range(len(products))):
+                if d.integers[at + SiteField.KIND] == k:
+                    products[k](d, at, place, x, active, count)
         mark(d.clock, Phase.GEMV_QKV + site)
 
     @ti.func
@@ -237,7 +240,7 @@ def make_decode_kernel(
 
     @ti.func
     def score_vocabulary(d: ti.template(), x, seen):
-        """Logits of the worker's share of the vocabulary, and the best of them; their sum added to `seen` beside it."""
+        """Logits of the worker's tiles of the vocabulary, and the best of them; their sum added to `seen` beside it."""
         total = f32x16(0.0)
         best = -3.0e38
         best_row = 0
@@ -250,6 +253,24 @@ def make_decode_kernel(
                     if logits[i] > best and t * 64 + b * 16 + i < vocabulary:
                         best = logits[i]
                         best_row = t * 64 + b * 16 + i
+        d.a[scratch.best + d.worker][0] = best
+        d.a[scratch.best + d.worker][1] = ti.cast(best_row, ti.f32)
+        d.a[scratch.best + d.worker][2] = seen + lane_sum(total)
+
+    @ti.func
+    def find_best(d: ti.template(), seen):
+        """The best of the worker's share of the logits, and their sum added to `seen`, as `score_vocabulary` has it."""
+        total = f32x16(0.0)
+        best = -3.0e38
+        best_row = 0
+        first = share_start(logit_vectors, d.worker, workers)
+        for v in range(first, share_start(logit_vectors, d.worker + 1, workers)):
+            logits = d.a[scratch.logits + v]
+            total += logits
+            for i in ti.static(range(16)):
+                if logits[i] > best and v * 16 + i < vocabulary:
+                    best = logits[i]
+                    best_row = v * 16 + i
         d.a[scratch.best + d.worker][0] = best
         d.a[scratch.best + d.worker][1] = ti.cast(best_row, ti.f32)
         d.a[scratch.best + d.worker][2] = seen + lane_sum(total)
@@ -302,7 +323,12 @@ def make_decode_kernel(
                 wait(d, arrived)
         normalised(d, final_norm, x)
         mark(d.clock, Phase.NORM)
-        score_vocabulary(d, x, seen)
+        if ti.static(tiled_head):
+            score_vocabulary(d, x, seen)
+        else:
+            head_product(d, x)
+            wait(d, arrived)
+            find_best(d, seen)
         mark(d.clock, Phase.HEAD)
         wait(d, arrived)
 

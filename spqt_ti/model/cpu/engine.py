@@ -11,15 +11,17 @@ from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.cpu.cache import WorkerCache
 from spqt_ti.model.cpu.decode import DecodeStep
 from spqt_ti.model.cpu.gates import WorkerGates
+from spqt_ti.model.cpu.places import traffic
 from spqt_ti.model.cpu.prefill import Prefill
-from spqt_ti.model.cpu.weights import Weights, traffic
+from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.engine import Engine, EngineKind
 
 
 def build(container: Container, context: int, divisions: Mapping[str, str | None], workers: int, exact: bool) -> Engine:
-    """The engine of a zigzag container for `context` positions (a multiple of 16).
+    """The engine of a container for `context` positions (a multiple of 16).
 
-    Raises BackendError when an array would have more words than Taichi can index.
+    Raises BackendError when an array would have more words than Taichi can index, ContainerError for an embedding that
+    is not Q8_0 in rows.
     """
     config = container.config
     weights = Weights(container, context, {site: _panel_bands(text) for site, text in divisions.items()})
@@ -27,7 +29,9 @@ def build(container: Container, context: int, divisions: Mapping[str, str | None
     cache = WorkerCache(shape)
     gates = WorkerGates(weights)
     decode = DecodeStep(weights, cache.array, shape, workers, exact)
-    return Engine(gates, decode, Prefill(weights, cache.array, shape, workers), traffic(config), cache)
+    return Engine(
+        gates, decode, Prefill(weights, cache.array, shape, workers), traffic(config, container.matrices), cache
+    )
 
 
 def divide(config: ModelConfig, site: str, measured: str | None) -> str | None:
@@ -41,4 +45,4 @@ def _panel_bands(text: str | None) -> int | None:
     return None if text is None else int(text)
 
 
-KIND = EngineKind(build, divide, "bands side by side", lambda config, matrices: traffic(config))
+KIND = EngineKind(build, divide, "bands side by side", traffic)

@@ -9,10 +9,11 @@ from enum import IntEnum
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS
-from spqt_ti.kernels.cpu.matmul import TILE_VECTORS
+from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, row_blocks
+from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
 from spqt_ti.model.cpu.weights import SiteField, Weights
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS
-from spqt_ti.model.sites import SITES
+from spqt_ti.model.sites import SITES, Site
 
 LOGIT_ROWS = 32  # tokens whose logits prefill computes at a time
 # Among the integers: the barrier's counter is element 0, in a cache line of its own; then what a launch is to do, of a
@@ -56,34 +57,48 @@ class Scratch:
     scores: int  # [workers][scores_stride]
     scores_stride: int  # query heads of a KV head, times context / 16
     best: int  # [workers], lanes 0 to 2: highest logit, its token; not finite where something seen is not
-    logits: int  # [vocabulary tiles * 4]
+    logits: int  # [logit_vectors]
+    masked: int  # [workers][masked_stride]
+    masked_stride: int
+    rows: int  # [workers][rows_stride], see kernels/cpu/row_gemv.py
+    rows_stride: int
     vectors: int
 
     @classmethod
     def plan(cls, weights: Weights, workers: int) -> "Scratch":
         """Lay the buffers out one after the other."""
-        config, shapes = weights.config, {site: place.shape for site, place in weights.places.items()}
-        input_stride = max(shape.cols for shape in shapes.values()) // 16
+        config, places = weights.config, weights.places
+        shapes = [places.shape(site) for site in Site]
+        most = max(shape.cols for shape in shapes)
+        input_stride = most // 16
+        # Of the row layout: the input without what is skipped, then in the kernels' order.
+        masked_stride = row_blocks(most) * X_VECTORS if has_rows(weights) else 0
+        rows_stride = row_blocks(most) * ROW_VECTORS if has_rows(weights) else 0
         scores_stride = _scores_stride(weights)
         sizes = {
             "hidden": config.hidden_size // 16,
-            "query": shapes["qkv"].rows // 16,
+            "query": shapes[Site.QKV].rows // 16,
             "activation": config.intermediate_size // 16,
             "squares": workers,
             "inputs": workers * input_stride,
-            "partial": workers * max(shape.padded_rows for shape in shapes.values()) // 16,
+            "partial": workers * max(shape.padded_rows for shape in shapes) // 16,
             "gemv": workers * SCRATCH_VECTORS,
-            "heads": workers * shapes["o"].cols // 16,
+            "heads": workers * shapes[Site.O].cols // 16,
             "softmax": workers * config.num_attention_heads,
             "scores": workers * scores_stride,
             "best": workers,
-            "logits": weights.vocabulary_tiles * 4,
+            "logits": weights.logit_vectors,
+            "masked": workers * masked_stride,
+            "rows": workers * rows_stride,
         }
         starts, place = {}, 0
         for name, size in sizes.items():
             starts[name] = place
             place += size
-        return cls(**starts, input_stride=input_stride, scores_stride=scores_stride, vectors=place)
+        return cls(
+            **starts, input_stride=input_stride, scores_stride=scores_stride, masked_stride=masked_stride,
+            rows_stride=rows_stride, vectors=place,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,7 @@ class IntegerPlan:
     @classmethod
     def plan(cls, weights: Weights, workers: int) -> "IntegerPlan":
         """Lay the parts out, each on cache lines of its own."""
-        most = max(place.shape.cols for place in weights.places.values())
+        most = max(weights.places.shape(site).cols for site in Site)
         counts = SITE_TABLE + -(-weights.site_table().size // 16) * 16
         tokens = counts + -(-weights.config.num_hidden_layers * len(SITES) // 16) * 16
         everything = tokens + -(-MOST_TOKENS // 16) * 16
@@ -122,7 +137,7 @@ class ChunkPlan:
     output: int
     output_stride: int
     logits: int
-    tiles: int  # [workers][TILE_VECTORS]
+    tiles: int  # [workers][ROW_TILE_VECTORS]
     scores: int  # [workers][scores_stride]
     scores_stride: int
     softmax: int  # [workers][query heads of a KV head]
@@ -134,17 +149,24 @@ class ChunkPlan:
         config = weights.config
         place = CHUNK * config.hidden_size // 16
         inputs = []
-        for site in SITES:
+        shapes = [weights.places.shape(site) for site in Site]
+        for shape in shapes:
             inputs.append(place)
-            place += CHUNK * weights.places[site].shape.cols // 16
-        output_stride = max(matrix.shape.padded_rows for matrix in weights.places.values()) // 16
+            place += CHUNK * shape.cols // 16
+        output_stride = max(shape.padded_rows for shape in shapes) // 16
         output, place = place, place + CHUNK * output_stride
-        tiles, place = place, place + workers * TILE_VECTORS
+        tiles, place = place, place + workers * ROW_TILE_VECTORS
         scores_stride = _scores_stride(weights)
         scores, place = place, place + workers * scores_stride
         softmax, place = place, place + workers * _group(weights)
-        logits, place = place, place + LOGIT_ROWS * weights.vocabulary_tiles * 4
+        logits, place = place, place + LOGIT_ROWS * weights.logit_vectors
         return cls(0, tuple(inputs), output, output_stride, logits, tiles, scores, scores_stride, softmax, place)
+
+
+def has_rows(weights: Weights) -> bool:
+    """True where any matrix, the head included, is in the row layout."""
+    head = weights.places.head
+    return any(kind.rows for kind in weights.places.kinds) or (head is not None and head.kind.rows)
 
 
 def _group(weights: Weights) -> int:

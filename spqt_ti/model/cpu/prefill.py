@@ -15,7 +15,7 @@ from spqt_ti.model.cpu.plans import COUNT, LAYER, LOGIT_ROWS, MASKED, SITE_TABLE
 from spqt_ti.model.cpu.prefill_kernels import make_prefill_kernels
 from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.engine import CHUNK, Observer, Tokens
-from spqt_ti.model.sites import SITES
+from spqt_ti.model.sites import SITES, Site
 
 
 class Prefill:
@@ -84,17 +84,17 @@ class Prefill:
         return self._view[: count * hidden // 16].reshape(count, hidden)
 
     def _input(self, site: str, count: int) -> np.ndarray:
-        cols = self._weights.places[site].shape.cols
+        cols = self._weights.places.shape(Site[site.upper()]).cols
         start = self._plan.inputs[SITES.index(site)]
         return self._view[start : start + count * cols // 16].reshape(count, cols)
 
     def logits(self, first: int, last: int) -> np.ndarray:
         """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
-        w, stride = self._weights, self._weights.vocabulary_tiles * 4
+        w, stride = self._weights, self._weights.logit_vectors
         rows = []
         for begin in range(first, last, LOGIT_ROWS):
             count = min(LOGIT_ROWS, last - begin)
-            self._logits(w.words, w.scales, w.constants, self._scratch, begin, count)
+            self._logits(w.words, w.scales, w.quants, w.headers, w.constants, self._scratch, begin, count)
             ti.sync()
             view = self._view[self._plan.logits :][: count * stride].reshape(count, -1)
             rows.append(view[:, : w.config.vocab_size].copy())

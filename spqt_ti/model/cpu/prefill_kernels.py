@@ -7,16 +7,17 @@ split by rows of a matrix or by tokens.
 from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.cpu.arguments import Matrix
 from spqt_ti.kernels.cpu.attention import CacheShape, Places, make_attend
 from spqt_ti.kernels.cpu.head import make_head
 from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
-from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, Tokens, make_matmul, make_vocabulary_matmul
+from spqt_ti.kernels.cpu.matmul import Tokens, make_vocabulary_matmul
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
-from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16, value
+from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
+from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.model.cpu.plans import COUNT, LAYER, MASKED, START, ChunkPlan, site_row
+from spqt_ti.model.cpu.products import make_chunk_head, make_chunk_product, make_kept
 from spqt_ti.model.cpu.weights import SiteField, Weights
 
 
@@ -47,12 +48,15 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constants["attention_norm"], weights.layer_constants["ffn_norm"]
     constants_stride, final_norm = weights.constants_stride, weights.final_norm
-    gates, gate_plan = weights.gates, weights.gate_plan
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     inputs, output, stride = plan.inputs, plan.output, plan.output_stride
     head_tile, tiles = weights.head_tile, weights.vocabulary_tiles
     _, embed = make_head(config.hidden_size)
-    matmul = make_matmul(workers)
+    products = [make_chunk_product(kind, plan.tiles, workers) for kind in weights.places.kinds]
+    one_kind, kept = len(products) == 1, make_kept(weights)
+    head_place = weights.places.head
+    tiled_head, logit_vectors = head_place is None, weights.logit_vectors
+    score_head: Any = head_place and make_chunk_head(head_place, plan.tiles, workers)
     attend = make_attend(cache_shape, group, weights.head_constants.window is not None)
     place_head = make_place_head(cache_shape, heads, weights.head_constants)
     first_seen = make_first_seen(weights.head_constants)
@@ -63,22 +67,14 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     def multiply(d: ti.template(), site, source):
         """output = W input of a site for every token."""
         at = site_row(d.layer, site)
-        cols = d.integers[at + SiteField.COLS]
-        quants = d.integers[at + SiteField.QUANTS]
-        tail = d.integers[at + SiteField.TAIL]
-        headers = d.integers[at + SiteField.HEADERS]
-        full_bands = d.integers[at + SiteField.FULL_BANDS]
-        tail_bands = d.integers[at + SiteField.TAIL_BANDS]
-        panel_bands = d.integers[at + SiteField.PANEL_BANDS]
-        matrix = ti.static(
-            Matrix(
-                d.quants, quants, d.tail, tail, d.headers, headers, None, None, None, cols, full_bands, tail_bands,
-                panel_bands,
-            )
-        )  # fmt: skip
-        x_stride = cols >> 4
+        x_stride = d.integers[at + SiteField.COLS] >> 4
         tokens = ti.static(Tokens(source, x_stride, output, stride, d.count))
-        matmul(matrix, d.a, plan.tiles + d.worker * TILE_VECTORS, tokens, d.worker)
+        if ti.static(one_kind):
+            products[0](d, at, tokens)
+        else:
+            for k in ti.static(range(len(products))):
+                if d.integers[at + SiteField.KIND] == k:
+                    products[k](d, at, tokens)
 
     @ti.func
     def biased(d: ti.template(), site, token, vector):
@@ -93,16 +89,8 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     def mask(d: ti.template(), site, first, vectors):
         """Zero what the decode step would skip; NaN stays, to be noticed."""
         place = d.layer * 4 + site
-        threshold = value(d.constants, gates * 16 + place)
-        weighted = value(d.constants, (gates * 16 + gate_plan.weighted) + place) > 0.0
-        weights = gates + gate_plan.weights + place * gate_plan.stride
-        if threshold > 0.0:
-            for i in range(vectors):
-                v = d.a[first + i]
-                score = ti.max(v, 0.0 - v)
-                if weighted:
-                    score = score * d.constants[weights + i]
-                d.a[first + i] = f32x16(*[ti.select(score[k] <= threshold, 0.0, v[k]) for k in ti.static(range(16))])
+        for i in range(vectors):
+            d.a[first + i] = kept(d.constants, place, d.a[first + i], i)
 
     @ti.func
     def normalise(a: ti.template(), constants: ti.template(), weight, token, target):
@@ -222,8 +210,8 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
 
     @ti.kernel
     def score_tokens(
-        words: array_of(u32x16), scales: array_of(f16x16), constants: array_of(f32x16), a: array_of(f32x16),
-        first: ti.i32, count: ti.i32,
+        words: array_of(u32x16), scales: array_of(f16x16), quants: array_of(u32x16), headers: array_of(u32x4),
+        constants: array_of(f32x16), a: array_of(f32x16), first: ti.i32, count: ti.i32,
     ):  # fmt: skip
         # The normalised states go where the blocks' first inputs were.
         ti.loop_config(block_dim=1, parallelize=workers)
@@ -235,7 +223,11 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             x, number = inputs[0] + first * hidden, count
-            tokens = ti.static(Tokens(x, hidden, plan.logits, tiles * 4, number))
-            vocabulary_matmul(words, scales, head_tile, tiles, a, plan.tiles + worker * TILE_VECTORS, tokens, worker)
+            tokens = ti.static(Tokens(x, hidden, plan.logits, logit_vectors, number))
+            if ti.static(tiled_head):
+                tile = plan.tiles + worker * ROW_TILE_VECTORS
+                vocabulary_matmul(words, scales, head_tile, tiles, a, tile, tokens, worker)
+            else:
+                score_head(quants, headers, a, tokens, worker)
 
     return embed_tokens, run_block, score_tokens

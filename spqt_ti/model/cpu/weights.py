@@ -1,12 +1,12 @@
 """A model's weights on the device, as the decode and prefill kernels read them.
 
-The four matrices of every block share three arrays (quants, tail bands, superblock headers) with the same stride per
-layer; a kernel finds a matrix in a table of integers (`site_table`). Norms, biases and the RoPE table are one more
-array, `constants`; behind them lie the gates, which alone change between launches.
+The matrices of all blocks, and a head that is not made of tiles, share three arrays (quants, tail bands, superblock
+headers), whatever their schemes and layouts; a kernel finds a matrix in a table of integers (`site_table`). Norms,
+biases and the RoPE table are one more array, `constants`; behind them lie the gates, which alone change between
+launches.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -14,25 +14,26 @@ import numpy as np
 
 from spqt_ti.backend import host_view, ndarray, ti
 from spqt_ti.container import Container
-from spqt_ti.errors import BackendError
+from spqt_ti.errors import BackendError, ContainerError
 from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS
-from spqt_ti.kernels.cpu.gemv import preferred_panel_bands
 from spqt_ti.kernels.cpu.heads import HeadConstants
-from spqt_ti.kernels.cpu.schemes import q4_k
+from spqt_ti.kernels.cpu.row_layout import split as split_rows
 from spqt_ti.kernels.cpu.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.zigzag import split
-from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
+from spqt_ti.kernels.shared.geometry import tiles_for
 from spqt_ti.kernels.shared.vocabulary import tile
-from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
+from spqt_ti.model.cpu.places import MatrixPlace, Places, in_tiles
 from spqt_ti.model.gates import GatePlan
-from spqt_ti.model.sites import SITES, Site, Traffic, inputs_per_site, matrix_shapes
+from spqt_ti.model.sites import SITES, Site, inputs_per_site
 
 _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
 
 
 class SiteField(IntEnum):
-    """Columns of Weights.site_table; BIAS: first vector among a layer's constants, -1 for none."""
+    """Columns of Weights.site_table. BIAS: first vector among a layer's constants, -1 for none. KIND: place in
+    Places.kinds.
+    """
 
     COLS = 0
     FULL_BANDS = 1
@@ -43,63 +44,65 @@ class SiteField(IntEnum):
     TAIL = 6
     HEADERS = 7
     BIAS = 8
-
-
-@dataclass(frozen=True)
-class MatrixPlace:
-    """Shape of a matrix and its first vector, within a layer, in each of the three weight arrays."""
-
-    shape: ZigzagShape
-    quants: int
-    tail: int
-    headers: int
+    KIND = 9
+    ROWS = 10
 
 
 class Weights:
-    """Device arrays of a zigzag container, for a context of `context` positions (a multiple of 16).
+    """Device arrays of a container, for a context of `context` positions (a multiple of 16).
 
     `panel_bands`: per site the number of bands side by side (see ZigzagShape); None or no entry: what kernels prefer.
 
-    Raises BackendError when an array would have more words than Taichi can index.
+    Raises BackendError when an array would have more words than Taichi can index, ContainerError for an embedding that
+    is not Q8_0 in rows.
     """
 
     def __init__(self, container: Container, context: int, panel_bands: Mapping[str, int | None]) -> None:
         config = container.config
         self.config, self.context = config, context
-        self.places: dict[str, MatrixPlace] = {}
-        quants = tail = headers = 0
-        for label, stored in matrix_shapes(config).items():
-            shape = replace(stored, panel_bands=panel_bands.get(label) or preferred_panel_bands())
-            self.places[label] = MatrixPlace(shape, quants, tail, headers)
-            quants += shape.quant_vectors
-            tail += shape.tail_vectors
-            headers += shape.headers
-        self.quants_stride, self.tail_stride, self.headers_stride = quants, tail, headers
-        layers = config.num_hidden_layers
-        self.quants = _allocate(u32x16, layers * quants, "quants")
-        self.tail = _allocate(u32x8, layers * tail, "tail quants")
-        self.headers = _allocate(u32x4, layers * headers + GROUP_BANDS - 1, "superblock headers")
-        for layer in range(layers):
+        if not in_tiles(container.embedding):
+            raise ContainerError(
+                f"{container.path}: the embedding is stored as {container.embedding.storage}; only q8_0, row can be "
+                "decoded: quantise without embedding=..."
+            )
+        self.places = places = Places.plan(config, container.matrices, panel_bands)
+        quants, tail, headers = places.sizes
+        self.quants = _allocate(u32x16, quants, "quants")
+        self.tail = _allocate(u32x8, tail, "tail quants")
+        self.headers = _allocate(u32x4, headers + GROUP_BANDS - 1, "superblock headers")
+        for layer in range(config.num_hidden_layers):
             for site in Site:
-                self._load_matrix(layer, site.label, container.read_matrix(container.matrix(layer, site)))
+                self._load_matrix(places.sites[layer][site], container.read_matrix(container.matrix(layer, site)))
+        if places.head is not None:
+            self._load_matrix(places.head, container.read_matrix(container.head))
         self._load_vocabulary(container)
         self._load_constants(container)
 
-    def _load_matrix(self, layer: int, site: str, data: np.ndarray) -> None:
-        place = self.places[site]
-        quants, tail, headers = split(data, place.shape, q4_k.DECODER)
-        for array, rows, start in (
-            (self.quants, quants, layer * self.quants_stride + place.quants),
-            (self.tail, tail, layer * self.tail_stride + place.tail),
-            (self.headers, headers, layer * self.headers_stride + place.headers),
-        ):
-            host_view(array)[start : start + len(rows)] = rows
+    def _load_matrix(self, place: MatrixPlace, data: np.ndarray) -> None:
+        shape, decoder = place.shape, place.kind.decoder
+        tail = np.zeros((0, 8), np.uint32)
+        if place.kind.rows:
+            quants, headers = split_rows(data, shape.rows, shape.cols, decoder)
+        else:
+            quants, tail, headers = split(data, shape, decoder)
+        parts = (
+            (self.quants, quants, place.quants),
+            (self.tail, tail, place.tail),
+            (self.headers, headers, place.headers),
+        )
+        for array, vectors, start in parts:
+            host_view(array)[start : start + len(vectors)] = vectors
 
     def _load_vocabulary(self, container: Container) -> None:
-        """Embedding tiles first, then the head's unless they are the same."""
-        config = container.config
-        matrices = list(dict.fromkeys([container.embedding.tensor, container.head.tensor]))
+        """Embedding tiles first, then the head's unless they are the same, or it is no tiles."""
+        config, head = container.config, container.head
+        matrices = [container.embedding.tensor]
+        if self.places.head is None and head.tensor not in matrices:
+            matrices.append(head.tensor)
         self.vocabulary_tiles = tiles_for(config.vocab_size)
+        self.logit_vectors = self.vocabulary_tiles * 4
+        if self.places.head is not None:
+            self.logit_vectors = self.places.head.shape.padded_rows // 16
         self.head_tile = (len(matrices) - 1) * self.vocabulary_tiles
         tiles = len(matrices) * self.vocabulary_tiles
         self.words = _allocate(u32x16, tiles * config.hidden_size, "vocabulary")
@@ -126,27 +129,19 @@ class Weights:
         host_view(self.constants)[: self.gates] = constants.values.reshape(-1, 16)
 
     def site_table(self) -> np.ndarray:
-        """i32 [layers, 4, 9]: what a kernel needs to know of each matrix, by the columns of SiteField."""
-        return np.array(
-            [[self._site_row(layer, site) for site in SITES] for layer in range(self.config.num_hidden_layers)],
-            np.int32,
-        )
+        """i32 [layers, 4, 11]: what a kernel needs to know of each matrix, by the columns of SiteField."""
+        rows = [
+            [self._site_row(site, place) for site, place in zip(SITES, layer, strict=True)]
+            for layer in self.places.sites
+        ]
+        return np.array(rows, np.int32)
 
-    def _site_row(self, layer: int, site: str) -> list[int]:
-        place = self.places[site]
-        shape = place.shape
+    def _site_row(self, site: str, place: MatrixPlace) -> list[int]:
+        shape, kind = place.shape, self.places.kinds.index(place.kind)
         return [
-            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands, shape.bands,
-            layer * self.quants_stride + place.quants, layer * self.tail_stride + place.tail,
-            layer * self.headers_stride + place.headers, self.layer_constants.get(f"{site}_bias", -1),
+            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands, shape.bands, place.quants, place.tail,
+            place.headers, self.layer_constants.get(f"{site}_bias", -1), kind, shape.rows,
         ]  # fmt: skip
-
-
-def traffic(config: ModelConfig) -> Traffic:
-    """What a token reads of these arrays: a column of a last band of more than 64 rows is a full band's."""
-    columns = [shape.bytes_per_column for shape in matrix_shapes(config).values()]
-    head = int(tiles_for(config.vocab_size) * config.hidden_size * TILE_COLUMN_BYTES)
-    return Traffic(np.tile(columns, (config.num_hidden_layers, 1)), head)
 
 
 def _allocate(dtype: Any, vectors: int, what: str) -> ti.Ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.formats.scheme import Scheme
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
-from spqt_ti.kernels.cpu.schemes.decoder import Decoder, Func
+from spqt_ti.kernels.cpu.schemes.decoder import ByteVectors, Decoder
 from spqt_ti.kernels.cpu.vectors import f32x16
 from spqt_ti.kernels.shared.geometry import Planes
 
@@ -40,15 +40,11 @@ def make_byte_decoder(
     scheme: Scheme,
     planes: Planes,
     split: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
-    zero: int,
-    byte_vector: Func,
-    make_scales: Callable[[], Func],
+    form: ByteVectors,
 ) -> Decoder:
-    """`byte_vector`: the ti.func (quants, at, t) of vector t of a column superblock whose quants begin at `at`;
-    `make_scales` builds the ti.func (headers, at, x) of x times the scale of each 16 rows, f32x16.
-    """
+    """The decoder of a scheme whose superblocks have this form."""
     quant_vectors, header_vectors = planes.quant_vectors, planes.header_vectors
-    bytes_in_place = make_bytes_in_place(zero)
+    bytes_in_place, byte_vector, make_scales = make_bytes_in_place(form.zero), form.vector, form.make_scales
 
     def make_add_superblock():
         multiply_add, _ = make_multiply_add()
@@ -86,4 +82,4 @@ def make_byte_decoder(
 
         return decode_strip
 
-    return Decoder(scheme, planes, split, make_add_superblock, make_write_rows, make_decode_strip)
+    return Decoder(scheme, planes, split, make_add_superblock, make_write_rows, make_decode_strip, byte_vectors=form)

@@ -13,6 +13,18 @@ Func = Any  # a ti.func
 
 
 @dataclass(frozen=True)
+class ByteVectors:
+    """How a superblock is four vectors of bytes (see byte_vectors.py). `vector`: the ti.func (quants, at, t) of vector
+    t of a superblock whose quants begin at `at`; `make_scales` builds the ti.func (headers, at, x) of x times the scale
+    of each 16 values, f32x16; a byte less `zero` is the quant.
+    """
+
+    zero: int
+    vector: Func
+    make_scales: Callable[[], Func]
+
+
+@dataclass(frozen=True)
 class Decoder:
     """A scheme on the CPU. What a column has in a full band of 256 rows is one *column superblock* here, whatever the
     scheme's own superblock is: `planes` says how many vectors it takes.
@@ -30,7 +42,8 @@ class Decoder:
     the two and two sub-blocks that Q4_K stores together; else the rows are in order.
 
     `make_fast_block`: for CPUs that `uses_integers`, as block_sums.make_add_block; None: the f32 one serves.
-    `make_tail_band`: see q4_k_tail.py; None: a last band is completed to 256 rows with zeros.
+    `make_tail_band`: see q4_k_tail.py; None: a last band is completed to 256 rows with zeros. `byte_vectors`: from what
+    the kernels of the row layout are made; None: they are Q4_K's own (row_gemv.py).
     """
 
     scheme: Scheme
@@ -42,3 +55,4 @@ class Decoder:
     lanes_of_four: bool = False
     make_fast_block: Callable[[Func], tuple[Func, Func]] | None = None
     make_tail_band: Callable[[bool], Func] | None = None
+    byte_vectors: ByteVectors | None = None

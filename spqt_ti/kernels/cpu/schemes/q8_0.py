@@ -6,6 +6,7 @@ from spqt_ti.backend import ti
 from spqt_ti.formats import q8_0
 from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.schemes.byte_vectors import make_byte_decoder, words_of_bytes
+from spqt_ti.kernels.cpu.schemes.decoder import ByteVectors
 from spqt_ti.kernels.cpu.vectors import f32x8, f32x16
 from spqt_ti.kernels.shared.geometry import Planes
 from spqt_ti.kernels.shared.words import half
@@ -46,4 +47,4 @@ def make_scales():
     return scales_of
 
 
-DECODER = make_byte_decoder(q8_0.SCHEME, PLANES, split, ZERO, byte_vector, make_scales)
+DECODER = make_byte_decoder(q8_0.SCHEME, PLANES, split, ByteVectors(ZERO, byte_vector, make_scales))

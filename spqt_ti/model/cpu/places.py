@@ -1,0 +1,137 @@
+"""Where the CPU keeps each matrix of a model, and what a token reads of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from spqt_ti.container.matrices import HEAD, MatrixInfo, matrix_name, plan_matrices
+from spqt_ti.formats import q8_0
+from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS
+from spqt_ti.kernels.cpu.gemv import preferred_panel_bands
+from spqt_ti.kernels.cpu.row_layout import row_blocks
+from spqt_ti.kernels.cpu.schemes import decoder_of
+from spqt_ti.kernels.cpu.schemes.decoder import Decoder
+from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
+from spqt_ti.model.config import ModelConfig
+from spqt_ti.model.sites import Site, Traffic
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Matrices that one kernel serves: a decoder and a layout."""
+
+    decoder: Decoder
+    layout: str
+
+    @classmethod
+    def of(cls, matrix: MatrixInfo) -> Kind:
+        """Raises QuantizationError for a scheme that the CPU has no kernels for."""
+        return cls(decoder_of(matrix.scheme), matrix.layout)
+
+    def without_tail(self) -> Kind:
+        """The same with every last band completed."""
+        planes = replace(self.decoder.planes, tail=False)
+        return replace(self, decoder=replace(self.decoder, planes=planes, make_tail_band=None))
+
+    @property
+    def rows(self) -> bool:
+        """True for the row layout: every input is read, and those that are to be skipped count as zero."""
+        return self.layout == "row"
+
+
+@dataclass(frozen=True)
+class MatrixPlace:
+    """Shape of a matrix, in the row layout too, its kind, and its first vector in each of the three weight arrays."""
+
+    shape: ZigzagShape
+    kind: Kind
+    quants: int
+    tail: int
+    headers: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Vectors of quants, tail bands and headers."""
+        shape, planes = self.shape, self.shape.planes
+        if self.kind.rows:
+            superblocks = shape.rows * row_blocks(shape.cols)
+            return superblocks * planes.quant_vectors, 0, superblocks * planes.header_vectors
+        return shape.quant_vectors, shape.tail_vectors, shape.headers
+
+    @property
+    def bytes_per_column(self) -> float:
+        """Bytes of weights that an input costs, padding included; of the row layout a share of all of them."""
+        if self.kind.rows:
+            quants, _, headers = self.sizes
+            return (quants * 64 + headers * 16) / self.shape.cols
+        return self.shape.bytes_per_column
+
+
+@dataclass(frozen=True)
+class Places:
+    """`sites`: per layer the matrices of its sites. `head`: None where it is made of tiles (shared/vocabulary.py).
+    `kinds`: those of the sites, zigzag first; `sizes`: vectors of quants, tail bands and headers, of all matrices.
+    """
+
+    sites: tuple[tuple[MatrixPlace, ...], ...]
+    head: MatrixPlace | None
+    kinds: tuple[Kind, ...]
+    sizes: tuple[int, int, int]
+
+    @classmethod
+    def plan(
+        cls, config: ModelConfig, matrices: Mapping[str, MatrixInfo], panel_bands: Mapping[str, int | None]
+    ) -> Places:
+        """Lay out a model's matrices one after the other.
+
+        `panel_bands`: per site the number of bands side by side (see ZigzagShape); None or no entry: what kernels
+        prefer.
+        """
+        end = (0, 0, 0)
+
+        def put(matrix: MatrixInfo, kind: Kind, bands: int) -> MatrixPlace:
+            nonlocal end
+            place = MatrixPlace(ZigzagShape(matrix.rows, matrix.cols, bands, kind.decoder.planes), kind, *end)
+            end = tuple(np.add(end, place.sizes).tolist())
+            return place
+
+        preferred = preferred_panel_bands()
+
+        def put_site(layer: int, site: Site) -> MatrixPlace:
+            matrix = matrices[matrix_name(layer, site)]
+            return put(matrix, Kind.of(matrix), panel_bands.get(site.label) or preferred)
+
+        sites = tuple(tuple(put_site(layer, site) for site in Site) for layer in range(config.num_hidden_layers))
+        head = matrices.get(HEAD)
+        # A worker takes whole panels of the head: narrow ones, for even shares.
+        place = (
+            None
+            if head is None or in_tiles(head)
+            else put(head, Kind.of(head).without_tail(), min(GROUP_BANDS, preferred))
+        )
+        kinds = dict.fromkeys(place.kind for layer in sites for place in layer)
+        return cls(sites, place, tuple(sorted(kinds, key=lambda kind: kind.rows)), end)
+
+    def shape(self, site: Site) -> ZigzagShape:
+        """Rows and columns of a site's matrices, which are those of every layer; not their planes."""
+        return self.sites[0][site].shape
+
+
+def in_tiles(vocabulary: MatrixInfo) -> bool:
+    """True for a vocabulary matrix that is kept as tiles of 64 rows."""
+    return vocabulary.scheme == q8_0.SCHEME and vocabulary.layout == "row"
+
+
+def traffic(config: ModelConfig, matrices: Mapping[str, MatrixInfo] | None = None) -> Traffic:
+    """What a token reads of these matrices (None: stored as by default): a last band is a full one's size, but for tail
+    bands of Q4_K.
+    """
+    places = Places.plan(config, matrices or plan_matrices(config), {})
+    columns = [[place.bytes_per_column for place in layer] for layer in places.sites]
+    head = tiles_for(config.vocab_size) * TILE_COLUMN_BYTES
+    if places.head is not None:
+        head = places.head.bytes_per_column
+    return Traffic(np.array(columns), int(head * config.hidden_size))

@@ -1,0 +1,207 @@
+"""The products of a model on the CPU, one ti.func per kind of matrix: of one token, and of the tokens of a chunk.
+
+`d` is the Launch of the kernel that calls. A matrix stands in the site table at integer `at`.
+"""
+
+from spqt_ti.backend import ti
+from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
+from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, make_gemv_by_bands
+from spqt_ti.kernels.cpu.matmul import make_matmul
+from spqt_ti.kernels.cpu.row_gemv import make_row_gemv
+from spqt_ti.kernels.cpu.row_layout import X_VECTORS, RowInputs, RowMatrix, row_blocks
+from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS, make_row_matmul
+from spqt_ti.kernels.cpu.vectors import f32x16, value
+from spqt_ti.model.cpu.places import Kind, MatrixPlace
+from spqt_ti.model.cpu.plans import IntegerPlan, Scratch
+from spqt_ti.model.cpu.weights import SiteField, Weights
+
+
+def make_kept(weights: Weights):
+    """Build the ti.func (constants, place, v, i) of vector i of a site's input, v, with zeros for what its gate skips
+    (NaN stays, to be noticed); `place`: of the gate, layer * 4 + site.
+    """
+    gates, plan = weights.gates, weights.gate_plan
+
+    @ti.func
+    def kept(constants: ti.template(), place, v, i):
+        result = v
+        threshold = value(constants, gates * 16 + place)
+        if threshold > 0.0:
+            score = ti.max(v, 0.0 - v)
+            if value(constants, (gates * 16 + plan.weighted) + place) > 0.0:
+                score = score * constants[gates + plan.weights + place * plan.stride + i]
+            result = f32x16(*[ti.select(score[k] <= threshold, 0.0, v[k]) for k in ti.static(range(16))])
+        return result
+
+    return kept
+
+
+def make_decode_product(kind: Kind, weights: Weights, scratch: Scratch, workers: int, exact: bool):
+    """Build the ti.func (d, at, place, x, active, count) of a worker's part of W x, x beginning at vector a[x].
+
+    Zigzag: of the `count` columns listed from integer `active`; the workers' partial sums go to scratch.partial. Rows:
+    of all columns; what the gate at `place` skips is zero, and whole sums go to scratch.partial.
+    """
+    if kind.rows:
+        return _make_rows_of_token(kind, weights, scratch, workers, exact)
+    gemv = make_gemv(workers, exact, kind.decoder)
+
+    @ti.func
+    def multiply(d: ti.template(), at, place, x, active, count):
+        cols = d.integers[at + SiteField.COLS]
+        quants = d.integers[at + SiteField.QUANTS]
+        tail = d.integers[at + SiteField.TAIL]
+        headers = d.integers[at + SiteField.HEADERS]
+        full_bands = d.integers[at + SiteField.FULL_BANDS]
+        tail_bands = d.integers[at + SiteField.TAIL_BANDS]
+        panel_bands = d.integers[at + SiteField.PANEL_BANDS]
+        gemv_scratch = scratch.gemv + d.worker * SCRATCH_VECTORS
+        matrix = ti.static(
+            Matrix(
+                d.quants, quants, d.tail, tail, d.headers, headers, d.quants_address, d.tail_address,
+                d.headers_address, cols, full_bands, tail_bands, panel_bands,
+            )
+        )  # fmt: skip
+        inputs = ti.static(Inputs(d.a, x, d.integers, active, count))
+        gemv(matrix, inputs, ti.static(Sums(d.a, scratch.partial, gemv_scratch)), d.workspace, d.worker)
+
+    return multiply
+
+
+def _make_rows_of_token(kind: Kind, weights: Weights, scratch: Scratch, workers: int, exact: bool):
+    row_gemv, kept = make_row_gemv(workers, False, False, exact, kind.decoder), make_kept(weights)
+
+    @ti.func
+    def multiply(d: ti.template(), at, place, x, active, count):
+        vectors = d.integers[at + SiteField.COLS] >> 4
+        blocks = (vectors + X_VECTORS - 1) // X_VECTORS
+        quants = d.integers[at + SiteField.QUANTS]
+        headers = d.integers[at + SiteField.HEADERS]
+        rows = d.integers[at + SiteField.ROWS]
+        masked = scratch.masked + d.worker * scratch.masked_stride
+        for i in range(vectors):
+            d.a[masked + i] = kept(d.constants, place, d.a[x + i], i)
+        for i in range(vectors, blocks * X_VECTORS):
+            d.a[masked + i] = f32x16(0.0)
+        matrix = ti.static(
+            RowMatrix(d.quants, quants, d.headers, headers, d.quants_address, d.headers_address, rows, blocks)
+        )
+        inputs = ti.static(RowInputs(d.a, masked, 0.0))
+        order = scratch.rows + d.worker * scratch.rows_stride
+        row_gemv(matrix, inputs, d.a, order, d.a, scratch.partial, d.worker)
+
+    return multiply
+
+
+def make_head_product(place: MatrixPlace, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool):
+    """Build the ti.func (d, x) of a worker's logits, at scratch.logits, of a head that is not made of tiles."""
+    shape = place.shape
+    cols, vectors = shape.cols, shape.cols // 16
+    if place.kind.rows:
+        row_gemv, blocks = make_row_gemv(workers, False, False, exact, place.kind.decoder), row_blocks(cols)
+
+        @ti.func
+        def head_rows(d: ti.template(), x):
+            masked = scratch.masked + d.worker * scratch.masked_stride
+            for i in range(blocks * X_VECTORS):
+                d.a[masked + i] = f32x16(0.0)
+                if i < vectors:
+                    d.a[masked + i] = d.a[x + i]
+            matrix = ti.static(
+                RowMatrix(
+                    d.quants, place.quants, d.headers, place.headers, d.quants_address, d.headers_address, shape.rows,
+                    blocks,
+                )
+            )  # fmt: skip
+            order = scratch.rows + d.worker * scratch.rows_stride
+            row_gemv(matrix, ti.static(RowInputs(d.a, masked, 0.0)), d.a, order, d.a, scratch.logits, d.worker)
+
+        return head_rows
+    gemv, bands = make_gemv_by_bands(workers, exact, place.kind.decoder), shape.full_bands
+
+    @ti.func
+    def head_bands(d: ti.template(), x):
+        matrix = ti.static(
+            Matrix(
+                d.quants, place.quants, d.tail, 0, d.headers, place.headers, d.quants_address, d.tail_address,
+                d.headers_address, cols, bands, 0, shape.panel_bands,
+            )
+        )  # fmt: skip
+        inputs = ti.static(Inputs(d.a, x, d.integers, ints.everything, cols))
+        gemv_scratch = scratch.gemv + d.worker * SCRATCH_VECTORS
+        gemv(matrix, inputs, ti.static(Sums(d.a, scratch.logits, gemv_scratch)), d.workspace, d.worker)
+
+    return head_bands
+
+
+def make_chunk_product(kind: Kind, tiles: int, workers: int):
+    """Build the ti.func (d, at, tokens) of a worker's strips of Y = X W^T for the Tokens in d.a; `tiles`: first of the
+    workers' ROW_TILE_VECTORS vectors there.
+    """
+    if kind.rows:
+        rows_matmul = make_row_matmul(workers, kind.decoder)
+
+        @ti.func
+        def multiply_rows(d: ti.template(), at, tokens: ti.template()):
+            cols = d.integers[at + SiteField.COLS]
+            quants = d.integers[at + SiteField.QUANTS]
+            headers = d.integers[at + SiteField.HEADERS]
+            rows = d.integers[at + SiteField.ROWS]
+            blocks = (cols + 255) >> 8
+            matrix = ti.static(RowMatrix(d.quants, quants, d.headers, headers, None, None, rows, blocks))
+            rows_matmul(matrix, cols, d.a, tiles + d.worker * ROW_TILE_VECTORS, tokens, d.worker)
+
+        return multiply_rows
+    matmul = make_matmul(workers, kind.decoder)
+
+    @ti.func
+    def multiply(d: ti.template(), at, tokens: ti.template()):
+        cols = d.integers[at + SiteField.COLS]
+        quants = d.integers[at + SiteField.QUANTS]
+        tail = d.integers[at + SiteField.TAIL]
+        headers = d.integers[at + SiteField.HEADERS]
+        full_bands = d.integers[at + SiteField.FULL_BANDS]
+        tail_bands = d.integers[at + SiteField.TAIL_BANDS]
+        panel_bands = d.integers[at + SiteField.PANEL_BANDS]
+        matrix = ti.static(
+            Matrix(
+                d.quants, quants, d.tail, tail, d.headers, headers, None, None, None, cols, full_bands, tail_bands,
+                panel_bands,
+            )
+        )  # fmt: skip
+        matmul(matrix, d.a, tiles + d.worker * ROW_TILE_VECTORS, tokens, d.worker)
+
+    return multiply
+
+
+def make_chunk_head(place: MatrixPlace, tiles: int, workers: int):
+    """Build the ti.func (quants, headers, a, tokens, worker) of a worker's strips of the logits of a head that is not
+    made of tiles.
+    """
+    shape, decoder = place.shape, place.kind.decoder
+    if place.kind.rows:
+        rows_matmul = make_row_matmul(workers, decoder)
+
+        @ti.func
+        def score_rows(quants: ti.template(), headers: ti.template(), a: ti.template(), tokens: ti.template(), worker):
+            matrix = ti.static(
+                RowMatrix(
+                    quants, place.quants, headers, place.headers, None, None, shape.rows, row_blocks(shape.cols)
+                )
+            )  # fmt: skip
+            rows_matmul(matrix, shape.cols, a, tiles + worker * ROW_TILE_VECTORS, tokens, worker)
+
+        return score_rows
+    matmul = make_matmul(workers, decoder)
+
+    @ti.func
+    def score_bands(quants: ti.template(), headers: ti.template(), a: ti.template(), tokens: ti.template(), worker):
+        matrix = ti.static(
+            Matrix(
+                quants, place.quants, None, 0, headers, place.headers, None, None, None, shape.cols, shape.full_bands,
+                0, shape.panel_bands,
+            )
+        )  # fmt: skip
+        matmul(matrix, a, tiles + worker * ROW_TILE_VECTORS, tokens, worker)
+
+    return score_bands
