@@ -43,7 +43,7 @@ def check_destination(destination: str | Path, overwrite: bool = False) -> Path:
     if not is_container:
         raise ContainerError(f"{path}: the directory is not empty and holds no quantised model; choose another one")
     if not overwrite:
-        raise ContainerError(f"{path}: a quantised model is already there; --force (overwrite=True) replaces it")
+        raise ContainerError(f"{path}: a quantised model is already there; remove it, or ask to replace it (--force)")
     return path
 
 

@@ -182,7 +182,7 @@ def test_a_policy_of_the_other_layout(texts, tmp_path, capsys) -> None:
     calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.4")
     with pytest.raises(PolicyError, match="calibrate again"):
         SparsityPolicy.load(tmp_path / "p.json").check(row.fingerprint, row.config.num_hidden_layers)
-    assert "layout 'row' cannot be decoded" in run(capsys, "perplexity", row.path, "--text", texts[1], code=1)
+    assert "q4_k, row, which cannot be decoded" in run(capsys, "perplexity", row.path, "--text", texts[1], code=1)
 
 
 @pytest.mark.parametrize(
