@@ -6,12 +6,12 @@ import argparse
 import dataclasses
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from spqt_ti.cli import options
 from spqt_ti.cli.output import print_json
 from spqt_ti.cli.signals import held_back
+from spqt_ti.paths import expanded
 
 TOKENS, QUICK_TOKENS = 20000, 2048  # of a text
 METHODS = ("uniform", "teal", "wina", "wisparse")  # spelled out here too, so that --help needs no NumPy
@@ -66,8 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     tokens = arguments.tokens or (QUICK_TOKENS if arguments.quick else TOKENS)
     folder = checkpoint_folder(model.container, text, tokens, search)
     if arguments.checkpoints is not None:
-        folder = Path(arguments.checkpoints)
-    output, files = Path(arguments.output), []
+        folder = expanded(arguments.checkpoints)
+    output, files = expanded(arguments.output), []
     try:
         make = calibrate(arguments.method, model.llama, model.container, model.tokenizer, text, tokens, folder, search)
         for level in arguments.sparsity:

@@ -12,6 +12,7 @@ from spqt_ti.cli import options
 from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.cli.workers import workers_of
+from spqt_ti.paths import expanded
 
 if TYPE_CHECKING:
     from spqt_ti.container import Container
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         from spqt_ti.convert.identity import cached_copy
         from spqt_ti.sources import registry
         from spqt_ti.sources.open import open_checkpoint
-    given = Path(arguments.model).expanduser()
+    given = expanded(arguments.model)
     source = None if (given / MANIFEST).is_file() else registry.resolve(arguments.model)
     directory = given if source is None else cached_copy(source)
     if (directory / MANIFEST).is_file():

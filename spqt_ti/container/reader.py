@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -290,7 +289,10 @@ def _read_header(file: Path, signature: _Signature) -> dict[str, _Place]:
         raise damaged(file, f"not a whole safetensors file ({error})") from error
     with open(file, "rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
+        try:
+            header = bounded_json.parse_object(stream.read(size))
+        except JsonError as error:
+            raise damaged(file, f"not a whole safetensors file ({error})") from error
     header.pop("__metadata__", None)
     return {name: _place(file, signature, 8 + size, name, entry) for name, entry in header.items()}
 

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from fuzz.mutate import json_text
 
-from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.model.tuning import TunedShape, Tuning, tuning_path
 
 
 def prepare(folder: Path) -> Callable[[random.Random], None]:
     shapes = (
-        TunedShape(192, 64, 3.0, 1.0, 2.0, threads=2, panel_bands=1),
-        TunedShape(192, 64, 3.0, 1.0, 2.0, split=Split(8, 2)),
+        TunedShape(192, 64, 3.0, 1.0, 2.0, "1", threads=2),
+        TunedShape(192, 64, 3.0, 1.0, 2.0, "8x2"),
     )
     path = Tuning("a device", {"taichi": "1"}, "2026-01-01", shapes).save()
     whole = json.loads(path.read_text())
