@@ -1,6 +1,6 @@
 """Models that mix schemes and layouts on GPUs, against the float64 forward pass on the same dequantised weights.
 
-Two models hold every scheme at a site, both layouts of sites and heads, and a head of each scheme but tiles.
+Two models hold every scheme at a site and both layouts of sites and of a head that is not tiles.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOLERANCE = 1e-5  # of the largest logit, as in test_runner
 TOKENS = [0, 17, 203, 5, 299]
 STORAGE = {  # name -> scheme, layout
     "zigzag": ("q8_0,o=q6_k,down=q4_k,head=q6_k", "zigzag"),
-    "row": ("q6_k,gate_up=q4_k,down=q8_0,head=q8_0", "row,o=zigzag,head=zigzag"),
+    "row": ("q6_k,gate_up=q4_k,down=q8_0,head=q4_k", "row,o=zigzag,head=row"),
 }
 
 
