@@ -68,10 +68,11 @@ def test_gemv(shape: tuple[int, int], layout: str, exact: bool) -> None:
     assert (error_of(ops.gemv(matrix, x, exact=exact), known, x) <= allowed).all()
 
 
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme(scheme: str) -> None:
+def test_every_scheme(scheme: str, layout: str) -> None:
     w, x = normal((300, 301), 6), normal((301,), 7)
-    matrix = ops.pack(w, scheme=scheme)
+    matrix = ops.pack(w, scheme=scheme, layout=layout)
     stored = matrix.dequantize().astype(np.float64)
     kept = np.where(np.abs(x) > np.float32(0.5), x, np.float32(0)).astype(np.float64)
     for y, expected in (

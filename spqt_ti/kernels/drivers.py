@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 
 from spqt_ti.backend import runtime
-from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import q4_k
 from spqt_ti.formats.scheme import Scheme
 from spqt_ti.kernels.cpu import collect, gemv, row_gemv
@@ -53,9 +52,7 @@ def row_threshold_gemv(
     if runtime().capabilities.groups:
         multiply = simt_row_gemv.RowGemv(data, RowWords(rows, cols, scheme), skips=True)
         return lambda x, threshold: multiply(x, -1.0 if threshold is None else threshold)
-    if scheme.name != q4_k.SCHEME.name:
-        raise QuantizationError(f"the CPU has no row-layout kernels for {scheme.label}; take the zigzag layout")
-    return row_gemv.RowGemv(data, rows, cols, runtime().threads, exact)
+    return row_gemv.RowGemv(data, rows, cols, runtime().threads, exact, decoder_of(scheme))
 
 
 def collector(cols: int) -> Collector:

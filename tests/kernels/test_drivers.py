@@ -56,6 +56,23 @@ def test_gemv(scheme: str, shape: tuple[int, int], density: float | None) -> Non
     assert (np.abs(y - matrix.weights @ kept.astype(np.float64)) <= matrix.tolerance(kept)).all()
 
 
+@functools.cache
+def row_gemv(scheme: str, rows: int, cols: int) -> tuple[Matrix, drivers.ThresholdGemv]:
+    matrix = random_matrix(rows, cols, "row", SCHEMES[scheme])
+    return matrix, drivers.row_threshold_gemv(matrix.data, rows, cols, scheme=SCHEMES[scheme])
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (300, 301), (960, COLS)], ids=str)
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.7, 9.0])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_row_gemv(scheme: str, shape: tuple[int, int], threshold: float | None) -> None:
+    """In the row layout: over the inputs above the threshold only, or densely."""
+    matrix, multiply = row_gemv(scheme, *shape)
+    x = normal(shape[1])
+    kept = x if threshold is None else np.where(np.abs(x) > np.float32(threshold), x, np.float32(0))
+    assert (np.abs(multiply(x, threshold) - matrix.weights @ kept.astype(np.float64)) <= matrix.tolerance(kept)).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 4, width=32))
 def test_collector(seed: int, threshold: float) -> None:
