@@ -40,7 +40,8 @@ class Llama:
 
     One sequence at a time, and one caller at a time: hold `exclusive()` where several threads share a runner.
 
-    Raises ContainerError for a layout that it does not run, BackendError when the device cannot hold the model.
+    Raises ContainerError for an embedding stored in a way that kernels do not read, BackendError when the device cannot
+    hold the model.
     """
 
     def __init__(

@@ -177,12 +177,11 @@ def test_policies_that_do_not_fit(change, message, texts, tmp_path, capsys) -> N
 
 
 def test_a_policy_of_the_other_layout(texts, tmp_path, capsys) -> None:
-    """The row layout has other weights under the same name, hence another fingerprint; and it cannot be decoded."""
+    """The row layout has other weights under the same name, hence another fingerprint."""
     row = tiny_containers.container("gqa", "row")
     calibrate(capsys, texts[0], tmp_path / "p.json", "--sparsity", "0.4")
     with pytest.raises(PolicyError, match="calibrate again"):
         SparsityPolicy.load(tmp_path / "p.json").check(row.fingerprint, row.config.num_hidden_layers)
-    assert "q4_k, row, which cannot be decoded" in run(capsys, "perplexity", row.path, "--text", texts[1], code=1)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import tiny_containers
 import tiny_models
 
 from spqt_ti.convert.quantize import quantize
-from spqt_ti.errors import ContainerError
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES
 
@@ -108,13 +107,8 @@ def test_a_head_of_its_own_unties() -> None:
 def test_bytes_per_token() -> None:
     """Padding included: a last band of Q6_K is completed to 256 rows of 224 bytes, a row to whole superblocks."""
     model, _ = model_of(STORAGES[1], True)
-    assert model.traffic.columns[0].tolist() == [2 * 144, 144, 144 + 144, 224]
+    assert model.traffic.columns[0].tolist() == [2 * 144, 144, 144 + 48, 224]
     assert model.traffic.head == 192 * 2 * 224
     model, _ = model_of(STORAGES[2], True)
     assert model.traffic.columns[1, 3] * 160 == 192 * (256 + 16)
     assert model.traffic.head == 320 * 224
-
-
-def test_an_embedding_in_another_scheme_is_refused() -> None:
-    with pytest.raises(ContainerError, match="the embedding is stored as q6_k, row; only q8_0, row"):
-        model_of(("q4_k,embedding=q6_k", "zigzag"), True)
