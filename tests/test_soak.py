@@ -14,7 +14,7 @@ SOAK = Path(__file__).parents[1] / "bench" / "soak.py"
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_short_soak() -> None:
-    """Loads are left out: each keeps about 8 MB of compiled kernels, which Taichi does not give back."""
+    """Loads are left out: memory grows by about 8 MB with each, for a reason that is not found yet."""
     command = [sys.executable, str(SOAK), "--tokens", "1000", "--loads", "0", "--kills", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
