@@ -30,10 +30,10 @@ def test_cpu_reads_the_arrays_it_has() -> None:
     """Bytes of a dense token are those of the weights' arrays, without what is spare at their end."""
     container = tiny_containers.container("gqa")
     tiny_containers.llama("gqa")  # starts the backend
-    config, weights = container.config, cpu.Weights(container, 64, {})
-    layer = 64 * weights.quants_stride + 32 * weights.tail_stride + 16 * weights.headers_stride
+    config, (quants, tail, headers) = container.config, cpu.Weights(container, 64, {}).plan.places.sizes
     head = tiles_for(config.vocab_size) * config.hidden_size * (64 + 4)
-    assert cpu.traffic(config).bytes_per_token(everything(config)) == config.num_hidden_layers * layer + head
+    layers = 64 * quants + 32 * tail + 16 * headers
+    assert cpu.traffic(config).bytes_per_token(everything(config)) == layers + head
 
 
 @pytest.mark.parametrize("intermediate", INTERMEDIATE)

@@ -30,18 +30,18 @@ class DecodeStep:
     def __init__(
         self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int, exact: bool = False
     ) -> None:  # fmt: skip
-        config = weights.config
+        config = weights.plan.config
         self._weights, self._cache = weights, cache
-        self._scratch_plan = scratch = Scratch.plan(weights, workers)
+        self._scratch_plan = scratch = Scratch.plan(weights.plan, workers)
         self._scratch = ndarray(f32x16, (scratch.vectors,))
         self._view = host_view(self._scratch)
         self._view[:] = 0
         sites = config.num_hidden_layers * len(SITES)
-        self._integers = IntegerPlan.plan(weights, workers)
+        self._integers = IntegerPlan.plan(weights.plan, workers)
         self._ints = ndarray(ti.i32, (self._integers.size,))
         self._ints_view = host_view(self._ints)
         self._ints_view[:] = 0
-        table = weights.site_table().reshape(-1)
+        table = weights.plan.site_table().reshape(-1)
         self._ints_view[SITE_TABLE:][: table.size] = table
         most = scratch.input_stride * 16
         self._ints_view[self._integers.everything :][:most] = np.arange(most)
@@ -54,7 +54,7 @@ class DecodeStep:
         for place, array in (arrays | {Long.INTEGERS: self._ints}).items():
             host_view(self._longs)[place] = address(array)
         self._make_kernel = functools.partial(
-            make_decode_kernel, weights, cache_shape, scratch, self._integers, workers, exact
+            make_decode_kernel, weights.plan, cache_shape, scratch, self._integers, workers, exact
         )
         self._kernel = self._make_kernel()
 
@@ -102,5 +102,6 @@ class DecodeStep:
 
     def logits(self) -> np.ndarray:
         """Logits of the last token, f32 [vocabulary]: a view that the next `run` overwrites."""
-        start = self._scratch_plan.logits
-        return self._view[start : start + self._weights.logit_vectors].reshape(-1)[: self._weights.config.vocab_size]
+        plan = self._weights.plan
+        vectors = self._view[self._scratch_plan.logits :][: plan.logit_vectors]
+        return vectors.reshape(-1)[: plan.config.vocab_size]

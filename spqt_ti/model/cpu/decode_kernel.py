@@ -4,6 +4,7 @@ Where a phase needs what other workers wrote, all wait at a spin barrier; what i
 worker computes for itself instead of waiting for another.
 """
 
+import functools
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.words import INFINITY_BITS
 from spqt_ti.model.cpu.plans import POSITION, STEPS, TOKEN, IntegerPlan, Long, Scratch, site_row
 from spqt_ti.model.cpu.products import make_decode_product, make_head_product
-from spqt_ti.model.cpu.weights import SiteField, Weights
+from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
 
 
 class Phase(IntEnum):
@@ -69,8 +70,9 @@ class Launch(NamedTuple):
     worker: Any
 
 
+@functools.cache
 def make_decode_kernel(
-    weights: Weights, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool,
+    weights: WeightsPlan, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool,
     profile: bool = False,
 ):  # fmt: skip
     """The decode step of a model of these shapes, for a fixed number of workers; `exact`: in f32 throughout; `profile`:
@@ -84,7 +86,7 @@ def make_decode_kernel(
     head_vectors, group = head_dim // 16, heads // kv_heads
     eps = config.rms_norm_eps
     wait_for_all = make_wait_for_all()
-    attention_norm, ffn_norm = weights.layer_constants["attention_norm"], weights.layer_constants["ffn_norm"]
+    attention_norm, ffn_norm = weights.layer_constant("attention_norm"), weights.layer_constant("ffn_norm")
     constants_stride, final_norm = weights.constants_stride, weights.final_norm
     gates, gate_plan = weights.gates, weights.gate_plan
     tiles, head_tile, vocabulary = weights.vocabulary_tiles, weights.head_tile, config.vocab_size

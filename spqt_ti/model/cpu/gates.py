@@ -12,6 +12,6 @@ class WorkerGates(Gates):
     """Gates behind the constants of `weights`, which the CPU's decode and prefill read in place."""
 
     def __init__(self, weights: Weights) -> None:
-        values = host_view(weights.constants)[weights.gates :].reshape(-1)
+        values = host_view(weights.constants)[weights.plan.gates :].reshape(-1)
         values[:] = 0
-        super().__init__(weights.gate_plan, inputs_per_site(weights.config), values)
+        super().__init__(weights.plan.gate_plan, inputs_per_site(weights.plan.config), values)

@@ -11,7 +11,7 @@ from spqt_ti.kernels.cpu.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS
 from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, row_blocks
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
-from spqt_ti.model.cpu.weights import SiteField, Weights
+from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS
 from spqt_ti.model.sites import SITES, Site
 
@@ -65,7 +65,7 @@ class Scratch:
     vectors: int
 
     @classmethod
-    def plan(cls, weights: Weights, workers: int) -> "Scratch":
+    def plan(cls, weights: WeightsPlan, workers: int) -> "Scratch":
         """Lay the buffers out one after the other."""
         config, places = weights.config, weights.places
         shapes = [places.shape(site) for site in Site]
@@ -114,7 +114,7 @@ class IntegerPlan:
     size: int
 
     @classmethod
-    def plan(cls, weights: Weights, workers: int) -> "IntegerPlan":
+    def plan(cls, weights: WeightsPlan, workers: int) -> "IntegerPlan":
         """Lay the parts out, each on cache lines of its own."""
         most = max(weights.places.shape(site).cols for site in Site)
         counts = SITE_TABLE + -(-weights.site_table().size // 16) * 16
@@ -144,7 +144,7 @@ class ChunkPlan:
     vectors: int
 
     @classmethod
-    def plan(cls, weights: Weights, workers: int) -> "ChunkPlan":
+    def plan(cls, weights: WeightsPlan, workers: int) -> "ChunkPlan":
         """Lay the buffers out one after the other."""
         config = weights.config
         place = CHUNK * config.hidden_size // 16
@@ -163,16 +163,16 @@ class ChunkPlan:
         return cls(0, tuple(inputs), output, output_stride, logits, tiles, scores, scores_stride, softmax, place)
 
 
-def has_rows(weights: Weights) -> bool:
+def has_rows(weights: WeightsPlan) -> bool:
     """True where any matrix, the head included, is in the row layout."""
     head = weights.places.head
     return any(kind.rows for kind in weights.places.kinds) or (head is not None and head.kind.rows)
 
 
-def _group(weights: Weights) -> int:
+def _group(weights: WeightsPlan) -> int:
     """Query heads of a KV head."""
     return weights.config.num_attention_heads // weights.config.num_key_value_heads
 
 
-def _scores_stride(weights: Weights) -> int:
+def _scores_stride(weights: WeightsPlan) -> int:
     return _group(weights) * weights.context // 16

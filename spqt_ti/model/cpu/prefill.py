@@ -23,16 +23,16 @@ class Prefill:
 
     def __init__(self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int) -> None:
         self._weights, self._cache = weights, cache
-        self._plan = ChunkPlan.plan(weights, workers)
+        self._plan = ChunkPlan.plan(weights.plan, workers)
         self._scratch = ndarray(f32x16, (self._plan.vectors,))
         self._view = host_view(self._scratch)
         self._view[:] = 0
-        table = weights.site_table().reshape(-1)
+        table = weights.plan.site_table().reshape(-1)
         self._integers = ndarray(ti.i32, (SITE_TABLE + table.size,))
         host_view(self._integers)[SITE_TABLE:] = table
         self._tokens = ndarray(ti.i32, (CHUNK,))
         self._warm = False
-        self._embed, self._block, self._logits = make_prefill_kernels(weights, cache_shape, self._plan, workers)
+        self._embed, self._block, self._logits = make_prefill_kernels(weights.plan, cache_shape, self._plan, workers)
 
     def warm_up(self, position: int) -> None:
         """Run every kernel once, the first time this is called, at a position that is free.
@@ -49,7 +49,7 @@ class Prefill:
         `logits`.
         """
         self.embed(tokens)
-        for layer in range(self._weights.config.num_hidden_layers):
+        for layer in range(self._weights.plan.config.num_hidden_layers):
             self.block(layer, start, len(tokens), masked)
             if observer is not None:
                 ti.sync()
@@ -80,22 +80,22 @@ class Prefill:
         self._states(len(states))[:] = states
 
     def _states(self, count: int) -> np.ndarray:
-        hidden = self._weights.config.hidden_size
+        hidden = self._weights.plan.config.hidden_size
         return self._view[: count * hidden // 16].reshape(count, hidden)
 
     def _input(self, site: str, count: int) -> np.ndarray:
-        cols = self._weights.places.shape(Site[site.upper()]).cols
+        cols = self._weights.plan.places.shape(Site[site.upper()]).cols
         start = self._plan.inputs[SITES.index(site)]
         return self._view[start : start + count * cols // 16].reshape(count, cols)
 
     def logits(self, first: int, last: int) -> np.ndarray:
         """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
-        w, stride = self._weights, self._weights.logit_vectors
+        w, stride = self._weights, self._weights.plan.logit_vectors
         rows = []
         for begin in range(first, last, LOGIT_ROWS):
             count = min(LOGIT_ROWS, last - begin)
             self._logits(w.words, w.scales, w.quants, w.headers, w.constants, self._scratch, begin, count)
             ti.sync()
             view = self._view[self._plan.logits :][: count * stride].reshape(count, -1)
-            rows.append(view[:, : w.config.vocab_size].copy())
-        return np.concatenate(rows) if rows else np.zeros((0, w.config.vocab_size), np.float32)
+            rows.append(view[:, : w.plan.config.vocab_size].copy())
+        return np.concatenate(rows) if rows else np.zeros((0, w.plan.config.vocab_size), np.float32)

@@ -4,6 +4,7 @@ As in the decode step every worker runs the whole kernel and waits for the other
 split by rows of a matrix or by tokens.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
@@ -18,7 +19,7 @@ from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.model.cpu.plans import COUNT, LAYER, MASKED, START, ChunkPlan, site_row
 from spqt_ti.model.cpu.products import make_chunk_head, make_chunk_product, make_kept
-from spqt_ti.model.cpu.weights import SiteField, Weights
+from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
 
 
 class Launch(NamedTuple):
@@ -38,7 +39,8 @@ class Launch(NamedTuple):
     worker: Any
 
 
-def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkPlan, workers: int):
+@functools.cache
+def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: ChunkPlan, workers: int):
     """The kernels (embed tokens, run one block, compute logits) for a model of these shapes."""
     config = weights.config
     hidden, width = config.hidden_size // 16, config.intermediate_size // 16
@@ -46,7 +48,7 @@ def make_prefill_kernels(weights: Weights, cache_shape: CacheShape, plan: ChunkP
     head_vectors, group, attention = head_dim // 16, heads // kv_heads, heads * head_dim // 16
     eps = config.rms_norm_eps
     wait_for_all = make_wait_for_all()
-    attention_norm, ffn_norm = weights.layer_constants["attention_norm"], weights.layer_constants["ffn_norm"]
+    attention_norm, ffn_norm = weights.layer_constant("attention_norm"), weights.layer_constant("ffn_norm")
     constants_stride, final_norm = weights.constants_stride, weights.final_norm
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     inputs, output, stride = plan.inputs, plan.output, plan.output_stride

@@ -13,10 +13,10 @@ from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS, make_row_matmul
 from spqt_ti.kernels.cpu.vectors import f32x16, value
 from spqt_ti.model.cpu.places import Kind, MatrixPlace
 from spqt_ti.model.cpu.plans import IntegerPlan, Scratch
-from spqt_ti.model.cpu.weights import SiteField, Weights
+from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
 
 
-def make_kept(weights: Weights):
+def make_kept(weights: WeightsPlan):
     """Build the ti.func (constants, place, v, i) of vector i of a site's input, v, with zeros for what its gate skips
     (NaN stays, to be noticed); `place`: of the gate, layer * 4 + site.
     """
@@ -36,7 +36,7 @@ def make_kept(weights: Weights):
     return kept
 
 
-def make_decode_product(kind: Kind, weights: Weights, scratch: Scratch, workers: int, exact: bool):
+def make_decode_product(kind: Kind, weights: WeightsPlan, scratch: Scratch, workers: int, exact: bool):
     """Build the ti.func (d, at, place, x, active, count) of a worker's part of W x, x beginning at vector a[x].
 
     Zigzag: of the `count` columns listed from integer `active`; the workers' partial sums go to scratch.partial. Rows:
@@ -68,7 +68,7 @@ def make_decode_product(kind: Kind, weights: Weights, scratch: Scratch, workers:
     return multiply
 
 
-def _make_rows_of_token(kind: Kind, weights: Weights, scratch: Scratch, workers: int, exact: bool):
+def _make_rows_of_token(kind: Kind, weights: WeightsPlan, scratch: Scratch, workers: int, exact: bool):
     row_gemv, kept = make_row_gemv(workers, False, False, exact, kind.decoder), make_kept(weights)
 
     @ti.func

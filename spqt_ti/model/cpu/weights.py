@@ -7,6 +7,7 @@ launches.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -22,6 +23,7 @@ from spqt_ti.kernels.cpu.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.zigzag import split
 from spqt_ti.kernels.shared.geometry import tiles_for
 from spqt_ti.kernels.shared.vocabulary import tile
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.cpu.places import MatrixPlace, Places, in_tiles
 from spqt_ti.model.gates import GatePlan
@@ -31,7 +33,7 @@ _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
 
 
 class SiteField(IntEnum):
-    """Columns of Weights.site_table. BIAS: first vector among a layer's constants, -1 for none. KIND: place in
+    """Columns of WeightsPlan.site_table. BIAS: first vector among a layer's constants, -1 for none. KIND: place in
     Places.kinds.
     """
 
@@ -48,8 +50,74 @@ class SiteField(IntEnum):
     ROWS = 10
 
 
+@dataclass(frozen=True)
+class WeightsPlan:
+    """Sizes and places of a model's weights: all that kernels are compiled with of them. Models with equal plans share
+    their kernels.
+
+    `layer_constants`: (name, first vector among a layer's constants), `gates`: first vector behind the constants;
+    `head_tile`: the head's first tile, where it is made of tiles.
+    """
+
+    config: ModelConfig
+    context: int
+    places: Places
+    vocabulary_tiles: int
+    logit_vectors: int
+    head_tile: int
+    layer_constants: tuple[tuple[str, int], ...]
+    constants_stride: int
+    final_norm: int
+    head_constants: HeadConstants
+    gates: int
+    gate_plan: GatePlan
+
+    def layer_constant(self, name: str) -> int | None:
+        """First vector of a constant within those of its layer; None where the model has none of this name."""
+        return dict(self.layer_constants).get(name)
+
+    @classmethod
+    def of(
+        cls, container: Container, constants: Constants, context: int, panel_bands: Mapping[str, int | None]
+    ) -> "WeightsPlan":
+        """For a container, its constants and `context` positions. `panel_bands`: see `Weights`."""
+        config = container.config
+        places, tiles = Places.plan(config, container.matrices, panel_bands), tiles_for(config.vocab_size)
+        own_tiles = places.head is None and container.head.tensor != container.embedding.tensor
+        layer = {name: first // 16 for name, first in constants.layer.items()}
+        norms = map(layer.get, ("q_norm", "k_norm", "window"))
+        stride = constants.stride // 16
+        return cls(
+            config, context, places, tiles,
+            logit_vectors=tiles * 4 if places.head is None else places.head.shape.padded_rows // 16,
+            head_tile=tiles if own_tiles else 0,
+            layer_constants=tuple(layer.items()),
+            constants_stride=stride,
+            final_norm=constants.final_norm // 16,
+            head_constants=HeadConstants(constants.rope // 16, stride, config.rms_norm_eps, *norms),
+            gates=constants.values.size // 16,
+            gate_plan=GatePlan.plan(config.num_hidden_layers, int(inputs_per_site(config).max())),
+        )  # fmt: skip
+
+    def site_table(self) -> np.ndarray:
+        """i32 [layers, 4, 11]: what a kernel needs to know of each matrix, by the columns of SiteField."""
+        rows = [
+            [self._site_row(site, place) for site, place in zip(SITES, layer, strict=True)]
+            for layer in self.places.sites
+        ]
+        return np.array(rows, np.int32)
+
+    def _site_row(self, site: str, place: MatrixPlace) -> list[int]:
+        bias = self.layer_constant(f"{site}_bias")
+        shape, kind = place.shape, self.places.kinds.index(place.kind)
+        return [
+            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands, shape.bands, place.quants, place.tail,
+            place.headers, -1 if bias is None else bias, kind, shape.rows,
+        ]  # fmt: skip
+
+
 class Weights:
-    """Device arrays of a container, for a context of `context` positions (a multiple of 16).
+    """Device arrays of a container, for a context of `context` positions (a multiple of 16), and their plan.
 
     `panel_bands`: per site the number of bands side by side (see ZigzagShape); None or no entry: what kernels prefer.
 
@@ -58,25 +126,26 @@ class Weights:
     """
 
     def __init__(self, container: Container, context: int, panel_bands: Mapping[str, int | None]) -> None:
-        config = container.config
-        self.config, self.context = config, context
         if not in_tiles(container.embedding):
             raise ContainerError(
                 f"{container.path}: the embedding is stored as {container.embedding.storage}; only q8_0, row can be "
                 "decoded: quantise without embedding=..."
             )
-        self.places = places = Places.plan(config, container.matrices, panel_bands)
+        constants = Constants.read(container, context)
+        self.plan = WeightsPlan.of(container, constants, context, panel_bands)
+        places = self.plan.places
         quants, tail, headers = places.sizes
         self.quants = _allocate(u32x16, quants, "quants")
         self.tail = _allocate(u32x8, tail, "tail quants")
         self.headers = _allocate(u32x4, headers + GROUP_BANDS - 1, "superblock headers")
-        for layer in range(config.num_hidden_layers):
+        for layer in range(container.config.num_hidden_layers):
             for site in Site:
                 self._load_matrix(places.sites[layer][site], container.read_matrix(container.matrix(layer, site)))
         if places.head is not None:
             self._load_matrix(places.head, container.read_matrix(container.head))
         self._load_vocabulary(container)
-        self._load_constants(container)
+        self.constants = _allocate(f32x16, self.plan.gates + self.plan.gate_plan.vectors, "norms, RoPE table and gates")
+        host_view(self.constants)[: self.plan.gates] = constants.values.reshape(-1, 16)
 
     def _load_matrix(self, place: MatrixPlace, data: np.ndarray) -> None:
         shape, decoder = place.shape, place.kind.decoder
@@ -95,53 +164,15 @@ class Weights:
 
     def _load_vocabulary(self, container: Container) -> None:
         """Embedding tiles first, then the head's unless they are the same, or it is no tiles."""
-        config, head = container.config, container.head
-        matrices = [container.embedding.tensor]
-        if self.places.head is None and head.tensor not in matrices:
-            matrices.append(head.tensor)
-        self.vocabulary_tiles = tiles_for(config.vocab_size)
-        self.logit_vectors = self.vocabulary_tiles * 4
-        if self.places.head is not None:
-            self.logit_vectors = self.places.head.shape.padded_rows // 16
-        self.head_tile = (len(matrices) - 1) * self.vocabulary_tiles
-        tiles = len(matrices) * self.vocabulary_tiles
-        self.words = _allocate(u32x16, tiles * config.hidden_size, "vocabulary")
-        self.scales = _allocate(f16x16, tiles * config.hidden_size // 32 * 4, "vocabulary scales")
+        hidden = container.config.hidden_size
+        matrices = [container.embedding.tensor] + ([container.head.tensor] if self.plan.head_tile else [])
+        tiles = len(matrices) * self.plan.vocabulary_tiles
+        self.words = _allocate(u32x16, tiles * hidden, "vocabulary")
+        self.scales = _allocate(f16x16, tiles * hidden // 32 * 4, "vocabulary scales")
         for i, name in enumerate(matrices):
             words, scales = tile(container.read(name))
             host_view(self.words)[i * len(words) : (i + 1) * len(words)] = words
             host_view(self.scales)[i * len(scales) : (i + 1) * len(scales)] = scales
-
-    def _load_constants(self, container: Container) -> None:
-        config, constants = container.config, Constants.read(container, self.context)
-        self.layer_constants = {name: first // 16 for name, first in constants.layer.items()}
-        self.constants_stride = constants.stride // 16
-        self.final_norm = constants.final_norm // 16
-        self.head_constants = HeadConstants(
-            constants.rope // 16,
-            self.constants_stride,
-            config.rms_norm_eps,
-            *map(self.layer_constants.get, ("q_norm", "k_norm", "window")),
-        )
-        self.gates = constants.values.size // 16
-        self.gate_plan = GatePlan.plan(config.num_hidden_layers, int(inputs_per_site(config).max()))
-        self.constants = _allocate(f32x16, self.gates + self.gate_plan.vectors, "norms, RoPE table and gates")
-        host_view(self.constants)[: self.gates] = constants.values.reshape(-1, 16)
-
-    def site_table(self) -> np.ndarray:
-        """i32 [layers, 4, 11]: what a kernel needs to know of each matrix, by the columns of SiteField."""
-        rows = [
-            [self._site_row(site, place) for site, place in zip(SITES, layer, strict=True)]
-            for layer in self.places.sites
-        ]
-        return np.array(rows, np.int32)
-
-    def _site_row(self, site: str, place: MatrixPlace) -> list[int]:
-        shape, kind = place.shape, self.places.kinds.index(place.kind)
-        return [
-            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands, shape.bands, place.quants, place.tail,
-            place.headers, self.layer_constants.get(f"{site}_bias", -1), kind, shape.rows,
-        ]  # fmt: skip
 
 
 def _allocate(dtype: Any, vectors: int, what: str) -> ti.Ndarray:
