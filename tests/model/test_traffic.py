@@ -11,6 +11,7 @@ from tiny_models import tiny_config
 
 from spqt_ti.kernels.shared.geometry import tiles_for
 from spqt_ti.model.cpu import weights as cpu
+from spqt_ti.model.cpu.places import traffic as cpu_traffic
 from spqt_ti.model.simt import weights as simt
 from spqt_ti.model.sites import inputs_per_site, inputs_skipped, matrix_shapes, realised_sparsity
 
@@ -33,7 +34,7 @@ def test_cpu_reads_the_arrays_it_has() -> None:
     config, (quants, tail, headers) = container.config, cpu.Weights(container, 64, {}).plan.places.sizes
     head = tiles_for(config.vocab_size) * config.hidden_size * (64 + 4)
     layers = 64 * quants + 32 * tail + 16 * headers
-    assert cpu.traffic(config).bytes_per_token(everything(config)) == layers + head
+    assert cpu_traffic(config).bytes_per_token(everything(config)) == layers + head
 
 
 @pytest.mark.parametrize("intermediate", INTERMEDIATE)
@@ -49,7 +50,7 @@ def test_gpu_reads_the_arrays_it_has(intermediate: int) -> None:
 def test_only_the_cpu_pads_a_last_band(intermediate: int) -> None:
     config = config_of(intermediate)
     gate_up = 2
-    on_cpu, on_gpu = (engine.traffic(config).columns[0, gate_up] for engine in (cpu, simt))
+    on_cpu, on_gpu = (traffic(config).columns[0, gate_up] for traffic in (cpu_traffic, simt.traffic))
     rows = 2 * intermediate % 256
     assert (on_cpu > on_gpu) == (rows > 64 and rows <= 192)
 

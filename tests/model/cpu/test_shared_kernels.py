@@ -1,5 +1,6 @@
-"""Models of one shape share their kernels: Taichi keeps what it compiles, so kernels per load would be several megabytes,
-and seconds, each time.
+"""Models of one shape share their kernels.
+
+Taichi keeps what it compiles: kernels per load would be several megabytes, and seconds, each time.
 """
 
 import numpy as np
