@@ -39,7 +39,7 @@ def quantize_gptq(
     progress: bool = True,
     overwrite: bool = False,
 ) -> Container:
-    """As `convert.quantize`, with the blocks' matrices quantised by GPTQ on `tokens` calibration tokens.
+    """As `convert.quantize`, with the layers' matrices quantised by GPTQ on `tokens` calibration tokens.
 
     Half of them come from `text` (as many as it has), the others are drawn from the model itself, rounded to the
     nearest; without a text all are. The container records method, hashes of the text, tokens, damping and seed.

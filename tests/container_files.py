@@ -29,12 +29,12 @@ from spqt_ti.model.sites import SITES
 CONFIG = tiny_config(attention_bias=True)
 WEIGHTS = random_weights(CONFIG)
 SOURCE = Source("tiny", {"model.safetensors": (1234, "ab" * 32)})
-SHARD = "model-00002-of-00003.safetensors"  # block 0
+SHARD = "model-00002-of-00003.safetensors"  # layer 0
 DOWN = "model.layers.0.mlp.down_proj.q4_k"
 
 
 def storage(layout: str = "zigzag", scheme: str = "q4_k", **others: Storage) -> dict[str, Storage]:
-    """The blocks' matrices in this layout and scheme, other classes of matrix as said."""
+    """The layers' matrices in this layout and scheme, other classes of matrix as said."""
     return {site: Storage(SCHEMES[scheme], layout) for site in SITES} | others
 
 

@@ -21,9 +21,9 @@ def test_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "SECONDS", 0.01)
-    for _ in progress(range(3), desc="TEAL", unit="blocks"):
+    for _ in progress(range(3), desc="TEAL", unit="layers"):
         time.sleep(0.02)
-    assert [line.split(",")[0] for line in caplog.messages] == [f"TEAL: {n} of 3 blocks" for n in (1, 2, 3)]
+    assert [line.split(",")[0] for line in caplog.messages] == [f"TEAL: {n} of 3 layers" for n in (1, 2, 3)]
     assert capsys.readouterr().err == ""
 
 

@@ -58,7 +58,7 @@ def test_says_what_was_done(made: Container) -> None:
         check_disjoint(TEXT, record, "the model was quantised with")
 
 
-def test_matrices_but_those_of_blocks_are_rounded(source: Path, made: Container, tmp_path: Path) -> None:
+def test_matrices_but_those_of_layers_are_rounded(source: Path, made: Container, tmp_path: Path) -> None:
     rounded = quantize(source, tmp_path / "rtn", progress=False)
     for info in made.matrices.values():
         same = np.array_equal(made.read_matrix(info), rounded.read_matrix(info))

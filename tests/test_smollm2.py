@@ -28,10 +28,10 @@ from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity import methods
 from spqt_ti.sparsity.methods import uniform, wisparse
 from spqt_ti.sparsity.search import alpha, greedy
-from spqt_ti.sparsity.search.block import Block, relative_error, unmasked
 from spqt_ti.sparsity.search.evolution import Search
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import quantiles, score, threshold_mask, thresholds_at
+from spqt_ti.sparsity.search.stored_layer import StoredLayer, relative_error, unmasked
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "smollm2_greedy.json").read_text())
 
@@ -159,19 +159,19 @@ def test_thresholds_leave_out_their_share(model: spqt_ti.Model) -> None:
 
 
 @pytest.fixture(scope="module")
-def block_and_inputs(model: spqt_ti.Model) -> tuple[Block, np.ndarray]:
-    """The first block, with 2 windows of 64 tokens."""
+def layer_and_inputs(model: spqt_ti.Model) -> tuple[StoredLayer, np.ndarray]:
+    """The first layer, with 2 windows of 64 tokens."""
     tokens = model.tokenizer.encode(uniform.sample_text())
-    return Block.load(model.container, 0), embeddings(model.container, spread(tokens, 2, 64))
+    return StoredLayer.load(model.container, 0), embeddings(model.container, spread(tokens, 2, 64))
 
 
-def test_greedy_picks(block_and_inputs: tuple[Block, np.ndarray]) -> None:
+def test_greedy_picks(layer_and_inputs: tuple[StoredLayer, np.ndarray]) -> None:
     """Sparsity by the matrices' sizes, steps of 2 % to one site a time, none above 0.9; on the whole no worse than
     uniform.
     """
-    block, x = block_and_inputs
-    path, dense = greedy.allocate(block, x), block.run(x, unmasked)
-    sizes = np.array([block.matrices[site].size for site in SITES], float)
+    stored, x = layer_and_inputs
+    path, dense = greedy.allocate(stored, x), stored.run(x, unmasked)
+    sizes = np.array([stored.matrices[site].size for site in SITES], float)
     np.testing.assert_allclose(path.effective, path.sparsities @ sizes / sizes.sum())
     assert (np.count_nonzero(np.diff(path.sparsities, axis=0), axis=1) == 1).all()
     assert (np.diff(path.effective) <= greedy.STEP + 1e-9).all()
@@ -179,13 +179,13 @@ def test_greedy_picks(block_and_inputs: tuple[Block, np.ndarray]) -> None:
     table = np.stack([quantiles(score(dense.inputs[site], None)) for site in SITES])
     rows = range(5, len(path.effective), 10)
     even = [threshold_mask(thresholds_at(table, np.full(len(SITES), path.effective[row]))) for row in rows]
-    errors = [relative_error(block.run(x, mask).output, dense.output) for mask in even]
+    errors = [relative_error(stored.run(x, mask).output, dense.output) for mask in even]
     assert sum(path.errors[row] for row in rows) <= sum(errors)
 
 
-def test_alphas(block_and_inputs: tuple[Block, np.ndarray]) -> None:
+def test_alphas(layer_and_inputs: tuple[StoredLayer, np.ndarray]) -> None:
     """What is chosen loses no more than TEAL's and WINA's scores."""
-    found = alpha.search(*block_and_inputs)
+    found = alpha.search(*layer_and_inputs)
     chosen = found.losses.min(axis=1)
     np.testing.assert_array_equal(
         chosen, [row[alpha.ALPHAS.index(a)] for row, a in zip(found.losses, found.best, strict=True)]

@@ -57,7 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
-    """Two blocks, grouped queries, untied head, hidden size 192 (not a multiple of 256); `changes` replace fields."""
+    """Two layers, grouped queries, untied head, hidden size 192 (not a multiple of 256); `changes` replace fields."""
     fields: dict[str, Any] = {
         "hidden_size": 192,
         "intermediate_size": 160,
@@ -178,7 +178,7 @@ def gguf_name(name: str) -> str:
     table = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     if stem in table:
         return f"{table[stem]}.{suffix}"
-    _, _, block, part = stem.split(".", 3)
+    _, _, layer, part = stem.split(".", 3)
     parts = {
         "input_layernorm": "attn_norm",
         "post_attention_layernorm": "ffn_norm",
@@ -188,7 +188,7 @@ def gguf_name(name: str) -> str:
         **{f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"},
         **{f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")},
     }
-    return f"blk.{block}.{parts[part]}.{suffix}"
+    return f"blk.{layer}.{parts[part]}.{suffix}"
 
 
 def ggml_row_order(name: str, values: np.ndarray, config: ModelConfig) -> np.ndarray:

@@ -6,7 +6,7 @@ First the relative error of every kind of matrix (rms of what quantising changed
 perplexity and distance from the model quantised, all in f32 arithmetic (evaluation/float_model.py).
 
 A source that is in 4 bits already has a grid along its rows, which row superblocks find again and zigzag ones cannot.
-So all of it is measured twice: on the source, and with uniform noise on the blocks' weights, as wide as a step of a
+So all of it is measured twice: on the source, and with uniform noise on the layers' weights, as wide as a step of a
 4-bit grid over 32 neighbours, which takes the grid away and leaves weights of the same kind.
 """
 
@@ -55,8 +55,8 @@ def without_grid(w: np.ndarray, seed: int = 0) -> np.ndarray:
     return (groups + step[:, None] * noise).reshape(w.shape)
 
 
-def with_blocks(model: FloatModel, change: Callable[[np.ndarray], np.ndarray]) -> FloatModel:
-    """The model with the matrices of its blocks changed, stacked as the container stacks them."""
+def with_layers(model: FloatModel, change: Callable[[np.ndarray], np.ndarray]) -> FloatModel:
+    """The model with the matrices of its layers changed, stacked as the container stacks them."""
     changed = copy.copy(model)
     changed.layers = [
         dataclasses.replace(layer, matrices={site: change(w) for site, w in layer.matrices.items()})
@@ -66,8 +66,8 @@ def with_blocks(model: FloatModel, change: Callable[[np.ndarray], np.ndarray]) -
 
 
 def in_layouts(model: FloatModel) -> dict[str, FloatModel]:
-    """Layout -> the model with Q4_K blocks in it."""
-    return {layout: with_blocks(model, functools.partial(in_q4_k, layout=layout)) for layout in LAYOUTS}
+    """Layout -> the model with Q4_K layers in it."""
+    return {layout: with_layers(model, functools.partial(in_q4_k, layout=layout)) for layout in LAYOUTS}
 
 
 def with_head(model: FloatModel, table: np.ndarray) -> FloatModel:
@@ -84,7 +84,7 @@ def relative_rmse(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def errors(name: str, source: FloatModel, variants: dict[str, FloatModel]) -> list[dict[str, Any]]:
-    """Relative error of every site's matrices in each layout: over all blocks, in the best and in the worst block."""
+    """Relative error of every site's matrices in each layout: over all layers, in the best and in the worst layer."""
     rows = []
     for site in SITES:
         for layout, variant in variants.items():
@@ -125,13 +125,13 @@ def main() -> None:
     matrices, rows = [], []
     for name, model, heads in (
         ("source", source, heads_of(source)),
-        ("source with noise", with_blocks(source, without_grid), {}),
+        ("source with noise", with_layers(source, without_grid), {}),
     ):
-        blocks = in_layouts(model)
-        variants = {f"blocks Q4_K {layout}": variant for layout, variant in blocks.items()}
+        layers = in_layouts(model)
+        variants = {f"layers Q4_K {layout}": variant for layout, variant in layers.items()}
         variants |= {f"head {kind}": with_head(model, table) for kind, table in heads.items()}
         scores = compare(parts, model.second_half, [model.second_half, *(v.second_half for v in variants.values())])
-        matrices += errors(name, model, blocks)
+        matrices += errors(name, model, layers)
         names = [name, *(f"{name}, {variant}" for variant in variants)]
         rows += [summary(*pair) for pair in zip(names, scores, strict=True)]
     print_tables(matrices, rows, arguments.json)
@@ -148,7 +148,7 @@ def print_tables(matrices: list[dict[str, Any]], rows: list[dict[str, Any]], as_
     if as_json:
         print(json.dumps({"matrices": matrices, "models": rows}, indent=2))
         return
-    titles = ["weights", "site", "shape", "layout", "relative RMSE", "best block", "worst block"]
+    titles = ["weights", "site", "shape", "layout", "relative RMSE", "best layer", "worst layer"]
     cells = [
         [m["weights"], m["site"], m["shape"], m["layout"], *(f"{m[key]:.4f}" for key in ("mean", "best", "worst"))]
         for m in matrices

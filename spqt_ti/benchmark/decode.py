@@ -23,7 +23,7 @@ PROMPT = "The history of the city begins with a small settlement on the bank of 
 class DecodeRow:
     """One line of the table. Speeds are medians over rounds; `spread` is (p80 - p20) / 2 of tokens per second.
 
-    `realised_sparsity`: share of the blocks' weights that were skipped; `inputs_skipped`: site -> share of its inputs.
+    `realised_sparsity`: share of the layers' weights that were skipped; `inputs_skipped`: site -> share of its inputs.
     """
 
     model: str
@@ -197,5 +197,5 @@ def describe(rows: Sequence[DecodeRow]) -> str:
     r = rows[0]
     return (
         f"{r.model}: {r.tokens} greedy tokens after {r.prompt_tokens}, medians of {r.rounds} interleaved rounds ± "
-        "(p80 - p20) / 2; skipped: of the blocks' weights; MB: with the head, which is read whole"
+        "(p80 - p20) / 2; skipped: of the layers' weights; MB: with the head, which is read whole"
     )

@@ -38,7 +38,7 @@ def plot_decode(rows: Sequence[DecodeRow], path: str) -> None:
         for method in [row.method] if row.method in lines else lines or ["dense"]:
             lines.setdefault(method, []).append((row.realised_sparsity, row.tokens_per_second, row.spread))
     named = [(f"{rows[0].model}, {rows[0].threads} threads, {method}", points) for method, points in lines.items()]
-    _draw(named, "share of the blocks' weights skipped", "tokens per second", path)
+    _draw(named, "share of the layers' weights skipped", "tokens per second", path)
 
 
 def _draw(lines: Iterable[tuple[str, Sequence[Point]]], x: str, y: str, path: str) -> None:

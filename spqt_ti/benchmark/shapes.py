@@ -11,19 +11,19 @@ Shape = tuple[int, int]
 PAPER = [(m, k) for m in (2048, 4096, 8192) for k in (1024, 2048, 4096, 8192, 16384)]  # arXiv 2511.04477, dense kernels
 
 
-def block_shapes(hidden: int, intermediate: int, query: int, key_value: int) -> list[Shape]:
-    """The four matrices of a Llama block: stacked q, k, v; o; stacked gate, up; down."""
+def layer_shapes(hidden: int, intermediate: int, query: int, key_value: int) -> list[Shape]:
+    """The four matrices of a Llama layer: stacked q, k, v; o; stacked gate, up; down."""
     return [(query + 2 * key_value, hidden), (hidden, query), (2 * intermediate, hidden), (hidden, intermediate)]
 
 
 NAMED = {
     "paper": PAPER,
-    "smollm2-135m": block_shapes(576, 1536, 576, 192),
-    "llama-3.2-1b": block_shapes(2048, 8192, 2048, 512),
-    "llama-2-7b": block_shapes(4096, 11008, 4096, 4096),
-    "llama-3-8b": block_shapes(4096, 14336, 4096, 1024),
-    "llama-2-13b": block_shapes(5120, 13824, 5120, 5120),
-    "llama-2-70b": block_shapes(8192, 28672, 8192, 1024),
+    "smollm2-135m": layer_shapes(576, 1536, 576, 192),
+    "llama-3.2-1b": layer_shapes(2048, 8192, 2048, 512),
+    "llama-2-7b": layer_shapes(4096, 11008, 4096, 4096),
+    "llama-3-8b": layer_shapes(4096, 14336, 4096, 1024),
+    "llama-2-13b": layer_shapes(5120, 13824, 5120, 5120),
+    "llama-2-70b": layer_shapes(8192, 28672, 8192, 1024),
 }
 
 

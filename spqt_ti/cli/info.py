@@ -82,10 +82,10 @@ def run(arguments: argparse.Namespace) -> None:
 def describe_container(container: Container) -> dict[str, Any]:
     """Facts about a quantised model, ready for JSON.
 
-    `bytes_per_weight` is that of the blocks' matrices.
+    `bytes_per_weight` is that of the layers' matrices.
     """
     matrices = [{**matrix.to_dict(), "bytes": matrix.nbytes} for matrix in container.matrices.values()]
-    blocks = container.block_matrices()
+    layers = container.layer_matrices()
     return {
         **_describe_model(container.path, container.config),
         "kind": "quantised",
@@ -98,7 +98,7 @@ def describe_container(container: Container) -> dict[str, Any]:
         "transformations": [dict(one) for one in container.transformations],
         "fingerprint": container.fingerprint,
         "chat_template": container.chat_template is not None,
-        "bytes_per_weight": sum(m.nbytes for m in blocks) / sum(m.rows * m.cols for m in blocks),
+        "bytes_per_weight": sum(m.nbytes for m in layers) / sum(m.rows * m.cols for m in layers),
         "matrices": matrices,
     }
 
@@ -187,7 +187,7 @@ def _print_report(report: dict[str, Any]) -> None:
             ("fingerprint", report["fingerprint"]),
             (
                 "bytes per weight",
-                f"{report['bytes_per_weight']:.4f} (matrices of the blocks; {8 * report['bytes_per_weight']:.2f} bits)",
+                f"{report['bytes_per_weight']:.4f} (matrices of the layers; {8 * report['bytes_per_weight']:.2f} bits)",
             ),
         ]
     if "decode" in report:
@@ -215,8 +215,8 @@ def _alike(matrices: list[dict[str, Any]], title: str) -> list[tuple[list[str], 
 
 
 def _print_matrices(matrices: list[dict[str, Any]]) -> None:
-    """The first block's matrices; all blocks have the same shapes."""
-    print("matrices of the first block:")
+    """The first layer's matrices; all layers have the same shapes."""
+    print("matrices of the first layer:")
     for matrix in matrices:
         if not matrix["name"].startswith("model.layers.0."):
             continue

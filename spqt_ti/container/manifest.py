@@ -209,7 +209,7 @@ class _Reader:
         return self._objects("matrices", "name", "scheme", "layout")
 
     def _matrices_of_format_1(self) -> tuple[Mapping[str, Any], ...]:
-        """One scheme and one layout for all matrices of the blocks."""
+        """One scheme and one layout for all matrices of the layers."""
         storage = {"scheme": self._text("scheme"), "layout": self._text("layout")}
         return tuple({**entry, **storage} for entry in self._objects("matrices", "name"))
 

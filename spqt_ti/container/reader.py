@@ -99,8 +99,8 @@ class Container:
         """The matrix that makes logits, [vocabulary, hidden]: the embedding where the two are tied."""
         return self.matrices.get(HEAD, self.embedding)
 
-    def block_matrices(self) -> list[MatrixInfo]:
-        """The matrices of all blocks, in the order in which a forward pass uses them."""
+    def layer_matrices(self) -> list[MatrixInfo]:
+        """The matrices of all layers, in the order in which a forward pass uses them."""
         return [matrix for name, matrix in self.matrices.items() if name not in (EMBEDDING, HEAD)]
 
     def bias(self, layer: int, site: Site) -> F32Array | None:

@@ -194,7 +194,7 @@ class ContainerWriter:
 
 
 class _Shards:
-    """Which file a tensor is in: 1 holds embedding, norm and head, 2 + i holds block i."""
+    """Which file a tensor is in: 1 holds embedding, norm and head, 2 + i holds layer i."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._count = config.num_hidden_layers + 1

@@ -49,7 +49,7 @@ class _Walk:
 
 
 class GptqQuantizer:
-    """Quantises the matrices of a source's blocks by GPTQ, embedding and head to the nearest.
+    """Quantises the matrices of a source's layers by GPTQ, embedding and head to the nearest.
 
     `windows`: calibration tokens, all of the same length, each from position 0. Every token counts, the first of a
     window too: what attention makes of it is unlike all others, and without it the result is worse than rounding.
@@ -96,11 +96,11 @@ class GptqQuantizer:
             self._walk = _Walk(0, embedding[self._tokens])
         if layer != self._walk.layer:
             raise QuantizationError(f"GPTQ takes the layers in order: {self._walk.layer} and not {layer}")
-        block = self._read(layer)
+        reference = self._read(layer)
         states, tokens = self._walk.states, self._tokens.size
         step = max(1, _BATCH_TOKENS // states.shape[1])
         for start in range(0, len(states), step):
-            trace = block.run(states[start : start + step], unmasked)
+            trace = reference.run(states[start : start + step], unmasked)
             for site, label in zip(Site, SITES, strict=True):
                 x = trace.inputs[label].reshape(-1, trace.inputs[label].shape[-1])
                 h = (x.T @ x).astype(np.float64) / tokens

@@ -46,7 +46,7 @@ def quantize(
 ) -> Container:
     """Quantise a model (Hugging Face directory, GGUF file, known name or hub id) into a new directory.
 
-    `scheme` and `layout` are of the blocks' matrices, or name classes of them as well ("q4_k,down=q6_k,head=q6_k"; see
+    `scheme` and `layout` are of the layers' matrices, or name classes of them as well ("q4_k,down=q6_k,head=q6_k"; see
     `parse_storage`). Embedding and head are Q8_0 otherwise (a tied one is stored once, unless the head is chosen to be
     another); norms and biases stay f32. `progress` shows a bar on stderr if that is a terminal; `overwrite` replaces a
     container.
@@ -148,7 +148,7 @@ class _Source:
 
 
 def _write(source: _Source, writer: ContainerWriter, quantizer: MatrixQuantizer) -> None:
-    """Embedding and head, small tensors, then the blocks one after the other: a shard is written when it is whole."""
+    """Embedding and head, small tensors, then the layers one after the other: a shard is written when it is whole."""
     matrices = dict(writer.matrices)
     for name in (EMBEDDING, HEAD):
         if name in matrices:

@@ -29,7 +29,7 @@ Scorer = Callable[[Sequence[int]], np.ndarray]
 class Row:
     """One line of the table. `perplexity_se`: standard error over tokens; `kl_mean`, `kl_p99`: KL(dense || sparse) in
     nats; `top1`: share of tokens whose likeliest successor is the dense one's; `realised_sparsity`: share of the
-    blocks' weights that were skipped; `tokens`: scored ones.
+    layers' weights that were skipped; `tokens`: scored ones.
     """
 
     sparsity: float

@@ -22,7 +22,7 @@ LAUNCH_SECONDS = 0.1  # of greedy decoding at once: text comes in pieces of that
 class Stats:
     """What a generation cost. Times in seconds.
 
-    While decoding: `realised_sparsity`: share of the blocks' weights that were skipped; `inputs_skipped`: site -> share
+    While decoding: `realised_sparsity`: share of the layers' weights that were skipped; `inputs_skipped`: site -> share
     of its inputs; `bytes_per_token`: bytes of weights that were read.
     `decode_tokens` counts every token that was decoded: a few more than were made where a launch went on after the end.
     """

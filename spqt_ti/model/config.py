@@ -190,13 +190,13 @@ class ModelConfig:
         """Hugging Face name -> shape of every tensor that the model needs, in the order in which it is used."""
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for layer in range(self.num_hidden_layers):
-            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self._block_shapes().items()}
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self._layer_shapes().items()}
         shapes["model.norm.weight"] = (self.hidden_size,)
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
-    def _block_shapes(self) -> dict[str, tuple[int, ...]]:
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
         hidden, queries, keys = self.hidden_size, self.num_attention_heads * self.head_dim, self.kv_size
         matrices = {
             "self_attn.q_proj": (queries, hidden),

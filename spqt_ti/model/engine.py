@@ -62,15 +62,15 @@ class Prefill(Protocol):
         """Run every kernel once, the first time this is called, at a position that is free."""
 
     def run(self, tokens: Tokens, start: int, masked: bool = False, observer: Observer | None = None) -> None:
-        """Put up to CHUNK tokens, the first at position `start`, through every block; their hidden states stay for
+        """Put up to CHUNK tokens, the first at position `start`, through every layer; their hidden states stay for
         `logits`.
         """
 
     def embed(self, tokens: Tokens) -> None:
         """Make the embeddings of up to CHUNK tokens the hidden states."""
 
-    def block(self, layer: int, start: int, count: int, masked: bool) -> None:
-        """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
+    def run_layer(self, layer: int, start: int, count: int, masked: bool) -> None:
+        """Put the hidden states of `count` tokens, the first at position `start`, through one layer."""
 
     def read_states(self, count: int) -> np.ndarray:
         """The hidden states of `count` tokens, f32 [count, hidden]."""

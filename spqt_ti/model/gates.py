@@ -26,7 +26,7 @@ class GatePlan:
 
     @classmethod
     def plan(cls, layers: int, widest: int) -> GatePlan:
-        """For `layers` blocks whose widest site has `widest` inputs."""
+        """For this number of layers, whose widest site has `widest` inputs."""
         flags = -(-layers * len(SITES) // LANES)
         stride = widest // LANES
         return cls(layers, flags * LANES, 2 * flags, stride, 2 * flags + layers * len(SITES) * stride)

@@ -158,15 +158,15 @@ class Llama:
         return self._finite(np.concatenate(rows) if len(rows) > 1 else rows[0])
 
     def embed(self, tokens: Tokens) -> np.ndarray:
-        """Hidden states f32 [n, hidden] before the first block, of a short sequence (see `blocks`)."""
+        """Hidden states f32 [n, hidden] before the first layer, of a short sequence (see `layers`)."""
         self._check_short(len(tokens))
         self.reset()
         self._prefill.embed(self._check(tokens))
         return self._prefill.read_states(len(tokens))
 
-    def blocks(self, states: np.ndarray, first: int, masked: bool = False) -> Iterator[np.ndarray]:
-        """Put the hidden states f32 [n, hidden] of a sequence from its start through block `first` and those after it;
-        yields the states after each block. Whatever sequence there was is forgotten.
+    def layers(self, states: np.ndarray, first: int, masked: bool = False) -> Iterator[np.ndarray]:
+        """Put the hidden states f32 [n, hidden] of a sequence from its start through layer `first` and those after it;
+        yields the states after each layer. Whatever sequence there was is forgotten.
 
         `masked` as for `prefill`. For sequences of one chunk (256 tokens); GenerationError for longer ones.
         """
@@ -174,11 +174,11 @@ class Llama:
         self.reset()
         self._prefill.write_states(states)
         for layer in range(first, self.config.num_hidden_layers):
-            self._prefill.block(layer, 0, len(states), masked)
+            self._prefill.run_layer(layer, 0, len(states), masked)
             yield self._prefill.read_states(len(states))
 
     def head(self, states: np.ndarray) -> np.ndarray:
-        """Logits f32 [n, vocab] of hidden states f32 [n, hidden] after the last block, of one chunk at most."""
+        """Logits f32 [n, vocab] of hidden states f32 [n, hidden] after the last layer, of one chunk at most."""
         self._check_short(len(states))
         self._prefill.write_states(states)
         return self._finite(self._prefill.logits(0, len(states)))

@@ -1,4 +1,4 @@
-"""The four places of a block where inputs are collected, in the order in which a token meets them; and what is counted
+"""The four places of a layer where inputs are collected, in the order in which a token meets them; and what is counted
 by them.
 """
 
@@ -14,7 +14,7 @@ from spqt_ti.model.config import ModelConfig
 
 
 class Site(IntEnum):
-    """A place of a block where inputs are collected, and the matrix that reads them: projections that share an input,
+    """A place of a layer where inputs are collected, and the matrix that reads them: projections that share an input,
     stacked.
     """
 
@@ -30,7 +30,7 @@ class Site(IntEnum):
 
     @property
     def module(self) -> str:
-        """Name of its matrix within a block, "mlp.gate_up_proj"."""
+        """Name of its matrix within a layer, "mlp.gate_up_proj"."""
         return _MODULES[self]
 
     @property
@@ -58,13 +58,13 @@ def matrix_shapes(config: ModelConfig) -> dict[str, ZigzagShape]:
 
 
 def inputs_per_site(config: ModelConfig) -> np.ndarray:
-    """Inputs that a token has at each site of a block, i32 [4]."""
+    """Inputs that a token has at each site of a layer, i32 [4]."""
     shapes = matrix_shapes(config)
     return np.array([shapes[site].cols for site in SITES], np.int32)
 
 
 def realised_sparsity(config: ModelConfig, active: np.ndarray) -> float:
-    """Share of the blocks' weights that a token skips with these numbers of active inputs [layers, 4].
+    """Share of the layers' weights that a token skips with these numbers of active inputs [layers, 4].
 
     An input counts as many weights as its column has. The same on every device: padding is no weight.
     """

@@ -70,10 +70,10 @@ def check_tensors(source: Path, config: ModelConfig, tensors: Mapping[str, Store
 
     A tensor too many is refused as well: a bias or a norm that is left out would make another model of it.
     """
-    # First, because a damaged number of blocks may be billions.
+    # First, because a damaged number of layers may be billions.
     if config.num_hidden_layers > len(tensors):
         raise CheckpointError(
-            f"{source}: {config.num_hidden_layers} blocks are configured, but there are only {len(tensors)} tensors"
+            f"{source}: {config.num_hidden_layers} layers are configured, but there are only {len(tensors)} tensors"
         )
     shapes = config.tensor_shapes()
     missing = [name for name in shapes if name not in tensors]

@@ -36,7 +36,7 @@ _PLAIN: dict[GGMLQuantizationType, np.dtype[Any]] = {
 }
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _GLOBAL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_BLOCK_NAMES = {
+_LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -312,9 +312,9 @@ def huggingface_name(name: str) -> str | None:
     stem, _, suffix = name.rpartition(".")
     if stem in _GLOBAL_NAMES:
         return f"{_GLOBAL_NAMES[stem]}.{suffix}"
-    block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    if block and block[2] in _BLOCK_NAMES:
-        return f"model.layers.{block[1]}.{_BLOCK_NAMES[block[2]]}.{suffix}"
+    inside = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if inside and inside[2] in _LAYER_NAMES:
+        return f"model.layers.{inside[1]}.{_LAYER_NAMES[inside[2]]}.{suffix}"
     return None
 
 

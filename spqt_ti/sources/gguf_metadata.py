@@ -62,13 +62,13 @@ class ArchitectureMetadata:
         return f"{self.name}.{key}"
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number; a list, one entry per block, counts as one number where all entries are the same."""
+        """A whole number; a list, one entry per layer, counts as one number where all entries are the same."""
         value = self._get(key, default)
         if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu" and (value == value[0]).all():
             value = value[0].item()
         if isinstance(value, np.ndarray):
             raise CheckpointError(
-                f"metadata key {self.name}.{key} differs between blocks ({value[:8].tolist()} ..): not supported"
+                f"metadata key {self.name}.{key} differs between layers ({value[:8].tolist()} ..): not supported"
             )
         if isinstance(value, bool) or not isinstance(value, int):
             raise CheckpointError(f"metadata key {self.name}.{key} is {value!r:.80}, expected one whole number")

@@ -34,5 +34,5 @@ class ActiveInputs:
 
     @property
     def realised_sparsity(self) -> float:
-        """Share of the blocks' weights that was skipped."""
+        """Share of the layers' weights that was skipped."""
         return realised_sparsity(self._llama.config, self.total / self._tokens)

@@ -14,7 +14,7 @@ def test_the_papers_fifteen() -> None:
     assert {k for _, k in PAPER} == {1024, 2048, 4096, 8192, 16384}
 
 
-def test_blocks_of_models() -> None:
+def test_layers_of_models() -> None:
     assert NAMED["llama-3-8b"] == [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)]
     assert NAMED["smollm2-135m"] == [(960, 576), (576, 576), (3072, 576), (576, 1536)]
 

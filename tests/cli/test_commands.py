@@ -68,14 +68,14 @@ def test_info_of_a_container(quantised, capsys):
     container = Container.open(quantised)
     sizes = {name: container.read(name).nbytes for name in container.names()}
     # As kernels hold them: bands of 256 rows, but one of up to 64 rows has 48 bytes a column instead of 144.
-    blocks = sum(
-        m.cols * (144 * -(-m.rows // 256) - (96 if 0 < m.rows % 256 <= 64 else 0)) for m in container.block_matrices()
+    layers = sum(
+        m.cols * (144 * -(-m.rows // 256) - (96 if 0 < m.rows % 256 <= 64 else 0)) for m in container.layer_matrices()
     )
     assert report["kind"] == "quantised"
     assert report["architecture"] == "LlamaForCausalLM"
     assert report["config"]["hidden_size"] == 192
     assert report["bytes"] == sum(sizes.values())
-    assert report["dense_bytes_per_token"] == blocks + sizes["lm_head.q8_0"]
+    assert report["dense_bytes_per_token"] == layers + sizes["lm_head.q8_0"]
     assert 0.5625 <= report["bytes_per_weight"] < 0.63
     assert report["fingerprint"] == container.fingerprint
     assert report["source_sha256"] == container.source.sha256

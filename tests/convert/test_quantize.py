@@ -144,8 +144,8 @@ def test_smollm2(smollm2_gguf, tmp_path):
     start = time.perf_counter()
     container = quantize(smollm2_gguf, tmp_path / "model")
     assert time.perf_counter() - start < 20
-    blocks, embedding, norms = 30 * (313_344 + 193_536 + 995_328 + 516_096), 49_152 * 18 * 34, 61 * 576 * 4
-    assert sum(container.read(name).nbytes for name in container.names()) == blocks + embedding + norms
+    layers, embedding, norms = 30 * (313_344 + 193_536 + 995_328 + 516_096), 49_152 * 18 * 34, 61 * 576 * 4
+    assert sum(container.read(name).nbytes for name in container.names()) == layers + embedding + norms
     up = container.dequantize("model.layers.29.mlp.up_proj")
     exact = open_checkpoint(smollm2_gguf).read("model.layers.29.mlp.up_proj.weight")
     assert np.sqrt(np.mean((up - exact) ** 2) / np.mean(exact**2)) < 0.08

@@ -22,7 +22,7 @@ from spqt_ti.container import Container
 from spqt_ti.kernels.simt.groups import SHARED
 
 HERE = Path(__file__).parent
-TOKEN = {"begin_token", "run_block", "end_token"}
+TOKEN = {"begin_token", "run_layer", "end_token"}
 PRODUCTS = ("project", "multiply_out", "multiply_gate_up", "multiply_down")  # of a prompt
 KERNELS = TOKEN | {*PRODUCTS} | {"begin_chunk", "normalise_input", "attend_chunk", "normalise_middle", "end_chunk"}
 REGISTERS, SHARED_MEMORY = 65536, 48 << 10  # of a group
@@ -94,7 +94,7 @@ def entries(ptx: str) -> dict[str, str]:
 
 def test_every_kernel_compiles(modules: dict[str, str]) -> None:
     assert modules.keys() >= KERNELS
-    assert len(entries(modules["run_block"])) == 8
+    assert len(entries(modules["run_layer"])) == 8
 
 
 def test_weights_are_read_128_bits_at_a_time(any_modules: dict[str, str]) -> None:
@@ -102,7 +102,7 @@ def test_weights_are_read_128_bits_at_a_time(any_modules: dict[str, str]) -> Non
     prompt's kernel of one column.
     """
     wide, loads = "ld.v4.u32", []
-    for name in ("run_block", *PRODUCTS):
+    for name in ("run_layer", *PRODUCTS):
         bodies = [body for body in entries(any_modules[name]).values() if wide in body]
         loads.append([body.count(wide) for body in bodies])
         for body in bodies:

@@ -106,9 +106,9 @@ def test_two_models_in_two_threads(model, folder):
         lambda model: model.logits(model.tokenizer.encode(PROMPTS[0]), mode="decode"),
         lambda model: model.llama.reset(),
         lambda model: model.llama.decode(7),
-        lambda model: list(model.llama.blocks(model.llama.embed([7]), 0)),
+        lambda model: list(model.llama.layers(model.llama.embed([7]), 0)),
     ],
-    ids=["stream", "generate", "logits", "decode", "reset", "token", "blocks"],
+    ids=["stream", "generate", "logits", "decode", "reset", "token", "layers"],
 )
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}], ids=["greedy", "drawn"])
 def test_an_overtaken_stream_says_so(model, between, options):

@@ -60,8 +60,8 @@ def kernels(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> li
     gates = GatePlan.plan(config.num_hidden_layers, config.intermediate_size)
     plans = layout, constants, cache, gates, FloatPlan.plan(layout, constants, gates), IntegerPlan.plan(layout)
     translated = []
-    begin, block, end = make_chunk_kernels(*plans)
-    for kernel in (*make_token_kernels(*plans), begin, *(launch.kernel for launch in block), end):
+    begin, layer_launches, end = make_chunk_kernels(*plans)
+    for kernel in (*make_token_kernels(*plans), begin, *(launch.kernel for launch in layer_launches), end):
         place = folder / kernel.__name__
         place.mkdir()
         translated.append(translate(kernel.__name__, checked(kernel), place))

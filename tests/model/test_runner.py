@@ -1,6 +1,6 @@
 """The runner on tiny models, against the float64 forward pass on the same dequantised weights.
 
-Tolerance: f32 rounding through two blocks leaves about 1e-6 of the largest logit (measured: at most 2e-6), 1e-5 is
+Tolerance: f32 rounding through two layers leaves about 1e-6 of the largest logit (measured: at most 2e-6), 1e-5 is
 allowed. Logits here are below 20.
 """
 
@@ -344,7 +344,7 @@ def test_masked_prefill_zeroes_what_is_not_above_the_threshold(site: str) -> Non
 
 
 def test_nothing_active(case: str) -> None:
-    """With every input skipped a block adds only its biases; embedding and head stay dense."""
+    """With every input skipped a layer adds only its biases; embedding and head stay dense."""
     model = fresh(case)
     model.thresholds[:] = 1e30
     got = decode_all(model, TOKENS[:3])
@@ -436,18 +436,18 @@ def test_row_layout_is_refused(backend_name: str) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_blocks_one_by_one_are_prefill(masked: bool) -> None:
-    """Embedding, blocks and head give prefill's logits, bit for bit, also from a later block on."""
+def test_layers_one_by_one_are_prefill(masked: bool) -> None:
+    """Embedding, layers and head give prefill's logits, bit for bit, also from a later layer on."""
     model, tokens = tiny_containers.llama("gqa"), np.random.default_rng(2).integers(0, 300, 40).tolist()
     model.gates.clear()
     model.thresholds[:] = 0.3
     model.reset()
     expected = model.prefill(tokens, "all", masked)
     embedded = model.embed(tokens)
-    states = list(model.blocks(embedded, 0, masked))
+    states = list(model.layers(embedded, 0, masked))
     assert len(states) == model.config.num_hidden_layers
     np.testing.assert_array_equal(model.head(states[-1]), expected)
-    (last,) = model.blocks(states[0], 1, masked)
+    (last,) = model.layers(states[0], 1, masked)
     np.testing.assert_array_equal(last, states[1])
     np.testing.assert_array_equal(model.head(states[-1][30:]), expected[30:])
     model.gates.clear()

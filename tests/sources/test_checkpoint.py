@@ -230,7 +230,7 @@ def _integers(directory: Path) -> None:
             lambda directory: (directory / "config.json").write_text(
                 json.dumps(tiny_config(num_hidden_layers=10**12).to_dict())
             ),
-            "1000000000000 blocks are configured",
+            "1000000000000 layers are configured",
         ),
     ],
 )
@@ -404,7 +404,7 @@ def test_absent_biases_are_zero(tmp_path):
         ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn'"),
         ({"llama.block_count": 3}, "tensor model.layers.2.input_layernorm.weight (and 8 more) is missing"),
         ({"llama.block_count": 1}, "tensor model.layers.1"),
-        ({"llama.block_count": 2**31}, "2147483648 blocks are configured"),
+        ({"llama.block_count": 2**31}, "2147483648 layers are configured"),
         ({"llama.embedding_length": 191}, "model.embed_tokens.weight has shape [320, 192], expected [320, 191]"),
         ({"llama.feed_forward_length": 128}, "has shape [160, 192], expected [128, 192]"),
         ({"llama.vocab_size": 100}, "expected [100, 192]"),

@@ -1,6 +1,6 @@
 """Several launches submitted together: as one `ti.graph`, or one after the other where Taichi has none.
 
-A launch from Python costs 90 us with a block's ten tasks, in a graph 40 us.
+A launch from Python costs 90 us with a layer's ten tasks, in a graph 40 us.
 """
 
 from __future__ import annotations

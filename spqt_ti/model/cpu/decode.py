@@ -1,6 +1,6 @@
 """The decode step: tokens through the whole model as one persistent kernel (`decode_kernel`).
 
-No allocation and no Python between blocks.
+No allocation and no Python between layers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kernel of the decode step: tokens through every block, one after the other, each worker running the whole of it.
+"""The kernel of the decode step: tokens through every layer, one after the other, each worker running the whole of it.
 
 Where a phase needs what other workers wrote, all wait at a spin barrier; what is cheap (a norm, an index list) every
 worker computes for itself instead of waiting for another.
@@ -286,7 +286,7 @@ def make_decode_kernel(
 
     @ti.func
     def decode_one(d: ti.template(), token, position, arrived: ti.template()):
-        """A token through every block and the head."""
+        """A token through every layer and the head."""
         x = scratch.inputs + d.worker * scratch.input_stride
         seen = 0.0
         first = share_start(hidden, d.worker, workers)

@@ -17,7 +17,7 @@ from spqt_ti.model.sites import SITES, Site
 
 LOGIT_ROWS = 32  # tokens whose logits prefill computes at a time
 # Among the integers: the barrier's counter is element 0, in a cache line of its own; then what a launch is to do, of a
-# decode step TOKEN to STEPS, of prefill's blocks LAYER to MASKED; then Weights.site_table.
+# decode step TOKEN to STEPS, of prefill's layers LAYER to MASKED; then Weights.site_table.
 TOKEN, POSITION, STEPS = 16, 17, 18
 LAYER, START, COUNT, MASKED = 16, 17, 18, 19
 SITE_TABLE = 32

@@ -1,4 +1,4 @@
-"""Prefill: many tokens at once, densely, one persistent kernel launch per block.
+"""Prefill: many tokens at once, densely, one persistent kernel launch per layer.
 
 A prompt is cut into chunks. For calibration and tests an observer sees every collected input, and `masked` zeroes the
 inputs that the decode step would skip: every token is then treated as if it were decoded.
@@ -32,7 +32,9 @@ class Prefill:
         host_view(self._integers)[SITE_TABLE:] = table
         self._tokens = ndarray(ti.i32, (CHUNK,))
         self._warm = False
-        self._embed, self._block, self._logits = make_prefill_kernels(weights.plan, cache_shape, self._plan, workers)
+        self._embed, self._run_layer, self._logits = make_prefill_kernels(
+            weights.plan, cache_shape, self._plan, workers
+        )
 
     def warm_up(self, position: int) -> None:
         """Run every kernel once, the first time this is called, at a position that is free.
@@ -45,12 +47,12 @@ class Prefill:
             self._warm = True
 
     def run(self, tokens: Tokens, start: int, masked: bool = False, observer: Observer | None = None) -> None:
-        """Put up to CHUNK tokens, the first at position `start`, through every block; their hidden states stay for
+        """Put up to CHUNK tokens, the first at position `start`, through every layer; their hidden states stay for
         `logits`.
         """
         self.embed(tokens)
         for layer in range(self._weights.plan.config.num_hidden_layers):
-            self.block(layer, start, len(tokens), masked)
+            self.run_layer(layer, start, len(tokens), masked)
             if observer is not None:
                 ti.sync()
                 for site in SITES:
@@ -62,13 +64,13 @@ class Prefill:
         host_view(self._tokens)[:count] = tokens
         self._embed(w.words, w.scales, self._scratch, self._tokens, count)
 
-    def block(self, layer: int, start: int, count: int, masked: bool) -> None:
-        """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
+    def run_layer(self, layer: int, start: int, count: int, masked: bool) -> None:
+        """Put the hidden states of `count` tokens, the first at position `start`, through one layer."""
         w = self._weights
         integers = host_view(self._integers)
         integers[0] = 0
         integers[[LAYER, START, COUNT, MASKED]] = layer, start, count, masked
-        self._block(w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers)
+        self._run_layer(w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers)
 
     def read_states(self, count: int) -> np.ndarray:
         """The hidden states of `count` tokens, f32 [count, hidden]."""

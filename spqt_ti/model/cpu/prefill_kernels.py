@@ -1,4 +1,4 @@
-"""The kernels of prefill: embed a chunk of tokens, put it through one block, compute logits.
+"""The kernels of prefill: embed a chunk of tokens, put it through one layer, compute logits.
 
 As in the decode step every worker runs the whole kernel and waits for the others at a spin barrier; here the work is
 split by rows of a matrix or by tokens.
@@ -23,7 +23,7 @@ from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
 
 
 class Launch(NamedTuple):
-    """What a worker's part of a launch works on: the arrays of `run_block`, and what it is to do (see plans.py)."""
+    """What a worker's part of a launch works on: the arrays of `run_layer`, and what it is to do (see plans.py)."""
 
     quants: Any
     tail: Any
@@ -41,7 +41,7 @@ class Launch(NamedTuple):
 
 @functools.cache
 def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: ChunkPlan, workers: int):
-    """The kernels (embed tokens, run one block, compute logits) for a model of these shapes."""
+    """The kernels (embed tokens, run one layer, compute logits) for a model of these shapes."""
     config = weights.config
     hidden, width = config.hidden_size // 16, config.intermediate_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -174,7 +174,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
                     a[token * hidden + i] = embed(words, scales, tokens[token], i)
 
     @ti.kernel
-    def run_block(
+    def run_layer(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), constants: array_of(f32x16),
         cache: array_of(cache_shape.dtype), a: array_of(f32x16), integers: array_of(ti.i32),
     ):  # fmt: skip
@@ -215,7 +215,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
         words: array_of(u32x16), scales: array_of(f16x16), quants: array_of(u32x16), headers: array_of(u32x4),
         constants: array_of(f32x16), a: array_of(f32x16), first: ti.i32, count: ti.i32,
     ):  # fmt: skip
-        # The normalised states go where the blocks' first inputs were.
+        # The normalised states go where the layers' first inputs were.
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             for token in range(
@@ -232,4 +232,4 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
             else:
                 score_head(quants, headers, a, tokens, worker)
 
-    return embed_tokens, run_block, score_tokens
+    return embed_tokens, run_layer, score_tokens

@@ -1,6 +1,6 @@
 """A model's weights on the device, as the decode and prefill kernels read them.
 
-The matrices of all blocks, and a head that is not made of tiles, share three arrays (quants, tail bands, superblock
+The matrices of all layers, and a head that is not made of tiles, share three arrays (quants, tail bands, superblock
 headers), whatever their schemes and layouts; a kernel finds a matrix in a table of integers (`site_table`). Norms,
 biases and the RoPE table are one more array, `constants`; behind them lie the gates, which alone change between
 launches.

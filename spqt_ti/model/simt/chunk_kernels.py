@@ -1,6 +1,6 @@
-"""Prefill on a GPU: `begin_chunk`, the kernels of a block once per layer, and `end_chunk` for the logits of a token.
+"""Prefill on a GPU: `begin_chunk`, those of a layer once for each, and `end_chunk` for the logits of a token.
 
-A block is several kernels because a product shares more memory than other tasks (see groups.py).
+A layer is several kernels because a product shares more memory than other tasks (see groups.py).
 """
 
 from spqt_ti.backend import ti
@@ -38,7 +38,7 @@ def make_chunk_kernels(
     layout: WeightLayout, constants: Constants, cache_layout: CacheLayout, gates: GatePlan, floats: FloatPlan,
     ints: IntegerPlan,
 ):  # fmt: skip
-    """Build begin_chunk, the launches of a block (of named arrays, layer, start, count and masked), and end_chunk for a
+    """Build begin_chunk, the launches of a layer (of named arrays, layer, start, count and masked), and end_chunk for a
     model of these shapes, for up to CHUNK tokens.
     """
     config = layout.config
@@ -249,7 +249,7 @@ def make_chunk_kernels(
             score(i, head_words, head_scales, a, floats.chunk_inputs[Site.QKV], logits, best)
 
     weights = ("quants", "headers", "a")
-    block = [
+    layer_launches = [
         Launch(normalise_input, ("a",), ("layer", "count")),
         Launch(project, (*weights, "cache"), ("layer", "start", "count", "masked")),
         Launch(attend_chunk, ("a", "cache"), ("layer", "start", "count")),
@@ -258,4 +258,4 @@ def make_chunk_kernels(
         Launch(multiply_gate_up, weights, ("layer", "count", "masked")),
         Launch(multiply_down, weights, ("layer", "count", "masked")),
     ]
-    return begin_chunk, block, end_chunk
+    return begin_chunk, layer_launches, end_chunk

@@ -17,7 +17,7 @@ from spqt_ti.model.sites import SITES
 class SimtDecode:
     """Runs tokens one after the other; the interface is `model.engine.Decode`.
 
-    A token is begin_token, run_block for every layer and end_token. The best token stays on the device, where the next
+    A token is begin_token, run_layer for every layer and end_token. The best token stays on the device, where the next
     step finds it, and so do the numbers of active inputs, until they are asked for.
     """
 
@@ -54,13 +54,15 @@ class SimtDecode:
 
     def _make_token(self) -> Submission:
         m = self._arrays
-        begin, block, end = make_token_kernels(m.layout, m.constants, m.cache_layout, m.gates.plan, m.floats, m.ints)
+        begin, run_layer, end = make_token_kernels(
+            m.layout, m.constants, m.cache_layout, m.gates.plan, m.floats, m.ints
+        )
         vocabulary = ("words", "scales", "a", "integers")
         weights = ("quants", "headers", "a", "cache", "integers")
-        blocks = [Launch(block, weights, (layer,)) for layer in range(m.config.num_hidden_layers)]
+        layers = [Launch(run_layer, weights, (layer,)) for layer in range(m.config.num_hidden_layers)]
         launches = [
             Launch(begin, vocabulary, ("token", "position")),
-            *blocks,
+            *layers,
             Launch(end, (*m.layout.head_arrays, "a", "integers", "logits", "results"), ("step",)),
         ]
         names = ("words", "scales", "quants", "headers", "a", "cache", "integers", "logits")

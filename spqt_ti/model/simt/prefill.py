@@ -22,7 +22,7 @@ class SimtPrefill:
         self._begin, self._launches, self._end = make_chunk_kernels(
             arrays.layout, arrays.constants, arrays.cache_layout, arrays.gates.plan, arrays.floats, arrays.ints
         )
-        self._block: Submission | None = None  # compiled when it is first wanted
+        self._layer: Submission | None = None  # compiled when it is first wanted
         self._warm = False
 
     def warm_up(self, position: int) -> None:
@@ -33,11 +33,11 @@ class SimtPrefill:
             self._warm = True
 
     def run(self, tokens: Tokens, start: int, masked: bool = False, observer: Observer | None = None) -> None:
-        """Put up to CHUNK tokens, the first at position `start`, through every block."""
+        """Put up to CHUNK tokens, the first at position `start`, through every layer."""
         m, count = self._arrays, len(tokens)
         self.embed(tokens)
         for layer in range(m.config.num_hidden_layers):
-            self.block(layer, start, count, masked)
+            self.run_layer(layer, start, count, masked)
             if observer is not None:
                 for place, (site, first) in enumerate(zip(SITES, m.floats.chunk_inputs, strict=True)):
                     cols = m.layout.places[site].shape.cols
@@ -51,14 +51,14 @@ class SimtPrefill:
         self._tokens.from_numpy(np.pad(np.array(tokens, np.int32), (0, CHUNK - len(tokens))))
         self._begin(m.words, m.scales, m.a, self._tokens, len(tokens))
 
-    def block(self, layer: int, start: int, count: int, masked: bool) -> None:
-        """Put the hidden states of `count` tokens, the first at position `start`, through one block."""
+    def run_layer(self, layer: int, start: int, count: int, masked: bool) -> None:
+        """Put the hidden states of `count` tokens, the first at position `start`, through one layer."""
         m = self._arrays
         m.upload_gates()
-        if self._block is None:
+        if self._layer is None:
             arrays = {"quants": m.quants, "headers": m.headers, "a": m.a, "cache": m.cache}
-            self._block = Submission(self._launches, arrays)
-        self._block.submit(layer=layer, start=start, count=count, masked=int(masked))
+            self._layer = Submission(self._launches, arrays)
+        self._layer.submit(layer=layer, start=start, count=count, masked=int(masked))
 
     def read_states(self, count: int) -> np.ndarray:
         """The hidden states of `count` tokens, f32 [count, hidden]. Waits for the device."""

@@ -1,6 +1,6 @@
-"""The kernels of a token on a GPU: `begin_token`, `run_block` once per layer, `end_token`.
+"""The kernels of a token on a GPU: `begin_token`, `run_layer` once per layer, `end_token`.
 
-A block is eight tasks. A norm needs the whole of a vector at once and is one group's work, where each thread has a run
+A layer is eight tasks. A norm needs the whole of a vector at once and is one group's work, where each thread has a run
 of neighbouring values through residual, norm and collection; everything else is spread over groups. What attention and
 SwiGLU compute, they collect, a segment of the list per group.
 """
@@ -167,11 +167,11 @@ def make_token_kernels(
         ti.simt.block.sync()
 
     @ti.kernel
-    def run_block(
+    def run_layer(
         quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
         integers: array_of(ti.i32), layer: ti.i32,
     ):  # fmt: skip
-        """A block, except that its last residual is added by the next block, or by end_token."""
+        """A layer, except that its last residual is added by the next layer, or by end_token."""
         ti.loop_config(block_dim=_ONE_GROUP)
         for t in range(_ONE_GROUP):
             if layer > 0:
@@ -249,4 +249,4 @@ def make_token_kernels(
                     before = results[MOST_TOKENS + i]
                 results[MOST_TOKENS + i] = before + integers[ints.counts + i]
 
-    return begin_token, run_block, end_token
+    return begin_token, run_layer, end_token

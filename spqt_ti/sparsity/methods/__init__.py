@@ -95,7 +95,7 @@ def calibrate(
 
 
 def rough(search: Search) -> bool:
-    """Whether what is found inside blocks is not what the default sizes find."""
+    """Whether what is found inside layers is not what the default sizes find."""
     usual = Search()
     return (search.pick, search.windows, search.alone_windows) != (usual.pick, usual.windows, usual.alone_windows)
 

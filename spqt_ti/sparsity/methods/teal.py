@@ -1,6 +1,6 @@
-"""TEAL (arXiv 2408.14690): inside every block the sparsity goes where it costs the block's output least (greedy.py).
+"""TEAL (arXiv 2408.14690): inside every layer the sparsity goes where it costs the layer's output least (greedy.py).
 
-Every block has the same budget. Thresholds are quantiles of |x| over its full range, at the level that skips as much as
+Every layer has the same budget. Thresholds are quantiles of |x| over its full range, at the level that skips as much as
 was asked for (realise.py).
 """
 
@@ -18,18 +18,18 @@ from spqt_ti.progress import progress
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
-from spqt_ti.sparsity.search.block import Block, calibration_threads, unmasked
 from spqt_ti.sparsity.search.evolution import Search
 from spqt_ti.sparsity.search.greedy import MOST, WINDOW, Path, allocate, from_arrays, to_arrays
 from spqt_ti.sparsity.search.realise import realise
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import thresholds_at
+from spqt_ti.sparsity.search.stored_layer import StoredLayer, calibration_threads, unmasked
 from spqt_ti.threads import blas_threads
 
 
 @dataclass(frozen=True)
 class TealCalibration:
-    """The picks of every block, and what thresholds are taken from."""
+    """The picks of every layer, and what thresholds are taken from."""
 
     llama: Llama
     tokens: Sequence[int]
@@ -37,7 +37,7 @@ class TealCalibration:
     paths: list[Path]
 
     def policy(self, sparsity: float) -> SparsityPolicy:
-        """Every block at the level that skips `sparsity`. Raises PolicyError outside 0 .. 0.9."""
+        """Every layer at the level that skips `sparsity`. Raises PolicyError outside 0 .. 0.9."""
         check_level(sparsity, "TEAL")
         level = realise(self.llama, self.tokens, sparsity, MOST, self._thresholds, {})
         source = {
@@ -70,11 +70,11 @@ def calibrate(
     x = embeddings(container, spread(tokens, search.windows // 4, WINDOW))
     layers = container.config.num_hidden_layers
     with blas_threads(calibration_threads(container.config, llama.threads)):
-        for layer in progress(range(layers), desc="TEAL", unit="blocks"):
-            block = Block.load(container, layer)
+        for layer in progress(range(layers), desc="TEAL", unit="layers"):
+            stored = StoredLayer.load(container, layer)
             if layer >= len(paths):
-                paths.append(allocate(block, x, step=search.pick))
+                paths.append(allocate(stored, x, step=search.pick))
                 checkpoint.save("teal", to_arrays(paths))
             if layer + 1 < layers:
-                x = block.run(x, unmasked).output
+                x = stored.run(x, unmasked).output
     return TealCalibration(llama, tokens, quantiles, paths)

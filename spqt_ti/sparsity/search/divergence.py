@@ -1,7 +1,7 @@
 """How far thresholds move the model's next-token distributions on a few windows of text: the fitness of the search for
-block budgets.
+layer budgets.
 
-An individual is compared with the one it descends from: blocks before the first that differs are not run again.
+An individual is compared with the one it descends from: layers before the first that differs are not run again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spqt_ti.sparsity.search.evolution import Levels
 class BudgetFitness:
     """Mean KL(dense || sparse), in nats, over every window but its first quarter, which is sparse too but not scored.
 
-    `thresholds`: f32 [layers, levels, 4] of every block at every level; level 0 of an individual is in the column
+    `thresholds`: f32 [layers, levels, 4] of every layer at every level; level 0 of an individual is in the column
     `zero`. `weights`: (layer, site) -> f32 [cols]. The runner's gates are this object's as long as it is used.
     """
 
@@ -32,7 +32,7 @@ class BudgetFitness:
         self.parts = len(windows)
         self._llama, self._thresholds, self._zero = llama, thresholds, zero
         self._settled: Levels = ()
-        self._states: list[list[np.ndarray]] = []  # per window, before each block, of the individual settled on
+        self._states: list[list[np.ndarray]] = []  # per window, before each layer, of the individual settled on
         self._embedded = [llama.embed(window) for window in windows]
         llama.gates.clear()
         self._dense = [log_softmax(self._logits(states, 0, masked=False)) for states in self._embedded]
@@ -50,13 +50,13 @@ class BudgetFitness:
         return np.array(means)
 
     def settle(self, levels: Levels) -> None:
-        """Keep the states of this individual before every block."""
+        """Keep the states of this individual before every layer."""
         if levels == self._settled:
             return
         self._open_gates(levels)
         self._settled = levels
         self._states = [
-            [states, *self._llama.blocks(states, 0, masked=True)][: len(levels)] for states in self._embedded
+            [states, *self._llama.layers(states, 0, masked=True)][: len(levels)] for states in self._embedded
         ]
 
     def _open_gates(self, levels: Levels) -> None:
@@ -64,7 +64,7 @@ class BudgetFitness:
             self._llama.thresholds[layer] = self._thresholds[layer, self._zero + level]
 
     def _logits(self, states: np.ndarray, first: int, masked: bool) -> np.ndarray:
-        for after in self._llama.blocks(states, first, masked):
+        for after in self._llama.layers(states, first, masked):
             states = after
         return self._llama.head(states[len(states) // 4 :])
 

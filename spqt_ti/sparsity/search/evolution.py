@@ -1,4 +1,4 @@
-"""Evolutionary search of integer levels whose sum is fixed: which block may skip how much of a shared budget.
+"""Evolutionary search of integer levels whose sum is fixed: which layer may skip how much of a shared budget.
 
 After EvoPress (arXiv 2410.14649): a (1 + lambda) strategy. A mutation takes a step from one place and gives it to
 another; children are compared on few parts of the data, the better ones on more, and the last one replaces the parent
@@ -39,8 +39,8 @@ class Search:
 
     Each of `stages` is (share of the parts, survivors): what survives on few parts is compared on more; the last stage
     is all parts and one survivor. `flips`: at most so many steps move in a mutation. Budgets are compared on `windows`
-    of the text, alphas on a half of them, picks inside a block on a quarter; blocks are measured alone on
-    `alone_windows`. `pick`: share of a block's weights per pick.
+    of the text, alphas on a half of them, picks inside a layer on a quarter; layers are measured alone on
+    `alone_windows`. `pick`: share of a layer's weights per pick.
     """
 
     generations: int = 10

@@ -1,6 +1,6 @@
 """The level at which a policy skips as many weights as it was asked to.
 
-Thresholds come from a dense run, but every block of a sparse one reads what the masks before it have left. So the share
+Thresholds come from a dense run, but every layer of a sparse one reads what the masks before it have left. So the share
 that is skipped differs from the level; here the level is moved until it does not, on a sample of the text.
 """
 
@@ -22,7 +22,7 @@ Weights = Mapping[tuple[int, str], np.ndarray]
 
 
 def realised(llama: Llama, windows: Sequence[Sequence[int]], thresholds: np.ndarray, weights: Weights) -> float:
-    """Share of the blocks' weights that are skipped at thresholds f32 [layers, 4] on `windows`; dense afterwards."""
+    """Share of the layers' weights that are skipped at thresholds f32 [layers, 4] on `windows`; dense afterwards."""
     active = ActiveInputs(llama)
     llama.gates.clear()
     for (layer, site), weight in weights.items():

@@ -8,9 +8,9 @@ import numpy as np
 
 from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity.methods.uniform import LEVELS
-from spqt_ti.sparsity.search.block import Mask
 from spqt_ti.sparsity.search.histogram import histogram
 from spqt_ti.sparsity.search.histogram import quantiles as histogram_quantiles
+from spqt_ti.sparsity.search.stored_layer import Mask
 
 SiteWeights = Mapping[str, np.ndarray]  # site -> c, f32 [cols]; a site that is missing has none
 

@@ -1,7 +1,7 @@
-"""What every block's sparsity costs alone, and the budgets that cost least if such costs add up: where the search for
+"""What every layer's sparsity costs alone, and the budgets that cost least if such costs add up: where the search for
 budgets begins.
 
-Alone, because one block's part is lost in a model that is sparse everywhere: rounding flips inputs in all blocks after
+Alone, because one layer's part is lost in a model that is sparse everywhere: rounding flips inputs in all layers after
 it. And one measurement serves every level. The search itself is on the whole model, where costs need not add up.
 """
 
@@ -29,7 +29,7 @@ def measure(
     costs = np.full((places, levels), np.nan) if known is None else known.copy()
     fitness.settle((0,) * places)
     missing = np.flatnonzero(np.isnan(costs).any(axis=1)).tolist()
-    for place in progress(missing, desc="sensitivity", unit="blocks"):
+    for place in progress(missing, desc="sensitivity", unit="layers"):
         for level in range(1, levels + 1):
             alone = tuple(level if other == place else 0 for other in range(places))
             costs[place, level - 1] = fitness.costs(alone, range(fitness.parts)).mean()

@@ -104,13 +104,13 @@ def test_traffic() -> None:
     none = np.zeros((2, 4), int)
     for name in STORAGE:
         stored, llama = container(name), model(name)
-        whole = [matrix for matrix in (*stored.block_matrices(), stored.head) if matrix.layout == "row"]
+        whole = [matrix for matrix in (*stored.layer_matrices(), stored.head) if matrix.layout == "row"]
         head = stored.head.nbytes if stored.head.layout == "zigzag" else 0
         read = llama.traffic.bytes_per_token(none)
         least = sum(matrix.nbytes for matrix in whole) + head
         assert least <= read <= 1.5 * least  # rows are completed to 256 columns
         every_input = np.tile(llama.inputs(), (2, 1))
-        assert llama.traffic.bytes_per_token(every_input) >= sum(m.nbytes for m in stored.block_matrices()) + head
+        assert llama.traffic.bytes_per_token(every_input) >= sum(m.nbytes for m in stored.layer_matrices()) + head
     assert traffic(stored.config).bytes_per_token(none) == WeightLayout.plan(stored.config).traffic().head
 
 

@@ -13,10 +13,10 @@ from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import teal
 from spqt_ti.sparsity.search import greedy
-from spqt_ti.sparsity.search.block import Block, relative_error, unmasked
 from spqt_ti.sparsity.search.evolution import Search
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import quantiles, score, threshold_mask, thresholds_at
+from spqt_ti.sparsity.search.stored_layer import StoredLayer, relative_error, unmasked
 
 TOKENS = np.random.default_rng(7).integers(0, 300, 400).tolist()
 
@@ -29,7 +29,9 @@ def calibration() -> teal.TealCalibration:
 def test_picks(calibration: teal.TealCalibration) -> None:
     """One site a time, by a step of its own, never beyond 0.9, and the effective sparsity is weighed by size."""
     for layer, path in enumerate(calibration.paths):
-        sizes = np.array([Block.load(tiny_containers.container("gqa"), layer).matrices[s].size for s in SITES], float)
+        sizes = np.array(
+            [StoredLayer.load(tiny_containers.container("gqa"), layer).matrices[s].size for s in SITES], float
+        )
         np.testing.assert_allclose(path.effective, path.sparsities @ sizes / sizes.sum())
         assert (np.count_nonzero(np.diff(path.sparsities, axis=0), axis=1) == 1).all()
         assert (np.diff(path.effective) > 0).all()
@@ -40,22 +42,25 @@ def test_picks(calibration: teal.TealCalibration) -> None:
 
 @pytest.fixture(scope="module")
 def error():
-    """The error of block 0 at sparsities f64 [4], from a run of its own."""
+    """The error of layer 0 at sparsities f64 [4], from a run of its own."""
     container = tiny_containers.container("gqa")
-    block, x = Block.load(container, 0), embeddings(container, spread(TOKENS, Search().windows // 4, greedy.WINDOW))
-    dense = block.run(x, unmasked)
+    stored, x = (
+        StoredLayer.load(container, 0),
+        embeddings(container, spread(TOKENS, Search().windows // 4, greedy.WINDOW)),
+    )
+    dense = stored.run(x, unmasked)
     table = np.stack([quantiles(score(dense.inputs[site], None)) for site in SITES])
 
     def error(sparsities: np.ndarray) -> float:
-        masked = block.run(x, threshold_mask(thresholds_at(table, sparsities)))
+        masked = stored.run(x, threshold_mask(thresholds_at(table, sparsities)))
         return relative_error(masked.output, dense.output)
 
     return error
 
 
 def test_every_pick_is_the_cheapest(calibration: teal.TealCalibration, error) -> None:
-    block, path = Block.load(tiny_containers.container("gqa"), 0), calibration.paths[0]
-    sizes = np.array([block.matrices[site].size for site in SITES], float)
+    stored, path = StoredLayer.load(tiny_containers.container("gqa"), 0), calibration.paths[0]
+    sizes = np.array([stored.matrices[site].size for site in SITES], float)
     for before, after, recorded in itertools.islice(
         zip(path.sparsities, path.sparsities[1:], path.errors[1:], strict=False), 0, None, 7
     ):
@@ -76,7 +81,7 @@ def test_policy_is_at_its_level(calibration: teal.TealCalibration, level: float)
     """Between the two picks around it, and exactly the level by the sizes of the matrices."""
     container = tiny_containers.container("gqa")
     for layer, path in enumerate(calibration.paths):
-        sizes = np.array([Block.load(container, layer).matrices[s].size for s in SITES], float)
+        sizes = np.array([StoredLayer.load(container, layer).matrices[s].size for s in SITES], float)
         assert path.at(level) @ sizes / sizes.sum() == pytest.approx(level)
         place = int(np.argmin(np.abs(path.effective - level)))
         assert np.abs(path.at(level) - path.sparsities[place]).max() <= greedy.STEP * sizes.sum() / sizes.min()
@@ -98,7 +103,7 @@ def test_levels_out_of_range(calibration: teal.TealCalibration, level: float) ->
 
 @pytest.mark.parametrize("cut", [0, 1])
 def test_goes_on_where_it_was(cut: int, calibration: teal.TealCalibration, tmp_path, monkeypatch) -> None:
-    """Interrupted in block `cut`; nothing before it is searched again, and the policy is the same."""
+    """Interrupted in layer `cut`; nothing before it is searched again, and the policy is the same."""
     container = tiny_containers.container("gqa")
     checkpoint, searched, real = Checkpoint(tmp_path), [], teal.allocate
 

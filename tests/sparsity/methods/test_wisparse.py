@@ -82,7 +82,7 @@ def test_with_alphas_of_zero_and_equal_budgets_it_is_teal(tmp_path: Path, monkey
 
 def test_what_serves_all_levels_is_done_once(policy: SparsityPolicy, monkeypatch) -> None:
     made = calibration()
-    for name in ("capture", "_inside_blocks", "_alone"):
+    for name in ("capture", "_inside_layers", "_alone"):
         monkeypatch.delattr(wisparse, name)
     assert made.policy(0.5).to_json() == policy.to_json()
     assert made.policy(0.3).thresholds.sum() < policy.thresholds.sum()
@@ -108,7 +108,7 @@ def test_same_seed_same_file(policy: SparsityPolicy) -> None:
 
 @pytest.mark.parametrize("saves", [1, 3, 4, 7])
 def test_goes_on_where_it_was(saves: int, policy: SparsityPolicy, tmp_path: Path, monkeypatch) -> None:
-    """Ctrl-C after so many checkpoints: 2 of blocks, 1 of scores, 2 of blocks alone, then 1 a generation."""
+    """Ctrl-C after so many checkpoints: 2 of layers, 1 of scores, 2 of layers alone, then 1 a generation."""
     real, count = Checkpoint.save, 0
 
     def interrupted(self, *arguments, **settings):

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity.methods import wina
 from spqt_ti.sparsity.search.alpha import ALPHAS, LEVEL, Alphas, column_weights, search, site_weights
-from spqt_ti.sparsity.search.block import Block, relative_error, unmasked
 from spqt_ti.sparsity.search.scores import score, threshold_mask, threshold_of_share
+from spqt_ti.sparsity.search.stored_layer import StoredLayer, relative_error, unmasked
 
 TOKENS = np.random.default_rng(7).integers(0, 300, (2, 20))
 
 
 @pytest.fixture(scope="module")
-def block() -> Block:
-    return Block.load(tiny_containers.container("gqa"), 1)
+def stored() -> StoredLayer:
+    return StoredLayer.load(tiny_containers.container("gqa"), 1)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,17 @@ def x() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def found(block: Block, x: np.ndarray) -> Alphas:
-    return search(block, x)
+def found(stored: StoredLayer, x: np.ndarray) -> Alphas:
+    return search(stored, x)
 
 
-def test_ends_of_the_grid(block: Block) -> None:
+def test_ends_of_the_grid(stored: StoredLayer) -> None:
     """alpha = 0 has no weights, as TEAL; alpha = 1 has WINA's."""
     norms = wina.column_norms(tiny_containers.container("gqa"))
-    assert site_weights(block, np.zeros(4)) == {}
+    assert site_weights(stored, np.zeros(4)) == {}
     for site in SITES:
-        assert column_weights(block.matrices[site], 0.0) is None
-        np.testing.assert_allclose(column_weights(block.matrices[site], 1.0), norms[1, site], rtol=1e-6)
+        assert column_weights(stored.matrices[site], 0.0) is None
+        np.testing.assert_allclose(column_weights(stored.matrices[site], 1.0), norms[1, site], rtol=1e-6)
 
 
 @settings(max_examples=20)
@@ -69,15 +69,15 @@ def test_chosen_is_no_worse_than_teal_and_wina(found: Alphas) -> None:
         assert chosen <= min(losses[0], losses[ALPHAS.index(1.0)])
 
 
-def test_loss_is_what_the_block_loses(found: Alphas, block: Block, x: np.ndarray) -> None:
+def test_loss_is_what_the_layer_loses(found: Alphas, stored: StoredLayer, x: np.ndarray) -> None:
     """With the alphas chosen before, and 0 at the sites after it."""
-    dense = block.run(x, unmasked)
+    dense = stored.run(x, unmasked)
     for i in range(len(SITES)):
         for alpha in ALPHAS[::5]:
             alphas = np.array([*found.best[:i], alpha, *[0.0] * (len(SITES) - i - 1)])
-            weights = site_weights(block, alphas)
+            weights = site_weights(stored, alphas)
             shares = [threshold_of_share(score(dense.inputs[s], weights.get(s)), LEVEL) for s in SITES]
-            output = block.run(x, threshold_mask(np.array(shares), weights)).output
+            output = stored.run(x, threshold_mask(np.array(shares), weights)).output
             loss = relative_error(output, dense.output)
             assert found.losses[i, ALPHAS.index(alpha)] == pytest.approx(loss, rel=1e-5)
 
@@ -89,12 +89,12 @@ def test_where_norms_matter_alpha_is_large(seed: int) -> None:
     scores' squares, so an alpha near 1 is best.
     """
     generator, container = np.random.default_rng(seed), tiny_containers.container("gqa")
-    block = Block.load(container, 1)
-    rows, columns = block.matrices["down"].shape
+    stored = StoredLayer.load(container, 1)
+    rows, columns = stored.matrices["down"].shape
     basis = np.zeros((rows, columns), np.float32)
     kept = min(rows, columns)
     basis[:, :kept] = np.linalg.qr(generator.standard_normal((rows, rows)))[0][:, :kept]
-    block.matrices["down"][:] = basis * np.exp(generator.uniform(-3, 3, columns)).astype(np.float32)
+    stored.matrices["down"][:] = basis * np.exp(generator.uniform(-3, 3, columns)).astype(np.float32)
     x = container.dequantize("model.embed_tokens")[TOKENS]
     # Seed 235 gives 0.4, most 0.5 or more; 0 would be TEAL.
-    assert search(block, x).best[SITES.index("down")] >= 0.3
+    assert search(stored, x).best[SITES.index("down")] >= 0.3

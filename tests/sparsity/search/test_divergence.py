@@ -19,7 +19,7 @@ ZERO = 2
 
 @pytest.fixture(scope="module")
 def weights():
-    """Of one site of each block."""
+    """Of one site of each layer."""
     return {place: c for place, c in column_norms(tiny_containers.container("gqa")).items() if place[1] == "down"}
 
 

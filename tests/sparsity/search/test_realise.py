@@ -37,7 +37,7 @@ def test_skips_what_was_asked_for(share: float, tables: np.ndarray) -> None:
 
 
 def test_counts_weights_not_inputs() -> None:
-    """The first site alone, all of its inputs: its share of a block's weights."""
+    """The first site alone, all of its inputs: its share of a layer's weights."""
     model, thresholds = tiny_containers.llama("gqa"), np.zeros((2, 4), np.float32)
     thresholds[:, 0] = 1e9
     sizes = np.array([shape.rows * shape.cols for shape in matrix_shapes(model.config).values()])

@@ -1,4 +1,4 @@
-"""The NumPy block is the model's."""
+"""The NumPy layer is the model's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import tiny_containers
 
 from spqt_ti.model.sites import SITES
-from spqt_ti.sparsity.search.block import Block, calibration_threads, relative_error, unmasked
 from spqt_ti.sparsity.search.scores import threshold_mask
+from spqt_ti.sparsity.search.stored_layer import StoredLayer, calibration_threads, relative_error, unmasked
 
 TOKENS = np.random.default_rng(7).integers(0, 300, 400).tolist()
 
@@ -22,7 +22,7 @@ def embedded(case: str, tokens: list[int]) -> np.ndarray:
 @pytest.mark.parametrize(
     "case", ["gqa", "mqa+wide_heads", "narrow_heads+biases", "llama3_rope", "mistral+relu", "qwen2+gelu"]
 )
-def test_block_reads_what_the_model_reads(case: str) -> None:
+def test_layer_reads_what_the_model_reads(case: str) -> None:
     model, seen = tiny_containers.llama(case), {}
     model.reset()
     model.gates.clear()
@@ -30,7 +30,7 @@ def test_block_reads_what_the_model_reads(case: str) -> None:
     model.prefill(tokens, "none", observer=lambda layer, site, x: seen.__setitem__((layer, site), x.copy()))
     x = embedded(case, tokens)
     for layer in range(2):
-        trace = Block.load(tiny_containers.container(case), layer).run(x, unmasked)
+        trace = StoredLayer.load(tiny_containers.container(case), layer).run(x, unmasked)
         for site in SITES:
             got, expected = trace.inputs[site][0], seen[layer, site]
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -39,12 +39,12 @@ def test_block_reads_what_the_model_reads(case: str) -> None:
 
 @pytest.mark.parametrize("site", SITES)
 def test_reusing_what_comes_before_changes_nothing(site: str) -> None:
-    block, x = Block.load(tiny_containers.container("gqa"), 0), embedded("gqa", TOKENS[:20])
+    stored, x = StoredLayer.load(tiny_containers.container("gqa"), 0), embedded("gqa", TOKENS[:20])
     first = np.full(4, 0.3, np.float32)
     changed = first.copy()
     changed[SITES.index(site)] = 0.8
-    reused = block.run(x, threshold_mask(changed), site, block.run(x, threshold_mask(first)))
-    fresh = block.run(x, threshold_mask(changed))
+    reused = stored.run(x, threshold_mask(changed), site, stored.run(x, threshold_mask(first)))
+    fresh = stored.run(x, threshold_mask(changed))
     np.testing.assert_array_equal(reused.output, fresh.output)
 
 

@@ -1,7 +1,7 @@
-"""One block of a container's model in f32 NumPy, on dequantised weights, for calibrations that try many masks on the
+"""One layer of a container's model in f32 NumPy, on dequantised weights, for calibrations that try many masks on the
 same inputs.
 
-Matrices of a block's size and a few hundred tokens are BLAS's case, and a change at one site recomputes only what
+Matrices of a layer's size and a few hundred tokens are BLAS's case, and a change at one site recomputes only what
 follows it.
 """
 
@@ -14,17 +14,17 @@ from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.reference import Layer, Mask, Trace, unmasked
 from spqt_ti.model.sites import Site, matrix_shapes
 
-__all__ = ["Block", "Mask", "Trace", "calibration_threads", "relative_error", "unmasked"]
+__all__ = ["Mask", "StoredLayer", "Trace", "calibration_threads", "relative_error", "unmasked"]
 
 LARGE = 16 << 20  # weights of a matrix from which on several BLAS threads work on it
 
 
-class Block(Layer):
+class StoredLayer(Layer):
     """A layer that comes from a container."""
 
     @classmethod
-    def load(cls, container: Container, layer: int) -> Block:
-        """Dequantise block `layer`."""
+    def load(cls, container: Container, layer: int) -> StoredLayer:
+        """Dequantise layer `layer`."""
         prefix, config = f"model.layers.{layer}.", container.config
         biases = {site.label: container.bias(layer, site) for site in Site}
         return cls(
@@ -37,7 +37,7 @@ class Block(Layer):
 
 
 def calibration_threads(config: ModelConfig, threads: int) -> int:
-    """BLAS threads for a block's products with the few hundred tokens of a sample: one for matrices of less than LARGE
+    """BLAS threads for a layer's products with the few hundred tokens of a sample: one for matrices of less than LARGE
     weights. Theirs take a millisecond, and threads that wait for a core of a busy machine take longer.
     """
     largest = max(shape.rows * shape.cols for shape in matrix_shapes(config).values())

@@ -1,4 +1,4 @@
-"""The first blocks of the real SmolLM2, at its own sizes, against float64: few enough for the Metal emulator."""
+"""The first layers of the real SmolLM2, at its own sizes, against float64: few enough for the Metal emulator."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from spqt_ti.model.runner import Llama
 
 pytestmark = [pytest.mark.threadgroups, pytest.mark.slow]
 
-BLOCKS = 2
+LAYERS = 2
 TOKENS = [504, 3575]
 
 
 def test_a_prompt_and_a_token(smollm2_gguf: Path, tmp_path: Path, backend_name: str) -> None:
     """Prefill of one token and the decoding of another, with the whole vocabulary."""
     whole = open_quantized(smollm2_gguf, backend_name)
-    config = dataclasses.replace(whole.config, num_hidden_layers=BLOCKS)
+    config = dataclasses.replace(whole.config, num_hidden_layers=LAYERS)
     weights = {name: values for name, values in whole.weights() if name in config.tensor_shapes()}
     source = tiny_models.write_huggingface(tmp_path / "source", config, weights)
     container = tiny_containers.quantize(source, tmp_path / "zigzag")
