@@ -19,7 +19,7 @@ from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
 from spqt_ti.kernels.cpu.schemes import q4_k as q4_k_decoder
 from spqt_ti.kernels.cpu.skipping_gemv import make_skipping_gemv
-from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, vectors_for
+from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x2, i64x4, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import make_wait_for_all
 
 # All copies of a matrix together: 35 % of them are still five times the last-level cache of the README's machine. With
@@ -115,10 +115,8 @@ class Rows:
         host_view(self.arrivals)[0] = 0
         launch = make_row_launch(self.threads, kernel == "b1")
         threshold = threshold_for(self.cols, density) if kernel == "b1" else 0.0
-        launch(
-            *self.weights, *map(address, self.weights), self.rows, self.blocks, threshold, *self.vectors,
-            self.copies, self.turns, self.arrivals,
-        )  # fmt: skip
+        addresses, sizes = list(map(address, self.weights)), [self.rows, self.blocks, self.copies, self.turns]
+        launch(*self.weights, *self.vectors, self.arrivals, addresses, sizes, threshold)
         ti.sync()
 
 
@@ -168,21 +166,23 @@ def make_row_launch(workers: int, skips: bool):
 
     @ti.kernel
     def launch(
-        quants: array_of(u32x16), headers: array_of(u32x4), quants_address: ti.i64, headers_address: ti.i64,
-        rows: ti.i32, blocks: ti.i32, threshold: ti.f32, x: array_of(f32x16), scratch: array_of(f32x16),
-        y: array_of(f32x16), copies: ti.i32, turns: ti.i32, arrivals: array_of(ti.i32),
+        quants: array_of(u32x16), headers: array_of(u32x4), x: array_of(f32x16), scratch: array_of(f32x16),
+        y: array_of(f32x16), arrivals: array_of(ti.i32), addresses: i64x2, sizes: i32x4, threshold: ti.f32,
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            for turn in range(turns):
-                first = turn % copies * rows * blocks
+            quants_address, headers_address = addresses[0], addresses[1]
+            rows, blocks = sizes[0], sizes[1]
+            lowest = threshold
+            for turn in range(sizes[3]):
+                first = turn % sizes[2] * rows * blocks
                 first_quants = 2 * first
                 matrix = ti.static(
                     row_layout.RowMatrix(
                         quants, first_quants, headers, first, quants_address, headers_address, rows, blocks
                     )
                 )
-                inputs = ti.static(row_layout.RowInputs(x, 0, threshold))
+                inputs = ti.static(row_layout.RowInputs(x, 0, lowest))
                 gemv(matrix, inputs, scratch, worker * blocks * row_layout.ROW_VECTORS, y, 0, worker)
                 wait_for_all(arrivals, 0, (turn + 1) * workers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from spqt_ti.convert.choices import parse_storage
 from spqt_ti.convert.gptq_model import MatrixQuantizer, round_to_nearest
 from spqt_ti.convert.identity import files_of
 from spqt_ti.errors import CheckpointError, QuantizationError
+from spqt_ti.memory import available_memory
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.progress import progress as show_progress
 from spqt_ti.sources import registry
@@ -88,6 +90,7 @@ def quantize_checkpoint(
     """
     check_supported(checkpoint.config)
     config = untied_where_unlike(checkpoint.config, storage)
+    _check_memory(checkpoint)
     writer = ContainerWriter(
         destination=destination,
         config=config,
@@ -115,6 +118,17 @@ def check_supported(config: ModelConfig) -> None:
         value = getattr(config, name)
         if value % step:
             raise CheckpointError(f"{name} is {value}, expected a multiple of {step} ({why})")
+
+
+def _check_memory(checkpoint: Checkpoint) -> None:
+    """QuantizationError where the largest matrix does not fit: as read, stacked in f32, and what is made of it."""
+    largest = max(4 * math.prod(shape) for shape in checkpoint.config.tensor_shapes().values())
+    needed, free = 4 * largest, available_memory()
+    if free is not None and free < needed:
+        raise QuantizationError(
+            f"{checkpoint.source}: quantising needs about {needed / 1e6:.1f} MB of memory, "
+            f"and {free / 1e6:.1f} MB are free; close other programs or take a machine with more"
+        )
 
 
 class _Source:

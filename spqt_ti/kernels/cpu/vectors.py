@@ -16,6 +16,7 @@ u32x8 = ti.types.vector(8, ti.u32)
 u32x4 = ti.types.vector(4, ti.u32)
 i32x16 = ti.types.vector(16, ti.i32)
 i32x4 = ti.types.vector(4, ti.i32)
+i64x2 = ti.types.vector(2, ti.i64)
 i64x4 = ti.types.vector(4, ti.i64)
 
 
