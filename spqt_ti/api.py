@@ -245,7 +245,7 @@ def load(
     model), a policy, or a policy's JSON file. `threads`: worker threads (default: every CPU of the process).
     `context`: positions of the KV cache. `calibration_text`: a UTF-8 text file to calibrate on instead of the
     packaged sample. `exact`: f32 throughout; otherwise the KV cache is f16 (keys and values up to 65504), and decoding
-    multiplies in 16 bits where the CPU can (see kernels/cpu/block_sums.py; relative error per product 4e-5 instead of
+    multiplies in 16 bits where the CPU can (see kernels/cpu/tile_sums.py; relative error per product 4e-5 instead of
     1e-6 on inputs of both signs; on inputs of one sign, where two large sums cancel, f32 has about 3e-5 too).
 
     Raises SpqtError (a subclass that fits) with what is wrong and what to do. Arguments are checked before anything is

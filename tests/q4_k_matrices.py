@@ -28,7 +28,7 @@ class Matrix:
         return 1e-6 * (self.parts @ np.abs(x.astype(np.float64)))
 
     def step_tolerance(self, x: np.ndarray) -> np.ndarray:
-        """Allowed error per row where x d and x d scale are rounded to 16 bits (see kernels/cpu/block_sums.py): six
+        """Allowed error per row where x d and x d scale are rounded to 16 bits (see kernels/cpu/tile_sums.py): six
         standard deviations of the sum of cols errors.
 
         A step is at most 1 / 32767 of the row's largest 63 x d. Each rounding is off by half a step at most, times a
@@ -79,8 +79,8 @@ def superblock_count(rows: int, cols: int, layout: str) -> int:
 
 
 def _stored(rows: int, cols: int, layout: str, fields: q4_k.Fields) -> np.ndarray:
-    blocks = q4_k.pack(fields)
+    superblocks = q4_k.pack(fields)
     if layout == "row":
-        return blocks.reshape(-1)
+        return superblocks.reshape(-1)
     last = layouts.band_bytes(layouts.band_rows(rows)[-1], q4_k.SCHEME)  # of a superblock of the last band
-    return np.concatenate([blocks[:-cols].reshape(-1), blocks[-cols:, :last].reshape(-1)])
+    return np.concatenate([superblocks[:-cols].reshape(-1), superblocks[-cols:, :last].reshape(-1)])

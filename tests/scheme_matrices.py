@@ -49,11 +49,11 @@ def _superblocks(rows: int, cols: int, layout: str, scheme: Scheme) -> int:
     return cols * -(-rows // layouts.BAND) * (layouts.BAND // scheme.values)
 
 
-def _matrix(rows: int, cols: int, layout: str, scheme: Scheme, blocks: np.ndarray) -> Matrix:
+def _matrix(rows: int, cols: int, layout: str, scheme: Scheme, superblocks: np.ndarray) -> Matrix:
     """The matrix that stores these superblocks. What pads it is not zero."""
-    data = blocks.reshape(-1)
+    data = superblocks.reshape(-1)
     if layout == "zigzag":
-        columns = blocks.reshape(-1, layouts.BAND // scheme.values * scheme.bytes)
+        columns = superblocks.reshape(-1, layouts.BAND // scheme.values * scheme.bytes)
         kept = layouts._tail_bytes(rows, scheme) if rows % layouts.BAND else np.arange(columns.shape[1])
         data = np.concatenate([columns[:-cols].reshape(-1), columns[-cols:, kept].reshape(-1)])
     weights = layouts.dequantize_matrix(data, rows, cols, layout, scheme).astype(np.float64)

@@ -37,8 +37,8 @@ def normal(shape: tuple[int, ...], seed: int) -> np.ndarray:
 def packed(shape: tuple[int, int], layout: str) -> tuple[ops.PackedMatrix, Matrix]:
     """A matrix of normal weights, and what is known of its stored bytes."""
     matrix = ops.pack(normal(shape, 1), layout=layout)
-    blocks = layouts.superblocks(matrix.data, *shape, layout, q4_k.SCHEME)
-    return matrix, make_matrix(*shape, layout, q4_k.unpack(blocks))
+    superblocks = layouts.superblocks(matrix.data, *shape, layout, q4_k.SCHEME)
+    return matrix, make_matrix(*shape, layout, q4_k.unpack(superblocks))
 
 
 def error_of(y: np.ndarray, matrix: Matrix, x: np.ndarray) -> np.ndarray:

@@ -14,11 +14,11 @@ from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
 from spqt_ti.kernels.cpu import row_gemv, row_layout, zigzag
 from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
-from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS, WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
 from spqt_ti.kernels.cpu.schemes import q4_k as q4_k_decoder
 from spqt_ti.kernels.cpu.skipping_gemv import make_skipping_gemv
+from spqt_ti.kernels.cpu.tile_sums import GROUP_BANDS, WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x2, i64x4, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import make_wait_for_all
 
@@ -56,13 +56,13 @@ def _call_seconds(run: Any) -> float:
 
 def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndarray, int, int]:
     """Bytes of a matrix of a few hundred true superblocks over and over; copies of it, and turns of a launch."""
-    blocks = q4_k.quantize(np.random.default_rng(0).standard_normal((251, 256), dtype=np.float32))
+    superblocks = q4_k.quantize(np.random.default_rng(0).standard_normal((251, 256), dtype=np.float32))
     if layout == "row":
-        matrix = blocks[np.arange(rows * -(-cols // 256)) % len(blocks)].reshape(-1)
+        matrix = superblocks[np.arange(rows * -(-cols // 256)) % len(superblocks)].reshape(-1)
     else:
         *full, last = layouts.band_rows(rows)
-        whole = blocks[np.arange(len(full) * cols) % len(blocks)].reshape(-1)
-        cut = blocks[np.arange(cols) % len(blocks), : layouts.band_bytes(last, q4_k.SCHEME)].reshape(-1)
+        whole = superblocks[np.arange(len(full) * cols) % len(superblocks)].reshape(-1)
+        cut = superblocks[np.arange(cols) % len(superblocks), : layouts.band_bytes(last, q4_k.SCHEME)].reshape(-1)
         matrix = np.concatenate([whole, cut])
     size = matrix.size
     copies = 1 if warm else max(2, -(-COLD_BYTES // size))
@@ -96,12 +96,12 @@ class Rows:
         start("cpu")
         self.rows, self.cols, self.threads = rows, cols, threads
         data, self.copies, self.turns = stored_bytes(rows, cols, "row", warm)
-        self.nbytes, self.blocks = data.size, -(-cols // 256)
+        self.nbytes, self.superblocks = data.size, -(-cols // 256)
         quants, headers = row_layout.split(data, rows, cols, q4_k_decoder.DECODER)
         self.weights = upload(quants, u32x16, self.copies), upload(headers, u32x4, self.copies)
         self.vectors = (
-            upload(normal_x(cols, self.blocks * row_layout.X_VECTORS), f32x16),
-            ndarray(f32x16, (threads * self.blocks * row_layout.ROW_VECTORS,)),
+            upload(normal_x(cols, self.superblocks * row_layout.X_VECTORS), f32x16),
+            ndarray(f32x16, (threads * self.superblocks * row_layout.ROW_VECTORS,)),
             ndarray(f32x16, (vectors_for(rows),)),
         )
         self.arrivals = ndarray(ti.i32, (1,))
@@ -115,7 +115,7 @@ class Rows:
         host_view(self.arrivals)[0] = 0
         launch = make_row_launch(self.threads, kernel == "b1")
         threshold = threshold_for(self.cols, density) if kernel == "b1" else 0.0
-        addresses, sizes = list(map(address, self.weights)), [self.rows, self.blocks, self.copies, self.turns]
+        addresses, sizes = list(map(address, self.weights)), [self.rows, self.superblocks, self.copies, self.turns]
         launch(*self.weights, *self.vectors, self.arrivals, addresses, sizes, threshold)
         ti.sync()
 
@@ -172,18 +172,18 @@ def make_row_launch(workers: int, skips: bool):
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             quants_address, headers_address = addresses[0], addresses[1]
-            rows, blocks = sizes[0], sizes[1]
+            rows, superblocks = sizes[0], sizes[1]
             lowest = threshold
             for turn in range(sizes[3]):
-                first = turn % sizes[2] * rows * blocks
+                first = turn % sizes[2] * rows * superblocks
                 first_quants = 2 * first
                 matrix = ti.static(
                     row_layout.RowMatrix(
-                        quants, first_quants, headers, first, quants_address, headers_address, rows, blocks
+                        quants, first_quants, headers, first, quants_address, headers_address, rows, superblocks
                     )
                 )
                 inputs = ti.static(row_layout.RowInputs(x, 0, lowest))
-                gemv(matrix, inputs, scratch, worker * blocks * row_layout.ROW_VECTORS, y, 0, worker)
+                gemv(matrix, inputs, scratch, worker * superblocks * row_layout.ROW_VECTORS, y, 0, worker)
                 wait_for_all(arrivals, 0, (turn + 1) * workers)
 
     return launch

@@ -55,9 +55,9 @@ def quantize(values: _F32) -> _U8:
     return out
 
 
-def dequantize(blocks: _U8) -> _F32:
+def dequantize(superblocks: _U8) -> _F32:
     """Values f32 `[n, 256]` of superblocks u8 `[n, 144]`, bit for bit as ggml computes them."""
-    fields = unpack(blocks)
+    fields = unpack(superblocks)
     scale = fields.d.astype(np.float32)[:, None] * fields.scales.astype(np.float32)
     minimum = fields.dmin.astype(np.float32)[:, None] * fields.mins.astype(np.float32)
     values = fields.quants.astype(np.float32).reshape(-1, _SUB_BLOCKS, SUB_BLOCK)
@@ -66,29 +66,29 @@ def dequantize(blocks: _U8) -> _F32:
     return values.reshape(-1, VALUES)
 
 
-def unpack(blocks: _U8) -> Fields:
+def unpack(superblocks: _U8) -> Fields:
     """Split superblocks u8 `[n, 144]` into their fields."""
-    SCHEME.check_superblocks(blocks)
-    head = np.ascontiguousarray(blocks[:, :4]).view(np.float16)
-    low, high, both = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    SCHEME.check_superblocks(superblocks)
+    head = np.ascontiguousarray(superblocks[:, :4]).view(np.float16)
+    low, high, both = superblocks[:, 4:8], superblocks[:, 8:12], superblocks[:, 12:16]
     # Sub-blocks 4..7: low four bits in `both`, high two bits on top of the bytes of sub-blocks 0..3.
     scales = np.concatenate([low & 63, (both & 15) | ((low >> 6) << 4)], axis=1)
     mins = np.concatenate([high & 63, (both >> 4) | ((high >> 6) << 4)], axis=1)
-    pairs = blocks[:, 16:].reshape(-1, _SUB_BLOCKS // 2, SUB_BLOCK)
+    pairs = superblocks[:, 16:].reshape(-1, _SUB_BLOCKS // 2, SUB_BLOCK)
     quants = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(-1, VALUES)
     return Fields(head[:, 0], head[:, 1], scales, mins, quants)
 
 
 def pack(fields: Fields) -> _U8:
     """Superblocks u8 `[n, 144]` of the fields; the inverse of `unpack`. Scales, minima and quants must be in range."""
-    blocks = np.empty((len(fields.d), BYTES), np.uint8)
-    blocks[:, :4] = np.stack([fields.d, fields.dmin], axis=1).astype(np.float16).view(np.uint8)
-    blocks[:, 4:8] = fields.scales[:, :4] | ((fields.scales[:, 4:] >> 4) << 6)
-    blocks[:, 8:12] = fields.mins[:, :4] | ((fields.mins[:, 4:] >> 4) << 6)
-    blocks[:, 12:16] = (fields.scales[:, 4:] & 15) | ((fields.mins[:, 4:] & 15) << 4)
+    superblocks = np.empty((len(fields.d), BYTES), np.uint8)
+    superblocks[:, :4] = np.stack([fields.d, fields.dmin], axis=1).astype(np.float16).view(np.uint8)
+    superblocks[:, 4:8] = fields.scales[:, :4] | ((fields.scales[:, 4:] >> 4) << 6)
+    superblocks[:, 8:12] = fields.mins[:, :4] | ((fields.mins[:, 4:] >> 4) << 6)
+    superblocks[:, 12:16] = (fields.scales[:, 4:] & 15) | ((fields.mins[:, 4:] & 15) << 4)
     pairs = fields.quants.reshape(-1, _SUB_BLOCKS // 2, 2, SUB_BLOCK)
-    blocks[:, 16:] = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(-1, VALUES // 2)
-    return blocks
+    superblocks[:, 16:] = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(-1, VALUES // 2)
+    return superblocks
 
 
 # Overflow, division by zero and NaN happen in ggml too (constant, denormal or huge sub-blocks) and are selected away.

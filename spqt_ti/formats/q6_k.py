@@ -40,34 +40,35 @@ def quantize(values: F32Array) -> U8Array:
     return out
 
 
-def dequantize(blocks: U8Array) -> F32Array:
+def dequantize(superblocks: U8Array) -> F32Array:
     """Values f32 `[n, 256]` of superblocks u8 `[n, 210]`, bit for bit as ggml computes them."""
-    d, scales, quants = unpack(blocks)
+    d, scales, quants = unpack(superblocks)
     step = d.astype(np.float32)[:, None] * scales.astype(np.float32)
     values = quants.astype(np.float32).reshape(-1, _SUB_BLOCKS, SUB_BLOCK) - np.float32(32)
     return (step[:, :, None] * values).reshape(-1, VALUES)
 
 
-def unpack(blocks: U8Array) -> tuple[npt.NDArray[np.float16], _I8, U8Array]:
+def unpack(superblocks: U8Array) -> tuple[npt.NDArray[np.float16], _I8, U8Array]:
     """d f16 `[n]`, scales i8 `[n, 16]` and quants u8 `[n, 256]` (0..63) of superblocks u8 `[n, 210]`."""
-    SCHEME.check_superblocks(blocks)
-    low = blocks[:, :128].reshape(-1, 2, 1, 2, 32) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1, 1) & 15
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1) & 3
+    SCHEME.check_superblocks(superblocks)
+    low = superblocks[:, :128].reshape(-1, 2, 1, 2, 32) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1, 1) & 15
+    high = superblocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1) & 3
     quants = (low.reshape(-1, 2, 4, 32) | high << 4).reshape(-1, VALUES).astype(np.uint8, copy=False)
-    scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
-    return np.ascontiguousarray(blocks[:, 208:]).view(np.float16)[:, 0], scales, quants
+    scales = np.ascontiguousarray(superblocks[:, 192:208]).view(np.int8)
+    return np.ascontiguousarray(superblocks[:, 208:]).view(np.float16)[:, 0], scales, quants
 
 
 def pack(d: npt.NDArray[np.float16], scales: _I8, quants: U8Array) -> U8Array:
     """Superblocks u8 `[n, 210]`: the inverse of `unpack`."""
-    blocks = np.empty((len(d), BYTES), np.uint8)
+    superblocks = np.empty((len(d), BYTES), np.uint8)
     halves = quants.reshape(-1, 2, 4, 32)
-    blocks[:, :128] = (halves[:, :, :2] & 15 | (halves[:, :, 2:] & 15) << 4).reshape(-1, 128)
+    superblocks[:, :128] = (halves[:, :, :2] & 15 | (halves[:, :, 2:] & 15) << 4).reshape(-1, 128)
     high = halves >> 4
-    blocks[:, 128:192] = (high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6).reshape(-1, 64)
-    blocks[:, 192:208] = scales.view(np.uint8)
-    blocks[:, 208:] = d[:, None].view(np.uint8)
-    return blocks
+    fours = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
+    superblocks[:, 128:192] = fours.reshape(-1, 64)
+    superblocks[:, 192:208] = scales.view(np.uint8)
+    superblocks[:, 208:] = d[:, None].view(np.uint8)
+    return superblocks
 
 
 # Overflow and division by zero happen in ggml too (tiny or huge sub-blocks) and are selected away.
@@ -90,9 +91,9 @@ def _quantize(values: F32Array) -> U8Array:
     levels = np.clip(nearest_int(x / step), -32, 31) + 32
     quants = np.where(step == 0, searched, levels).T.reshape(n, VALUES).astype(np.uint8)
     quants[empty] = 0
-    blocks = pack(d, multiples, quants)
-    blocks[empty] = 0  # ggml clears the whole superblock
-    return blocks
+    superblocks = pack(d, multiples, quants)
+    superblocks[empty] = 0  # ggml clears the whole superblock
+    return superblocks
 
 
 def _search(x: F32Array) -> tuple[F32Array, npt.NDArray[np.int32]]:

@@ -75,9 +75,9 @@ class Scheme:
         if not np.isfinite(values).all():
             raise QuantizationError("NaN or infinity in values to quantise")
 
-    def check_superblocks(self, blocks: npt.NDArray[np.generic]) -> None:
-        """QuantizationError unless `blocks` is u8 [n, bytes]."""
-        self._check(blocks, np.uint8, self.bytes)
+    def check_superblocks(self, superblocks: npt.NDArray[np.generic]) -> None:
+        """QuantizationError unless `superblocks` is u8 [n, bytes]."""
+        self._check(superblocks, np.uint8, self.bytes)
 
     def _check(self, array: npt.NDArray[np.generic], dtype: npt.DTypeLike, width: int) -> None:
         if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:

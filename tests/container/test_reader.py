@@ -100,13 +100,13 @@ def test_zigzag_superblocks_are_columns(stored):
     assert container.matrix(0, Site.GATE_UP).name == name
     data = container.read(f"{name}.q4_k")
     assert data.size == 192 * (144 + 48)  # 320 rows: a full band, and two sub-blocks
-    blocks = layouts.superblocks(data, 320, 192, "zigzag", q4_k.SCHEME)
+    superblocks = layouts.superblocks(data, 320, 192, "zigzag", q4_k.SCHEME)
     w = stacked(container.matrices[name])
     for column in (0, 17, 191):
-        np.testing.assert_array_equal(blocks[column], q4_k.quantize(w[:256, column][None])[0])
+        np.testing.assert_array_equal(superblocks[column], q4_k.quantize(w[:256, column][None])[0])
         tail = np.pad(w[256:, column], (0, 192))
         expected = q4_k.quantize(tail[None])[0]
-        np.testing.assert_array_equal(blocks[192 + column][:48], expected[:48])
+        np.testing.assert_array_equal(superblocks[192 + column][:48], expected[:48])
 
 
 def test_tied_head_is_stored_once(tmp_path):

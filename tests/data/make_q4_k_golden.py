@@ -10,12 +10,12 @@ from pathlib import Path
 import libgguf
 import numpy as np
 
-BLOCKS = 6  # of each distribution
+SUPERBLOCKS = 6  # of each distribution
 
 
 def distributions(rng: np.random.Generator) -> list[np.ndarray]:
-    """Superblocks [BLOCKS, 8, 32] each: ordinary weights, and what makes the search take its rarer turns."""
-    shape, per_sub_block, per_block = (BLOCKS, 8, 32), (BLOCKS, 8, 1), (BLOCKS, 1, 1)
+    """Superblocks [SUPERBLOCKS, 8, 32] each: ordinary weights, and what makes the search take its rarer turns."""
+    shape, per_sub_block, per_superblock = (SUPERBLOCKS, 8, 32), (SUPERBLOCKS, 8, 1), (SUPERBLOCKS, 1, 1)
     normal = rng.standard_normal(shape)
     return [
         0.05 * normal,
@@ -28,13 +28,13 @@ def distributions(rng: np.random.Generator) -> list[np.ndarray]:
         rng.standard_normal(per_sub_block) + 1e-4 * normal,
         normal * 10.0 ** rng.uniform(-6, 3, per_sub_block),
         normal * 10.0 ** rng.uniform(-44, -30, per_sub_block),
-        normal * 10.0 ** rng.uniform(4, 5.9, per_block),
+        normal * 10.0 ** rng.uniform(4, 5.9, per_superblock),
     ]
 
 
 def main() -> None:
-    blocks = distributions(np.random.default_rng(20240607))
-    values = np.concatenate(blocks).reshape(-1, 256).astype(np.float32)
+    superblocks = distributions(np.random.default_rng(20240607))
+    values = np.concatenate(superblocks).reshape(-1, 256).astype(np.float32)
     types = libgguf.GGMLQuantizationType
     np.savez_compressed(
         Path(__file__).with_name("q4_k_golden.npz"),

@@ -35,8 +35,8 @@ def wave() -> np.ndarray:
     ids=["wave", "zeros", "ones", "minus ones", "ramp"],
 )
 def test_published_bytes(values: np.ndarray, start: str) -> None:
-    block = q4_k.quantize(values.astype(np.float32)[None]).tobytes()
-    assert block.hex().startswith(start)
+    superblock = q4_k.quantize(values.astype(np.float32)[None]).tobytes()
+    assert superblock.hex().startswith(start)
 
 
 def test_published_hash() -> None:
@@ -74,27 +74,27 @@ def test_quantise_equals_ggml(kind: str) -> None:
 
 def test_dequantise_is_bit_equal_to_gguf() -> None:
     # Random bytes are valid superblocks; headers below 0x7c00 keep the f16 scales finite.
-    blocks = np.random.default_rng(0).integers(0, 256, (2000, 144), dtype=np.uint8)
-    blocks[:, [1, 3]] %= 0x7C
-    expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_K)
-    np.testing.assert_array_equal(q4_k.dequantize(blocks).view(np.uint32), expected.view(np.uint32))
+    superblocks = np.random.default_rng(0).integers(0, 256, (2000, 144), dtype=np.uint8)
+    superblocks[:, [1, 3]] %= 0x7C
+    expected = gguf.quants.dequantize(superblocks, gguf.GGMLQuantizationType.Q4_K)
+    np.testing.assert_array_equal(q4_k.dequantize(superblocks).view(np.uint32), expected.view(np.uint32))
 
 
 def test_unpack_and_pack_are_inverse() -> None:
-    blocks = np.random.default_rng(1).integers(0, 256, (500, 144), dtype=np.uint8)
-    fields = q4_k.unpack(blocks)
+    superblocks = np.random.default_rng(1).integers(0, 256, (500, 144), dtype=np.uint8)
+    fields = q4_k.unpack(superblocks)
     assert fields.scales.max() == 63
     assert fields.mins.max() == 63
     assert fields.quants.max() == 15
-    np.testing.assert_array_equal(q4_k.pack(fields), blocks)
+    np.testing.assert_array_equal(q4_k.pack(fields), superblocks)
 
 
 def test_fields_give_the_dequantised_values() -> None:
-    blocks = q4_k.quantize(np.random.default_rng(2).standard_normal((20, 256)).astype(np.float32))
-    f = q4_k.unpack(blocks)
+    superblocks = q4_k.quantize(np.random.default_rng(2).standard_normal((20, 256)).astype(np.float32))
+    f = q4_k.unpack(superblocks)
     scale = np.repeat(f.d.astype(np.float32)[:, None] * f.scales, 32, axis=1)
     minimum = np.repeat(f.dmin.astype(np.float32)[:, None] * f.mins, 32, axis=1)
-    np.testing.assert_array_equal(q4_k.dequantize(blocks), scale * f.quants - minimum)
+    np.testing.assert_array_equal(q4_k.dequantize(superblocks), scale * f.quants - minimum)
 
 
 @settings(max_examples=60, deadline=None)
@@ -169,7 +169,7 @@ def test_no_superblocks() -> None:
 
 
 def test_denormals_survive_flush_to_zero() -> None:
-    """Taichi leaves the thread that started it in flush-to-zero, where these blocks would differ."""
+    """Taichi leaves the thread that started it in flush-to-zero, where these superblocks would differ."""
     golden = np.load(GOLDEN)
     start("cpu")
     np.testing.assert_array_equal(q4_k.quantize(golden["values"]), golden["q4_k"])

@@ -39,11 +39,11 @@ def test_gives_ggmls_bytes(kind: str) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_dequantises_as_ggml_and_packs_back(seed: int) -> None:
-    blocks = np.random.default_rng(seed).integers(0, 256, (8, q6_k.BYTES), np.uint8)
-    blocks[:, 208:] = np.random.default_rng(seed).uniform(-2, 2, (8, 1)).astype(np.float16).view(np.uint8)
-    expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q6_K)
-    np.testing.assert_array_equal(q6_k.dequantize(blocks), expected)
-    np.testing.assert_array_equal(q6_k.pack(*q6_k.unpack(blocks)), blocks)
+    superblocks = np.random.default_rng(seed).integers(0, 256, (8, q6_k.BYTES), np.uint8)
+    superblocks[:, 208:] = np.random.default_rng(seed).uniform(-2, 2, (8, 1)).astype(np.float16).view(np.uint8)
+    expected = gguf.quants.dequantize(superblocks, gguf.GGMLQuantizationType.Q6_K)
+    np.testing.assert_array_equal(q6_k.dequantize(superblocks), expected)
+    np.testing.assert_array_equal(q6_k.pack(*q6_k.unpack(superblocks)), superblocks)
 
 
 def test_error_is_that_of_the_format() -> None:

@@ -95,7 +95,7 @@ def test_prefill_in_pieces(cuts: tuple[int, ...]) -> None:
 def long_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama, dict[str, np.ndarray]]:
     """A runner with room for more than a chunk, and its weights.
 
-    The context is rounded up to whole blocks of 16, the vocabulary to whole tiles of 64. Of its rows the first 150 are
+    The context is rounded up to whole pages of 16, the vocabulary to whole tiles of 64. Of its rows the first 150 are
     one vector and the others twice that: many logits are equal, and for some tokens all are negative.
     """
     config = tiny_models.tiny_config(max_position_embeddings=300, num_hidden_layers=1, vocab_size=300)

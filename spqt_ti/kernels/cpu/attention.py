@@ -1,10 +1,10 @@
 """Grouped-query attention of one token over the KV cache, with 16 positions or 16 values of a head in the lanes.
 
-Keys lie transposed in blocks of 16 positions, so that the scores of 16 positions are a sum of (one query value) *
+Keys lie transposed in pages of 16 positions, so that the scores of 16 positions are a sum of (one query value) *
 (one vector); values lie as they are, so that a weighted sum needs no transposition either. Sizes in vectors, per
 layer and KV head:
 
-    keys    [context / 16][head_dim]            lane = position in its block
+    keys    [context / 16][head_dim]            lane = position in its page
     values  [context][head_dim / 16]            lane = value in its vector
 
 The query heads of a KV head go through it together: what is read and converted once is used for several of them.
@@ -55,16 +55,16 @@ class CacheShape:
 
 def make_writers(shape: CacheShape):
     """Build the ti.funcs `write_key(cache, keys, position, a, head)`, which puts the key that begins at value a[head]
-    into its lane of the transposed block, and `write_value(cache, values, position, a, head)`, which copies the value
+    into its lane of the transposed page, and `write_value(cache, values, position, a, head)`, which copies the value
     that begins at vector a[head].
     """
     head_dim, vector, element = shape.head_dim, shape.dtype, ti.f16 if shape.half else ti.f32
 
     @ti.func
     def write_key(cache: ti.template(), keys, position, a: ti.template(), head):
-        block = keys + (position >> 4) * head_dim
+        page = keys + (position >> 4) * head_dim
         for d in range(head_dim):
-            cache[block + d][position & 15] = ti.cast(value(a, head + d), element)
+            cache[page + d][position & 15] = ti.cast(value(a, head + d), element)
 
     @ti.func
     def write_value(cache: ti.template(), values, position, a: ti.template(), head):
@@ -86,16 +86,16 @@ class Places(NamedTuple):
 
 
 def make_attend(shape: CacheShape, group: int, windowed: bool = False):
-    """Build the ti.func of the attention of `group` query heads that share a KV head, over some blocks of positions.
+    """Build the ti.func of the attention of `group` query heads that share a KV head, over some pages of positions.
 
     Arguments: the cache with the first vector of the head's keys, behind which its values lie; `a` with the first
-    vector of the queries (one after the other); the blocks first_block..last_block-1 of the positions from `begin`
-    (which is in the first block of all, and 0 unless `windowed`) to `position`; Places in `a`, with scratch of `group`
+    vector of the queries (one after the other); the pages first_page..last_page-1 of the positions from `begin`
+    (which is in the first page of all, and 0 unless `windowed`) to `position`; Places in `a`, with scratch of `group`
     times context / 16 vectors at `scores`. It writes, for head h, the sum over p of exp(s_p - m) v_p to the
     head_dim / 16 vectors from a[out + h head_dim / 16], and m and the sum of exp(s_p - m) to lanes 0 and 1 of
     a[softmax + h].
     """
-    head_dim, head_vectors, blocks = shape.head_dim, shape.head_dim // 16, shape.context // 16
+    head_dim, head_vectors, pages = shape.head_dim, shape.head_dim // 16, shape.context // 16
     together = max(1, SUMS // head_vectors)
     parties = [(first, min(together, group - first)) for first in range(0, group, together)]
     scale = head_dim**-0.5
@@ -106,15 +106,15 @@ def make_attend(shape: CacheShape, group: int, windowed: bool = False):
 
         @ti.func
         def scores_of(
-            cache: ti.template(), keys, a: ti.template(), query, first_block, last_block, begin, position, scores
+            cache: ti.template(), keys, a: ti.template(), query, first_page, last_page, begin, position, scores
         ):  # fmt: skip
-            """Scores of `count` heads to a[scores + h blocks + block]; positions that are not seen get LOWEST."""
+            """Scores of `count` heads to a[scores + h pages + page]; positions that are not seen get LOWEST."""
             one = f32x16(1.0)  # times f16 gives f32; `ti.cast` of a vector aborts
-            for block in range(first_block, last_block):
+            for page in range(first_page, last_page):
                 parts = [f32x16(0.0) for _ in ti.static(range(count * chains))]
                 for d in range(head_dim // chains):
                     for c in ti.static(range(chains)):
-                        key = one * cache[keys + block * head_dim + chains * d + c]
+                        key = one * cache[keys + page * head_dim + chains * d + c]
                         for h in ti.static(range(count)):
                             q = f32x16(value(a, (query + h * head_vectors) * 16 + chains * d + c))
                             multiply_add(parts[chains * h + c], q, key)
@@ -123,51 +123,51 @@ def make_attend(shape: CacheShape, group: int, windowed: bool = False):
                     for c in ti.static(range(1, chains)):
                         score += parts[chains * h + c]
                     score *= scale
-                    if block == position >> 4:
+                    if page == position >> 4:
                         last_lane = position & 15
                         score = f32x16(*[ti.select(i <= last_lane, score[i], LOWEST) for i in ti.static(range(16))])
                     if ti.static(windowed):
-                        lane = begin - block * 16
+                        lane = begin - page * 16
                         if lane > 0:
                             score = f32x16(*[ti.select(i >= lane, score[i], LOWEST) for i in ti.static(range(16))])
-                    a[scores + h * blocks + block] = score
+                    a[scores + h * pages + page] = score
 
         return scores_of
 
     def make_sums(count: int):
         @ti.func
         def sums_of(
-            cache: ti.template(), values, first_block, last_block, begin, position, a: ti.template(), scores, out,
+            cache: ti.template(), values, first_page, last_page, begin, position, a: ti.template(), scores, out,
             softmax,
         ):  # fmt: skip
             """Weighted sums of the values for `count` heads, from their scores."""
             one = f32x16(1.0)
             highest = [f32x16(LOWEST) for _ in ti.static(range(count))]
-            for block in range(first_block, last_block):
+            for page in range(first_page, last_page):
                 for h in ti.static(range(count)):
-                    highest[h] = ti.max(highest[h], a[scores + h * blocks + block])
+                    highest[h] = ti.max(highest[h], a[scores + h * pages + page])
             most = [lane_max(highest[h]) for h in ti.static(range(count))]
             totals = [f32x16(0.0) for _ in ti.static(range(count))]
             sums = [f32x16(0.0) for _ in ti.static(range(count * head_vectors))]
-            for block in range(first_block, last_block):
-                seen = ti.min(16, position + 1 - block * 16)
+            for page in range(first_page, last_page):
+                seen = ti.min(16, position + 1 - page * 16)
                 hidden = 0
                 if ti.static(windowed):
-                    hidden = ti.max(0, begin - block * 16)
+                    hidden = ti.max(0, begin - page * 16)
                 for h in ti.static(range(count)):
-                    weight = exp_lanes(a[scores + h * blocks + block] - most[h])
+                    weight = exp_lanes(a[scores + h * pages + page] - most[h])
                     if seen < 16:
                         weight = f32x16(*[ti.select(i < seen, weight[i], 0.0) for i in ti.static(range(16))])
                     if ti.static(windowed):  # noqa: SIM102
                         if hidden > 0:
                             weight = f32x16(*[ti.select(i >= hidden, weight[i], 0.0) for i in ti.static(range(16))])
                     totals[h] += weight
-                    a[scores + h * blocks + block] = weight
+                    a[scores + h * pages + page] = weight
                 for i in range(hidden, seen):
                     for d in ti.static(range(head_vectors)):
-                        v = one * cache[values + (block * 16 + i) * head_vectors + d]
+                        v = one * cache[values + (page * 16 + i) * head_vectors + d]
                         for h in ti.static(range(count)):
-                            p = f32x16(value(a, (scores + h * blocks + block) * 16 + i))
+                            p = f32x16(value(a, (scores + h * pages + page) * 16 + i))
                             multiply_add(sums[h * head_vectors + d], p, v)
             for h in ti.static(range(count)):
                 for d in ti.static(range(head_vectors)):
@@ -182,16 +182,16 @@ def make_attend(shape: CacheShape, group: int, windowed: bool = False):
 
     @ti.func
     def attend(
-        cache: ti.template(), keys, a: ti.template(), query, first_block, last_block, begin, position,
+        cache: ti.template(), keys, a: ti.template(), query, first_page, last_page, begin, position,
         places: ti.template(),
     ):  # fmt: skip
         values = keys + shape.half_stride
         for party in ti.static(range(len(parties))):
             first = ti.static(parties[party][0])
-            scores = places.scores + first * blocks
+            scores = places.scores + first * pages
             out = places.out + first * head_vectors
             queries, softmax = query + first * head_vectors, places.softmax + first
-            score_funcs[party](cache, keys, a, queries, first_block, last_block, begin, position, scores)
-            sum_funcs[party](cache, values, first_block, last_block, begin, position, a, scores, out, softmax)
+            score_funcs[party](cache, keys, a, queries, first_page, last_page, begin, position, scores)
+            sum_funcs[party](cache, values, first_page, last_page, begin, position, a, scores, out, softmax)
 
     return attend

@@ -1,8 +1,8 @@
 """Zigzag GEMV: y = W[:, active] x[active], for one token.
 
 The active columns are split evenly over the workers. A worker goes through the panels of up to 32 bands (see
-ZigzagShape), and in a panel through its share in blocks of columns: what a block has in the panel is fetched column by
-column, in the order of memory, while the block before is computed band by band (see block_sums), with a band's 256 sums
+ZigzagShape), and in a panel through its share in tiles of columns: what a tile has in the panel is fetched column by
+column, in the order of memory, while the tile before is computed band by band (see tile_sums), with a band's 256 sums
 in registers. It writes its sums once; whoever needs y adds the workers' partial sums in worker order, so a result never
 depends on timing.
 """
@@ -15,16 +15,16 @@ import numpy as np
 from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Panel, Sums
-from spqt_ti.kernels.cpu.block_sums import (
-    BLOCK_COLUMNS,
+from spqt_ti.kernels.cpu.schemes import q4_k
+from spqt_ti.kernels.cpu.schemes.decoder import Decoder
+from spqt_ti.kernels.cpu.tile_sums import (
     GROUP_BANDS,
     GROUP_VECTORS,
     SPARE_VECTORS,
+    TILE_COLUMNS,
     WORKSPACE_INTEGERS,
-    make_add_block,
+    make_add_tile,
 )
-from spqt_ti.kernels.cpu.schemes import q4_k
-from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.cpu.zigzag import panel_height, split
@@ -113,19 +113,19 @@ def make_stream(planes: Planes):
 
 
 @ti.func
-def block_columns(count, dense):
-    """Columns of a block. The first is fetched before anything is computed, and the last is computed when everything
-    has been fetched, so short lists are cut smaller. So are dense products, beside whose blocks L2 also holds what
+def tile_columns(count, dense):
+    """Columns of a tile. The first is fetched before anything is computed, and the last is computed when everything
+    has been fetched, so short lists are cut smaller. So are dense products, beside whose tiles L2 also holds what
     the hardware has fetched ahead.
     """
     shorter = ti.select(count < 192, 16, 32)
-    return ti.select(count < 1024 or dense, shorter, BLOCK_COLUMNS)
+    return ti.select(count < 1024 or dense, shorter, TILE_COLUMNS)
 
 
 def _make_full_bands(exact: bool, decoder: Decoder):
     """Build the ti.func that computes the rows of the full bands for a part of the active list."""
     plan, fetch, fetch_tail = make_stream(decoder.planes)
-    add_block, write_rows = make_add_block(fetch, exact, decoder)
+    add_tile, write_rows = make_add_tile(fetch, exact, decoder)
     quant_vectors, header_vectors = decoder.planes.quant_vectors, decoder.planes.header_vectors
     has_tail = decoder.make_tail_band is not None  # asked in an `if` of its own: Taichi compiles both sides of `and`
 
@@ -139,7 +139,7 @@ def _make_full_bands(exact: bool, decoder: Decoder):
             m.panel_bands, workspace,
         ]  # fmt: skip
         spare = sums.scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
-        columns = block_columns(last - first, inputs.count == m.cols)
+        columns = tile_columns(last - first, inputs.count == m.cols)
         for _ in range((ahead[HEIGHT] + GROUP_BANDS - 1) // GROUP_BANDS):
             count = ti.min(columns, last - first) * ti.min(GROUP_BANDS, ahead[HEIGHT])
             plan(inputs.active, ahead, count)
@@ -153,8 +153,8 @@ def _make_full_bands(exact: bool, decoder: Decoder):
             groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
             for i in range(groups * GROUP_VECTORS):
                 sums.a[sums.scratch + i] = f32x16(0.0)
-            for block in range((last - first + columns - 1) // columns):
-                low = first + block * columns
+            for tile in range((last - first + columns - 1) // columns):
+                low = first + tile * columns
                 high = ti.min(low + columns, last)
                 if ti.static(has_tail):  # noqa: SIM102
                     if m.tail_bands > 0 and start + height == m.full_bands:
@@ -166,7 +166,7 @@ def _make_full_bands(exact: bool, decoder: Decoder):
                     bands = ti.min(GROUP_BANDS, height - group * GROUP_BANDS)
                     plan(inputs.active, ahead, (high - low) * bands)
                     group_sums = sums.scratch + group * GROUP_VECTORS
-                    add_block(
+                    add_tile(
                         ti.static(
                             Panel(
                                 m.quants, quants_from, m.headers, headers_from, m.quants_address, m.headers_address,
@@ -186,10 +186,10 @@ def _make_full_bands(exact: bool, decoder: Decoder):
 
 def make_gemv(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER):
     """Build the ti.func that computes one worker's part of y = W x. Shapes are run-time arguments: one body serves
-    every matrix of the decoder's scheme. `exact`: in f32 on every CPU (see block_sums).
+    every matrix of the decoder's scheme. `exact`: in f32 on every CPU (see tile_sums).
 
     Arguments: a Matrix; its Inputs, of which the worker takes a share; Sums, the first vectors of the partial sums and
-    of the worker's SCRATCH_VECTORS; the address of the worker's workspace (see block_sums); the worker. Worker w writes
+    of the worker's SCRATCH_VECTORS; the address of the worker's workspace (see tile_sums); the worker. Worker w writes
     the whole bands of partial sums (16 vectors each) that start at vector `sums + w * bands * 16`.
     """
     full_bands_of = _make_full_bands(exact, decoder)

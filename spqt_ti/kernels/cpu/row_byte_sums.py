@@ -24,13 +24,13 @@ def make_byte_row_sums(masks: bool, planes: Planes, form: ByteVectors):
     prefetches = helpers is not None
 
     @ti.func
-    def order_x(x: ti.template(), blocks, a: ti.template(), base):
-        for block in range(blocks):
+    def order_x(x: ti.template(), superblocks, a: ti.template(), base):
+        for within in range(superblocks):
             for k in ti.static(range(16)):
-                lanes = x.array[x.base + block * X_VECTORS + k]
+                lanes = x.array[x.base + within * X_VECTORS + k]
                 if ti.static(masks):
                     lanes = zero_up_to(lanes, x.threshold)
-                a[base + block * ROW_VECTORS + k] = lanes * UNIT[k % 4]
+                a[base + within * ROW_VECTORS + k] = lanes * UNIT[k % 4]
 
     @ti.func
     def fetch_ahead(m: ti.template(), superblock):
@@ -44,10 +44,10 @@ def make_byte_row_sums(masks: bool, planes: Planes, form: ByteVectors):
     def row_sums(m: ti.template(), start, count: ti.template(), a: ti.template(), base):
         """The products of `count` rows, whose superblocks begin at `start`, with the x at a[base]."""
         totals = [f32x16(0.0) for _ in ti.static(range(count))]
-        for block in range(m.blocks):
-            at = base + block * ROW_VECTORS
+        for within in range(m.superblocks):
+            at = base + within * ROW_VECTORS
             for r in ti.static(range(count)):
-                superblock = start + r * m.blocks + block
+                superblock = start + r * m.superblocks + within
                 fetch_ahead(m, superblock)
                 scales = scales_of(m.headers, m.headers_base + header_vectors * superblock, 1.0)
                 for t in ti.static(range(4)):

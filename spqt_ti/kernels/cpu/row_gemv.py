@@ -6,7 +6,7 @@ in the low nibble of byte b, and the column 32 further in the high one. With q t
     y_row = sum_j d scale_j (q . x)_j - dmin min_j (sum x)_j        over the sub-blocks j of 32 columns.
 
 Every worker brings x into the order of the lanes once per call and then uses it for all its rows. There are two inner
-loops, as in block_sums.py. The exact one multiplies in f32: a nibble is masked where it lies, and the power of two of
+loops, as in tile_sums.py. The exact one multiplies in f32: a nibble is masked where it lies, and the power of two of
 its place is in x. Where the CPU has AVX-512 VNNI, x is rounded to 16 bits instead (a step is 1/32639 of the largest |x|
 of a sub-block) and split into two signed bytes; one instruction multiplies 64 nibbles by their high bytes, another by
 the low ones. The minima are multiplied by the sums of the rounded x, so nothing but x is rounded.
@@ -21,13 +21,21 @@ import numpy as np
 
 from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels.cpu import native
-from spqt_ti.kernels.cpu.block_sums import uses_integers
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
 from spqt_ti.kernels.cpu.row_byte_sums import make_byte_row_sums
-from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, RowInputs, RowMatrix, row_blocks, split, zero_up_to
+from spqt_ti.kernels.cpu.row_layout import (
+    ROW_VECTORS,
+    X_VECTORS,
+    RowInputs,
+    RowMatrix,
+    row_superblocks,
+    split,
+    zero_up_to,
+)
 from spqt_ti.kernels.cpu.schemes import DECODERS
 from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import make_scales_and_minima, per_row
+from spqt_ti.kernels.cpu.tile_sums import uses_integers
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x16, lane_max, lane_sum, u32x4, u32x16
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
@@ -64,9 +72,9 @@ def make_row_gemv(
     where all of them are zero: naive sparsity on the row layout (B1 of the SpQt paper); the quants are read in any
     case. `exact`: in f32 on every CPU.
 
-    Arguments: the matrix; the inputs; scratch (f32x16) with the worker's first vector of blocks * ROW_VECTORS; y, an
-    f32x16 array with its first vector; the worker. Rows of two workers may share a vector of y: lanes are written one
-    by one.
+    Arguments: the matrix; the inputs; scratch (f32x16) with the worker's first vector of superblocks * ROW_VECTORS; y,
+    an f32x16 array with its first vector; the worker. Rows of two workers may share a vector of y: lanes are written
+    one by one.
     """
     if decoder.byte_vectors is not None:
         if skips:
@@ -80,24 +88,24 @@ def make_row_gemv(
     def row_gemv(
         m: ti.template(), x: ti.template(), scratch: ti.template(), scratch_base, y: ti.template(), y_base, worker
     ):  # fmt: skip
-        order_x(x, m.blocks, scratch, scratch_base)
+        order_x(x, m.superblocks, scratch, scratch_base)
         first = share_start(m.rows, worker, workers)
         last = share_start(m.rows, worker + 1, workers)
         together = (last - first) // ROWS
         for group in range(together):
             row = first + group * ROWS
-            totals = row_sums(m, row * m.blocks, ROWS, scratch, scratch_base)
+            totals = row_sums(m, row * m.superblocks, ROWS, scratch, scratch_base)
             for r in ti.static(range(ROWS)):
                 y[y_base + ((row + r) >> 4)][(row + r) & 15] = totals[r]
         for row in range(first + together * ROWS, last):
-            total = row_sums(m, row * m.blocks, 1, scratch, scratch_base)
+            total = row_sums(m, row * m.superblocks, 1, scratch, scratch_base)
             y[y_base + (row >> 4)][row & 15] = total[0]
 
     return row_gemv
 
 
 def _make_fetch():
-    """Build the ti.func that asks for a superblock AHEAD places ahead of `block`, in one of `count` rows side by side.
+    """Build the ti.func that asks for a superblock AHEAD places ahead of `within`, in one of `count` rows side by side.
 
     The hardware's prefetcher follows one row in order, and loses several of them. Without the native helpers it does
     nothing.
@@ -106,12 +114,12 @@ def _make_fetch():
     prefetches = helpers is not None
 
     @ti.func
-    def fetch_ahead(m: ti.template(), superblock, block, count: ti.template()):
+    def fetch_ahead(m: ti.template(), superblock, within, count: ti.template()):
         if ti.static(prefetches):
             # Behind the end of a row comes the row `count` further down.
             ahead = superblock + AHEAD
-            if block + AHEAD >= m.blocks:
-                ahead += (count - 1) * m.blocks
+            if within + AHEAD >= m.superblocks:
+                ahead += (count - 1) * m.superblocks
             quants = m.quants_address + (ti.cast(m.quants_base + 2 * ahead, ti.i64) << 6)
             helpers.prefetch128(quants)
             if (ahead & 3) == 0:
@@ -130,16 +138,16 @@ def _make_row_sums_f32(masks: bool, skips: bool):
     fetch_ahead = _make_fetch()
 
     @ti.func
-    def order_x(x: ti.template(), blocks, a: ti.template(), base):
-        for block in range(blocks):
-            at = base + block * ROW_VECTORS
+    def order_x(x: ti.template(), superblocks, a: ti.template(), base):
+        for within in range(superblocks):
+            at = base + within * ROW_VECTORS
             flag = 0
             sums = [0.0 for _ in ti.static(range(16))]  # lanes 8 to 15, which `scales_and_minima` has the minima in
             for v in ti.static(range(2)):
                 for high in ti.static(range(2)):
                     total = f32x16(0.0)
                     for byte in ti.static(range(4)):
-                        lanes = columns_of(x.array, x.base + block * X_VECTORS, v, high, byte)
+                        lanes = columns_of(x.array, x.base + within * X_VECTORS, v, high, byte)
                         if ti.static(masks):
                             lanes = zero_up_to(lanes, x.threshold)
                         if ti.static(skips) and lane_max(ti.max(lanes, 0.0 - lanes)) > 0.0:
@@ -156,14 +164,14 @@ def _make_row_sums_f32(masks: bool, skips: bool):
         """The products of `count` rows, whose superblocks begin at `start`, with the ordered x at a[base]."""
         totals = [f32x16(0.0) for _ in ti.static(range(count))]
         offsets = [f32x16(0.0) for _ in ti.static(range(count))]
-        for block in range(m.blocks):
-            at = base + block * ROW_VECTORS
+        for within in range(m.superblocks):
+            at = base + within * ROW_VECTORS
             flags = 0
             if ti.static(skips):
                 flags = ti.cast(a[at + _FLAGS][0], ti.i32)
             for r in ti.static(range(count)):
-                superblock = start + r * m.blocks + block
-                fetch_ahead(m, superblock, block, count)
+                superblock = start + r * m.superblocks + within
+                fetch_ahead(m, superblock, within, count)
                 both = scales_and_minima(m.headers[m.headers_base + superblock], 1.0)
                 multiply_add(offsets[r], both, a[at + _SUMS_F32])
                 for v in ti.static(range(2)):
@@ -213,12 +221,12 @@ def _make_row_sums_i16(masks: bool, skips: bool):
         return ti.max(lane_max(largest), 1e-30) / _LARGEST + lane_sum(spoilt)
 
     @ti.func
-    def order_x(x: ti.template(), blocks, a: ti.template(), base):
-        for block in range(blocks):
-            at = base + block * ROW_VECTORS
+    def order_x(x: ti.template(), superblocks, a: ti.template(), base):
+        for within in range(superblocks):
+            at = base + within * ROW_VECTORS
             steps = [0.0 for _ in ti.static(range(8))]
             for j in ti.static(range(8)):
-                steps[j] = step_of(x, x.base + block * X_VECTORS + 2 * j)
+                steps[j] = step_of(x, x.base + within * X_VECTORS + 2 * j)
             a[at + _STEPS] = f32x16(*steps, *steps)
             flag = 0
             sums = [0.0 for _ in ti.static(range(16))]  # lanes 8 to 15, which `scales_and_minima` has the minima in
@@ -227,7 +235,7 @@ def _make_row_sums_i16(masks: bool, skips: bool):
                     inverse = 1.0 / per_row(a[at + _STEPS], v, high)
                     high_bytes, low_bytes, total = [i32x16(0) for _ in ti.static(range(3))]
                     for byte in ti.static(range(4)):
-                        rounded = kept(x, columns_of(x.array, x.base + block * X_VECTORS, v, high, byte)) * inverse
+                        rounded = kept(x, columns_of(x.array, x.base + within * X_VECTORS, v, high, byte)) * inverse
                         rounded += _ROUND
                         number = i32x16(0)
                         native16.bits_of(rounded, number)
@@ -263,21 +271,21 @@ def _make_row_sums_i16(masks: bool, skips: bool):
         """The products of `count` rows, whose superblocks begin at `start`, with the ordered x at a[base]."""
         totals = [f32x16(0.0) for _ in ti.static(range(count))]
         offsets = [f32x16(0.0) for _ in ti.static(range(count))]
-        for block in range(m.blocks):
-            at = base + block * ROW_VECTORS
+        for within in range(m.superblocks):
+            at = base + within * ROW_VECTORS
             flags = 0
             if ti.static(skips):
                 flags = ti.cast(a[at + _FLAGS][0], ti.i32)
             scales = [f32x16(0.0) for _ in ti.static(range(count))]
             for r in ti.static(range(count)):
-                superblock = start + r * m.blocks + block
-                fetch_ahead(m, superblock, block, count)
+                superblock = start + r * m.superblocks + within
+                fetch_ahead(m, superblock, within, count)
                 scales[r] = scales_and_minima(m.headers[m.headers_base + superblock], 1.0) * a[at + _STEPS]
                 multiply_add(offsets[r], scales[r], a[at + _SUMS_I16])
             for v in ti.static(range(2)):
                 words = [u32x16(0) for _ in ti.static(range(count))]
                 for r in ti.static(range(count)):
-                    words[r] = m.quants[m.quants_base + 2 * (start + r * m.blocks + block) + v]
+                    words[r] = m.quants[m.quants_base + 2 * (start + r * m.superblocks + within) + v]
                 for high in ti.static(range(2)):
                     native16.not_unrolled()
                     high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]
@@ -308,14 +316,14 @@ def make_row_gemv_kernel(
     @ti.kernel
     def kernel(
         quants: array_of(u32x16), headers: array_of(u32x4), quants_address: ti.i64, headers_address: ti.i64,
-        rows: ti.i32, blocks: ti.i32, x: array_of(f32x16), threshold: ti.f32, scratch: array_of(f32x16),
+        rows: ti.i32, superblocks: ti.i32, x: array_of(f32x16), threshold: ti.f32, scratch: array_of(f32x16),
         y: array_of(f32x16),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            matrix = ti.static(RowMatrix(quants, 0, headers, 0, quants_address, headers_address, rows, blocks))
+            matrix = ti.static(RowMatrix(quants, 0, headers, 0, quants_address, headers_address, rows, superblocks))
             inputs = ti.static(RowInputs(x, 0, threshold))
-            row_gemv(matrix, inputs, scratch, worker * blocks * ROW_VECTORS, y, 0, worker)
+            row_gemv(matrix, inputs, scratch, worker * superblocks * ROW_VECTORS, y, 0, worker)
 
     return kernel
 
@@ -332,12 +340,12 @@ class RowGemv:
         decoder: Decoder = DECODERS["q4_k"],
     ) -> None:  # fmt: skip
         self.rows, self.cols, self.workers, self.exact, self.decoder = rows, cols, workers, exact, decoder
-        self.blocks = row_blocks(cols)
+        self.superblocks = row_superblocks(cols)
         quants, headers = split(data, rows, cols, decoder)
         self._quants = _upload(quants, u32x16)
         self._headers = _upload(headers, u32x4)
-        self._x = _upload(np.zeros((self.blocks * X_VECTORS, 16), np.float32), f32x16)
-        self._scratch = ndarray(f32x16, (workers * self.blocks * ROW_VECTORS,))
+        self._x = _upload(np.zeros((self.superblocks * X_VECTORS, 16), np.float32), f32x16)
+        self._scratch = ndarray(f32x16, (workers * self.superblocks * ROW_VECTORS,))
         self._y = ndarray(f32x16, (-(-rows // 16),))
 
     def __call__(self, x: np.ndarray, threshold: float | None = None) -> np.ndarray:
@@ -355,7 +363,7 @@ class RowGemv:
         """Launch on the x that is already on the device and wait for the end."""
         kernel = make_row_gemv_kernel(self.workers, threshold is not None, self.exact, self.decoder)
         kernel(
-            self._quants, self._headers, address(self._quants), address(self._headers), self.rows, self.blocks,
+            self._quants, self._headers, address(self._quants), address(self._headers), self.rows, self.superblocks,
             self._x, threshold or 0.0, self._scratch, self._y,
         )  # fmt: skip
         ti.sync()

@@ -28,7 +28,7 @@ class RowMatrix(NamedTuple):
     quants_address: Any
     headers_address: Any
     rows: Any
-    blocks: Any
+    superblocks: Any
 
 
 class RowInputs(NamedTuple):
@@ -39,21 +39,21 @@ class RowInputs(NamedTuple):
     threshold: Any
 
 
-def row_blocks(cols: int) -> int:
+def row_superblocks(cols: int) -> int:
     """Superblocks of a row of `cols` columns."""
     return -(-cols // COLUMNS)
 
 
 def split(data: np.ndarray, rows: int, cols: int, decoder: Decoder) -> tuple[np.ndarray, np.ndarray]:
-    """Stored bytes (u8 [nbytes]) -> quants u32 [rows * blocks * quant vectors, 16] and headers u32 [rows * blocks *
-    header vectors, 4].
+    """Stored bytes (u8 [nbytes]) -> quants u32 [superblocks * quant vectors, 16] and headers u32 [superblocks * header
+    vectors, 4].
 
-    A row has ceil(cols / 256) blocks. Raises QuantizationError where `data` has another size.
+    A row has ceil(cols / 256) superblocks. Raises QuantizationError where `data` has another size.
     """
     scheme = decoder.scheme
     stored = layout.superblocks(data, rows, cols, "row", scheme).reshape(rows, -1)
     superblock = COLUMNS // scheme.values * scheme.bytes
-    missing = row_blocks(cols) * superblock - stored.shape[1]
+    missing = row_superblocks(cols) * superblock - stored.shape[1]
     padded = np.pad(stored, ((0, 0), (0, missing))) if missing else stored
     quants, headers = decoder.split(padded.reshape(-1, superblock))
     return quants.reshape(-1, 16), headers.reshape(-1, 4)

@@ -36,7 +36,7 @@ def make_row_matmul(workers: int, decoder: Decoder):
             Matrix(m.quants, m.quants_base, None, 0, m.headers, m.headers_base, None, None, None, 0, 0, 0, 0)
         )
         for r in range(STRIP_ROWS):
-            superblock = ti.min(first + r, m.rows - 1) * m.blocks + start
+            superblock = ti.min(first + r, m.rows - 1) * m.superblocks + start
             for strip in ti.static(range(4)):
                 decode_strip(whole, superblock, 1, a, tile + TILE_VECTORS, 0, 1, strip)
                 for b in ti.static(range(4)):
@@ -48,7 +48,7 @@ def make_row_matmul(workers: int, decoder: Decoder):
     def matmul(m: ti.template(), cols, a: ti.template(), tile, tokens: ti.template(), worker):
         strips = (m.rows + STRIP_ROWS - 1) // STRIP_ROWS
         for strip in range(share_start(strips, worker, workers), share_start(strips, worker + 1, workers)):
-            for i in range(m.blocks):
+            for i in range(m.superblocks):
                 start = i * TILE_COLUMNS
                 decode_rows(m, strip * STRIP_ROWS, i, a, tile)
                 columns = ti.min(TILE_COLUMNS, cols - start)

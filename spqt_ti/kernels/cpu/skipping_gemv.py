@@ -1,7 +1,7 @@
 """Zigzag GEMV that skips on the fly (B2 of the paper), to compare the full one with: y = W x over |x| > threshold.
 
-Columns, not active columns, are split evenly over the workers, and a worker finds out which of the next BLOCK_COLUMNS
-are active when it comes to them: no list is collected before, nothing is fetched ahead of a block, and a worker whose
+Columns, not active columns, are split evenly over the workers, and a worker finds out which of the next TILE_COLUMNS
+are active when it comes to them: no list is collected before, nothing is fetched ahead of a tile, and a worker whose
 columns are more active than others' works longer.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 from spqt_ti.backend import address, ndarray, ti
 from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Panel, Sums
-from spqt_ti.kernels.cpu.block_sums import BLOCK_COLUMNS, GROUP_BANDS, GROUP_VECTORS, WORKSPACE_INTEGERS, make_add_block
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, ZigzagMatrix
 from spqt_ti.kernels.cpu.schemes import q4_k
+from spqt_ti.kernels.cpu.tile_sums import GROUP_BANDS, GROUP_VECTORS, TILE_COLUMNS, WORKSPACE_INTEGERS, make_add_tile
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, value, vectors_for
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.cpu.zigzag import panel_height
@@ -32,7 +32,7 @@ def make_skipping_gemv(workers: int, exact: bool = False):
     def no_fetch(place):
         pass
 
-    add_block, write_rows = make_add_block(no_fetch, exact, q4_k.DECODER)
+    add_tile, write_rows = make_add_tile(no_fetch, exact, q4_k.DECODER)
     tail_band = q4_k.make_tail_band(exact)
 
     @ti.func
@@ -59,9 +59,9 @@ def make_skipping_gemv(workers: int, exact: bool = False):
             groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
             for i in range(groups * GROUP_VECTORS):
                 sums.a[sums.scratch + i] = f32x16(0.0)
-            for block in range((last - first + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
-                low = first + block * BLOCK_COLUMNS
-                count = choose(inputs, threshold, low, ti.min(low + BLOCK_COLUMNS, last))
+            for tile in range((last - first + TILE_COLUMNS - 1) // TILE_COLUMNS):
+                low = first + tile * TILE_COLUMNS
+                count = choose(inputs, threshold, low, ti.min(low + TILE_COLUMNS, last))
                 if ti.static(prefetches):
                     for i in range(count * height):
                         superblock = start * m.cols + inputs.active[inputs.first + i // height] * height + i % height
@@ -70,7 +70,7 @@ def make_skipping_gemv(workers: int, exact: bool = False):
                 if count > 0:
                     for group in range(groups):
                         group_sums = sums.scratch + group * GROUP_VECTORS
-                        add_block(
+                        add_tile(
                             ti.static(
                                 Panel(
                                     m.quants, quants_from, m.headers, headers_from, m.quants_address,

@@ -24,7 +24,7 @@ __all__ = ["BACKEND", "PACKERS", "quantize_matrix"]
 
 BACKEND = "cpu"  # that quantising needs
 CHUNK_WEIGHTS = 1 << 22  # per launch, and at least a band: bounds copies and keeps indices in 32 bits
-REDO_BLOCKS = 4096
+REDO_SUPERBLOCKS = 4096
 
 PACKERS: dict[str, Packer] = {packer.scheme.name: packer for packer in (q4_k.PACKER, q6_k.PACKER, q8_0.PACKER)}
 
@@ -55,22 +55,22 @@ def _quantize(w: npt.NDArray[np.float32], layout: str, packer: Packer) -> npt.ND
         raise QuantizationError(f"more than {CHUNK_WEIGHTS} columns are not supported, and there are {cols}")
     out = np.empty(layouts.nbytes(rows, cols, layout, scheme), np.uint8)
     flags = np.zeros(_superblocks(rows, cols, layout, scheme), np.uint8)
-    done = blocks_done = 0
+    done = superblocks_done = 0
     for part in _chunks(w):
-        size, blocks = (of(len(part), cols, layout, scheme) for of in (layouts.nbytes, _superblocks))
+        size, superblocks = (of(len(part), cols, layout, scheme) for of in (layouts.nbytes, _superblocks))
         last = layouts.band_bytes(layouts.band_rows(len(part))[-1], scheme)
         packer.launch(
             part.reshape(-1),
             out[done : done + size],
-            flags[blocks_done : blocks_done + blocks],
+            flags[superblocks_done : superblocks_done + superblocks],
             scratch,
-            np.array([0, blocks, *part.shape, layout == "zigzag", last], np.int32),
+            np.array([0, superblocks, *part.shape, layout == "zigzag", last], np.int32),
             workers,
         )
-        done, blocks_done = done + size, blocks_done + blocks
+        done, superblocks_done = done + size, superblocks_done + superblocks
     flagged = np.flatnonzero(flags)
-    for start_at in range(0, len(flagged), REDO_BLOCKS):
-        _redo(w, out, flagged[start_at : start_at + REDO_BLOCKS], layout, scheme)
+    for start_at in range(0, len(flagged), REDO_SUPERBLOCKS):
+        _redo(w, out, flagged[start_at : start_at + REDO_SUPERBLOCKS], layout, scheme)
     return out
 
 
@@ -105,9 +105,9 @@ def _redo(
         index, limit = col * scheme.values + within, cols
         values = w[row, np.minimum(index, limit - 1)]
     values[index >= limit] = 0
-    blocks = scheme.quantize(values)
+    superblocks = scheme.quantize(values)
     if layout == "row":
-        out.reshape(-1, scheme.bytes)[numbers] = blocks
+        out.reshape(-1, scheme.bytes)[numbers] = superblocks
         return
     per_column = layouts.BAND // scheme.values
     band, part = np.divmod(row, per_column)
@@ -115,7 +115,7 @@ def _redo(
     width = np.where((band + 1) * layouts.BAND > rows, last, whole)
     at = band * (cols * whole) + col * width + part * scheme.bytes
     cut = (row[:, 0] + 1) * scheme.values > rows
-    out[at[~cut] + np.arange(scheme.bytes)] = blocks[~cut]
+    out[at[~cut] + np.arange(scheme.bytes)] = superblocks[~cut]
     if cut.any():
         kept = scheme.kept(rows % scheme.values)
-        out[at[cut] + np.arange(kept.size)] = blocks[cut][:, kept]
+        out[at[cut] + np.arange(kept.size)] = superblocks[cut][:, kept]

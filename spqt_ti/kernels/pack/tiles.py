@@ -60,16 +60,16 @@ def make_packer(scheme: Scheme, scratch_vectors: int, quantise: Any, store: Any)
         ti.loop_config(block_dim=1)
         for worker in range(workers):
             here = worker * scratch_vectors
-            blocks = numbers[1]
+            superblocks = numbers[1]
             rows = numbers[2]
             cols = numbers[3]
             zigzag = numbers[4]
             last = numbers[5]
             tile = ti.atomic_add(numbers[0], 1)
-            while tile * LANES < blocks:
-                load(src, scratch, here, tile * LANES, blocks, rows, cols, zigzag)
+            while tile * LANES < superblocks:
+                load(src, scratch, here, tile * LANES, superblocks, rows, cols, zigzag)
                 bad = quantise(scratch, here)
-                for lane in range(ti.min(LANES, blocks - tile * LANES)):
+                for lane in range(ti.min(LANES, superblocks - tile * LANES)):
                     number = tile * LANES + lane
                     units = values // unit
                     at = number * size
@@ -91,7 +91,7 @@ def make_packer(scheme: Scheme, scratch_vectors: int, quantise: Any, store: Any)
 
 def _make_load(values: int) -> Any:
     @ti.func
-    def load(src: ti.template(), scratch: ti.template(), here, first, blocks, rows, cols, zigzag):
+    def load(src: ti.template(), scratch: ti.template(), here, first, superblocks, rows, cols, zigzag):
         """Gather 16 superblocks from `first` into the tile, value by value, zeros beyond the matrix."""
         start_at = ti.Vector([0] * LANES)
         count = ti.Vector([0] * LANES)
@@ -99,7 +99,7 @@ def _make_load(values: int) -> Any:
         if zigzag:
             stride = cols
         for i in ti.static(range(LANES)):
-            number = ti.min(first + i, blocks - 1)
+            number = ti.min(first + i, superblocks - 1)
             if zigzag:
                 row = number // cols
                 start_at[i] = row * ((values - 1) * cols) + number

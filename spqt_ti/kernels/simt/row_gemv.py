@@ -62,13 +62,13 @@ def make_row_gemv(shape: RowWords, skips: bool):
         lane = t & (LANES - 1)
         row = (i >> threads_log2) * ROWS + (t >> 5)
         part, total = t & (PARTS - 1), 0.0
-        stored, block = ti.min(row, rows - 1) * per_row, lane >> 3
-        while block < per_row:
+        stored, piece = ti.min(row, rows - 1) * per_row, lane >> 3
+        while piece < per_row:
             words = ti.Matrix.zero(ti.u32, loads, 4)
             for load in ti.static(range(loads)):
-                words[load, :] = matrix.quants[matrix.quants_at + (stored + block) * entries + entry(part, PARTS, load)]
-            header = load_header(matrix.headers, matrix.headers_at, stored + block, pieces)
-            first = block * PIECE + first_value(part)
+                words[load, :] = matrix.quants[matrix.quants_at + (stored + piece) * entries + entry(part, PARTS, load)]
+            header = load_header(matrix.headers, matrix.headers_at, stored + piece, pieces)
+            first = piece * PIECE + first_value(part)
             for half in ti.static(range(2)):
                 step, minimum = step_and_minimum(header, part, half)
                 quants = packed(words, 0, part, half)
@@ -78,7 +78,7 @@ def make_row_gemv(shape: RowWords, skips: bool):
                     if ti.static(has_minimum):
                         weight -= minimum
                     total += product(weight, inputs, first + (4 * word + byte + half_stride * half), rule)
-            block += _SLOTS
+            piece += _SLOTS
         ti.simt.block.sync()
         shared[t] = total
         for level in ti.static(range(1, levels + 1)):

@@ -57,7 +57,7 @@ class RowWords:
         Raises QuantizationError if the number of bytes is not that of the shape.
         """
         scheme, count = self.scheme, PIECE // self.scheme.values
-        blocks = layout.superblocks(data, self.rows, self.cols, "row", scheme).reshape(self.rows, -1, scheme.bytes)
-        padded = np.pad(blocks, ((0, 0), (0, -blocks.shape[1] % count), (0, 0)))
+        superblocks = layout.superblocks(data, self.rows, self.cols, "row", scheme).reshape(self.rows, -1, scheme.bytes)
+        padded = np.pad(superblocks, ((0, 0), (0, -superblocks.shape[1] % count), (0, 0)))
         pieces = padded.reshape(self.pieces, count, scheme.bytes)
         return self.decoder.quants(pieces, PARTS), self.decoder.headers(pieces)

@@ -64,8 +64,8 @@ class ZigzagWords:
         Raises QuantizationError if the number of bytes is not that of the shape.
         """
         scheme, cut = self.scheme, (self.bands - 1) * self.cols
-        blocks = layout.superblocks(data, self.rows, self.cols, "zigzag", scheme)
-        pieces = blocks.reshape(self.pieces, PIECE // scheme.values, scheme.bytes)
+        superblocks = layout.superblocks(data, self.rows, self.cols, "zigzag", scheme)
+        pieces = superblocks.reshape(self.pieces, PIECE // scheme.values, scheme.bytes)
         whole, last = pieces[:cut], pieces[cut:]
         quants = (self.decoder.quants(whole, PARTS), self.decoder.quants(last, self.last_parts))
         return np.concatenate(quants), self.decoder.headers(pieces)

@@ -23,8 +23,8 @@ class WorkerCache:
     def fault(self, first: int, last: int) -> CacheFault | None:
         """The first layer whose keys or values of positions first..last-1 are not all finite, None if there is none.
 
-        Whole blocks of 16 positions count. Call `ti.sync` before.
+        Whole pages of 16 positions count. Call `ti.sync` before.
         """
         shape, begin, end = self.shape, first >> 4, (last + 15) >> 4
-        blocks = self._values.reshape(shape.layers, -1, shape.context // 16, 16 * shape.head_dim)
-        return first_fault(blocks[:, :, begin:end])
+        pages = self._values.reshape(shape.layers, -1, shape.context // 16, 16 * shape.head_dim)
+        return first_fault(pages[:, :, begin:end])

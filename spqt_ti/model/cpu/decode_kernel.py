@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.attention import LOWEST, CacheShape, Places, make_attend
-from spqt_ti.kernels.cpu.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.head import make_head
 from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
 from spqt_ti.kernels.cpu.stopwatch import Clock, make_stopwatch
+from spqt_ti.kernels.cpu.tile_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, lane_sum, u32x4, u32x8, u32x16, value
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
@@ -198,9 +198,9 @@ def make_decode_kernel(
     def attend_share(d: ti.template(), layer, position):
         """Every head over the worker's share of the positions."""
         begin = first_seen(d.constants, layer, position)
-        blocks = (position >> 4) + 1 - (begin >> 4)
-        first = (begin >> 4) + share_start(blocks, d.worker, workers)
-        last = (begin >> 4) + share_start(blocks, d.worker + 1, workers)
+        pages = (position >> 4) + 1 - (begin >> 4)
+        first = (begin >> 4) + share_start(pages, d.worker, workers)
+        last = (begin >> 4) + share_start(pages, d.worker + 1, workers)
         for kv_head in range(kv_heads):
             head = kv_head * group
             keys = layer * cache_layer + kv_head * 2 * half_stride

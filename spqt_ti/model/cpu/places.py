@@ -9,11 +9,11 @@ import numpy as np
 
 from spqt_ti.container.matrices import HEAD, MatrixInfo, matrix_name, plan_matrices
 from spqt_ti.formats import q8_0
-from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS
 from spqt_ti.kernels.cpu.gemv import preferred_panel_bands
-from spqt_ti.kernels.cpu.row_layout import row_blocks
+from spqt_ti.kernels.cpu.row_layout import row_superblocks
 from spqt_ti.kernels.cpu.schemes import decoder_of
 from spqt_ti.kernels.cpu.schemes.decoder import Decoder
+from spqt_ti.kernels.cpu.tile_sums import GROUP_BANDS
 from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import Site, Traffic
@@ -57,7 +57,7 @@ class MatrixPlace:
         """Vectors of quants, tail bands and headers."""
         shape, planes = self.shape, self.shape.planes
         if self.kind.rows:
-            superblocks = shape.rows * row_blocks(shape.cols)
+            superblocks = shape.rows * row_superblocks(shape.cols)
             return superblocks * planes.quant_vectors, 0, superblocks * planes.header_vectors
         return shape.quant_vectors, shape.tail_vectors, shape.headers
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.cpu.block_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS
-from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, row_blocks
+from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, row_superblocks
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
+from spqt_ti.kernels.cpu.tile_sums import WORKSPACE_INTEGERS
 from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS
 from spqt_ti.model.sites import SITES, Site
@@ -72,8 +72,8 @@ class Scratch:
         most = max(shape.cols for shape in shapes)
         input_stride = most // 16
         # Of the row layout: the input without what is skipped, then in the kernels' order.
-        masked_stride = row_blocks(most) * X_VECTORS if has_rows(weights) else 0
-        rows_stride = row_blocks(most) * ROW_VECTORS if has_rows(weights) else 0
+        masked_stride = row_superblocks(most) * X_VECTORS if has_rows(weights) else 0
+        rows_stride = row_superblocks(most) * ROW_VECTORS if has_rows(weights) else 0
         scores_stride = _scores_stride(weights)
         sizes = {
             "hidden": config.hidden_size // 16,
@@ -110,7 +110,7 @@ class IntegerPlan:
     everything: int  # 0, 1, 2, ...: the active list of a dense site
     lists: int  # [workers][list_stride], active lists
     list_stride: int
-    workspaces: int  # [workers][WORKSPACE_INTEGERS], see kernels/cpu/block_sums.py
+    workspaces: int  # [workers][WORKSPACE_INTEGERS], see kernels/cpu/tile_sums.py
     size: int
 
     @classmethod

@@ -8,7 +8,7 @@ from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, make_gemv_by_bands
 from spqt_ti.kernels.cpu.matmul import make_matmul
 from spqt_ti.kernels.cpu.row_gemv import make_row_gemv
-from spqt_ti.kernels.cpu.row_layout import X_VECTORS, RowInputs, RowMatrix, row_blocks
+from spqt_ti.kernels.cpu.row_layout import X_VECTORS, RowInputs, RowMatrix, row_superblocks
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS, make_row_matmul
 from spqt_ti.kernels.cpu.vectors import f32x16, value
 from spqt_ti.model.cpu.places import Kind, MatrixPlace
@@ -74,17 +74,17 @@ def _make_rows_of_token(kind: Kind, weights: WeightsPlan, scratch: Scratch, work
     @ti.func
     def multiply(d: ti.template(), at, place, x, active, count):
         vectors = d.integers[at + SiteField.COLS] >> 4
-        blocks = (vectors + X_VECTORS - 1) // X_VECTORS
+        superblocks = (vectors + X_VECTORS - 1) // X_VECTORS
         quants = d.integers[at + SiteField.QUANTS]
         headers = d.integers[at + SiteField.HEADERS]
         rows = d.integers[at + SiteField.ROWS]
         masked = scratch.masked + d.worker * scratch.masked_stride
         for i in range(vectors):
             d.a[masked + i] = kept(d.constants, place, d.a[x + i], i)
-        for i in range(vectors, blocks * X_VECTORS):
+        for i in range(vectors, superblocks * X_VECTORS):
             d.a[masked + i] = f32x16(0.0)
         matrix = ti.static(
-            RowMatrix(d.quants, quants, d.headers, headers, d.quants_address, d.headers_address, rows, blocks)
+            RowMatrix(d.quants, quants, d.headers, headers, d.quants_address, d.headers_address, rows, superblocks)
         )
         inputs = ti.static(RowInputs(d.a, masked, 0.0))
         order = scratch.rows + d.worker * scratch.rows_stride
@@ -98,19 +98,19 @@ def make_head_product(place: MatrixPlace, scratch: Scratch, ints: IntegerPlan, w
     shape = place.shape
     cols, vectors = shape.cols, shape.cols // 16
     if place.kind.rows:
-        row_gemv, blocks = make_row_gemv(workers, False, False, exact, place.kind.decoder), row_blocks(cols)
+        row_gemv, superblocks = make_row_gemv(workers, False, False, exact, place.kind.decoder), row_superblocks(cols)
 
         @ti.func
         def head_rows(d: ti.template(), x):
             masked = scratch.masked + d.worker * scratch.masked_stride
-            for i in range(blocks * X_VECTORS):
+            for i in range(superblocks * X_VECTORS):
                 d.a[masked + i] = f32x16(0.0)
                 if i < vectors:
                     d.a[masked + i] = d.a[x + i]
             matrix = ti.static(
                 RowMatrix(
                     d.quants, place.quants, d.headers, place.headers, d.quants_address, d.headers_address, shape.rows,
-                    blocks,
+                    superblocks,
                 )
             )  # fmt: skip
             order = scratch.rows + d.worker * scratch.rows_stride
@@ -147,8 +147,8 @@ def make_chunk_product(kind: Kind, tiles: int, workers: int):
             quants = d.integers[at + SiteField.QUANTS]
             headers = d.integers[at + SiteField.HEADERS]
             rows = d.integers[at + SiteField.ROWS]
-            blocks = (cols + 255) >> 8
-            matrix = ti.static(RowMatrix(d.quants, quants, d.headers, headers, None, None, rows, blocks))
+            superblocks = (cols + 255) >> 8
+            matrix = ti.static(RowMatrix(d.quants, quants, d.headers, headers, None, None, rows, superblocks))
             rows_matmul(matrix, cols, d.a, tiles + d.worker * ROW_TILE_VECTORS, tokens, d.worker)
 
         return multiply_rows
@@ -186,7 +186,7 @@ def make_chunk_head(place: MatrixPlace, tiles: int, workers: int):
         def score_rows(quants: ti.template(), headers: ti.template(), a: ti.template(), tokens: ti.template(), worker):
             matrix = ti.static(
                 RowMatrix(
-                    quants, place.quants, headers, place.headers, None, None, shape.rows, row_blocks(shape.cols)
+                    quants, place.quants, headers, place.headers, None, None, shape.rows, row_superblocks(shape.cols)
                 )
             )  # fmt: skip
             rows_matmul(matrix, shape.cols, a, tiles + worker * ROW_TILE_VECTORS, tokens, worker)

@@ -16,9 +16,9 @@ import numpy as np
 from spqt_ti.backend import host_view, ndarray, ti
 from spqt_ti.container import Container
 from spqt_ti.errors import BackendError, ContainerError
-from spqt_ti.kernels.cpu.block_sums import GROUP_BANDS
 from spqt_ti.kernels.cpu.heads import HeadConstants
 from spqt_ti.kernels.cpu.row_layout import split as split_rows
+from spqt_ti.kernels.cpu.tile_sums import GROUP_BANDS
 from spqt_ti.kernels.cpu.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.zigzag import split
 from spqt_ti.kernels.shared.geometry import tiles_for

@@ -1,4 +1,4 @@
-"""Attention of a group of query heads over the KV cache, whole and in shares of its blocks, against float64."""
+"""Attention of a group of query heads over the KV cache, whole and in shares of its pages, against float64."""
 
 import functools
 
@@ -11,7 +11,7 @@ from spqt_ti.kernels.cpu.attention import CacheShape, Places, make_attend, make_
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16
 
 CONTEXT = 64
-# Around the ends of a block of 16 positions, and both ends of the context.
+# Around the ends of a page of 16 positions, and both ends of the context.
 POSITIONS = [0, 1, 14, 15, 16, 17, 31, 32, CONTEXT - 1]
 HEAD_DIMS = [16, 48, 80]
 
@@ -66,18 +66,18 @@ class Cache:
             self._write(self.array, *self.start(layer, head), position, upload(np.concatenate([key, value])))
 
     def attend(
-        self, query: np.ndarray, position: int, blocks: tuple[int, int] | None = None, layer: int = 1, head: int = 1,
+        self, query: np.ndarray, position: int, pages: tuple[int, int] | None = None, layer: int = 1, head: int = 1,
         begin: int = 0,
     ) -> tuple[float, float, np.ndarray]:  # fmt: skip
-        """Maximum, sum of weights and weighted sum of values over some blocks (default: all that are needed)."""
-        return self.attend_group(query[None], position, blocks, layer, head, begin)[0]
+        """Maximum, sum of weights and weighted sum of values over some pages (default: all that are needed)."""
+        return self.attend_group(query[None], position, pages, layer, head, begin)[0]
 
     def attend_group(
-        self, queries: np.ndarray, position: int, blocks: tuple[int, int] | None = None, layer: int = 1, head: int = 1,
+        self, queries: np.ndarray, position: int, pages: tuple[int, int] | None = None, layer: int = 1, head: int = 1,
         begin: int = 0,
     ) -> list[tuple[float, float, np.ndarray]]:  # fmt: skip
         """The same of every query [group, head_dim] of the KV head."""
-        first, last = blocks or (begin // 16, position // 16 + 1)
+        first, last = pages or (begin // 16, position // 16 + 1)
         group, scratch = self.group, np.full(self.group * (CONTEXT + self.head_dim + 16), np.nan)
         a = upload(np.concatenate([queries.reshape(-1), scratch]))
         self._run(self.array, self.start(layer, head)[0], a, first, last, begin, position)
@@ -142,14 +142,14 @@ def test_groups(group, head_dim, half) -> None:
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_shares_of_blocks_join_to_the_whole(position) -> None:
-    """Every way to cut the blocks in two, empty shares included: a worker may have none."""
+def test_shares_of_pages_join_to_the_whole(position) -> None:
+    """Every way to cut the pages in two, empty shares included: a worker may have none."""
     query, keys, values = random_sequence(48, position + 1)
     cache = Cache(48)
     cache.write(keys, values)
-    blocks = position // 16 + 1
-    for cut in range(blocks + 1):
-        parts = [cache.attend(query, position, share) for share in ((0, cut), (cut, blocks))]
+    pages = position // 16 + 1
+    for cut in range(pages + 1):
+        parts = [cache.attend(query, position, share) for share in ((0, cut), (cut, pages))]
         np.testing.assert_allclose(join(parts), expected_attention(query, keys, values), rtol=0, atol=2e-6)
 
 
@@ -184,7 +184,7 @@ def test_later_positions_weigh_nothing() -> None:
 
 @pytest.mark.parametrize("window", [1, 5, 15, 16, 17, 33, CONTEXT])
 def test_positions_before_a_window_are_not_seen(window) -> None:
-    """They are NaN here. Shares of the blocks join as they do without a window."""
+    """They are NaN here. Shares of the pages join as they do without a window."""
     for position in POSITIONS:
         begin = max(0, position + 1 - window)
         query, keys, values = random_sequence(48, position + 1 - begin)
@@ -210,7 +210,7 @@ def test_layers_and_heads_do_not_touch() -> None:
 
 
 def test_layout() -> None:
-    """Keys transposed in blocks of 16 positions, values as they are; together they fill the cache."""
+    """Keys transposed in pages of 16 positions, values as they are; together they fill the cache."""
     _, keys, values = random_sequence(48)
     cache = Cache(48)
     for layer in range(2):

@@ -17,8 +17,8 @@ from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import q4_k
 from spqt_ti.formats.layout import dequantize_matrix, quantize_matrix
 from spqt_ti.kernels.cpu import gemv as module
-from spqt_ti.kernels.cpu.block_sums import uses_integers
 from spqt_ti.kernels.cpu.gemv import ZigzagGemv
+from spqt_ti.kernels.cpu.tile_sums import uses_integers
 from spqt_ti.kernels.cpu.zigzag import ZigzagShape
 
 SHAPES = [
@@ -143,7 +143,7 @@ def test_order_of_the_active_list(exact) -> None:
 def test_each_index_is_used_once(rows, count, exact) -> None:
     """Integer weights and x of ones: a column lost, read twice or taken for another changes an exact sum.
 
-    The counts lie around the lengths of blocks, of one worker or of two. Scales of 1 are the worst for 16-bit
+    The counts lie around the lengths of tiles, of one worker or of two. Scales of 1 are the worst for 16-bit
     products: a step is 1/500 of them.
     """
     matrix, active = integer_matrix(rows, 301, "zigzag"), choose(301, count)

@@ -14,8 +14,8 @@ from spqt_ti.backend import available_threads, start
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import q4_k
 from spqt_ti.formats.layout import quantize_matrix
-from spqt_ti.kernels.cpu.block_sums import uses_integers
 from spqt_ti.kernels.cpu.row_gemv import RowGemv
+from spqt_ti.kernels.cpu.tile_sums import uses_integers
 
 SHAPES = [(1, 1), (1, 300), (300, 1), (33, 7), (300, 50), (256, 256), (257, 257), (960, 576), (3, 4096), (2, 511)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)

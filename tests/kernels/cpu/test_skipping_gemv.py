@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from q4_k_matrices import random_matrix
 
 from spqt_ti.backend import available_threads, start
-from spqt_ti.kernels.cpu.block_sums import uses_integers
 from spqt_ti.kernels.cpu.skipping_gemv import SkippingGemv
+from spqt_ti.kernels.cpu.tile_sums import uses_integers
 from spqt_ti.kernels.cpu.zigzag import ZigzagShape
 
 WORKERS = min(2, available_threads())

@@ -78,7 +78,7 @@ def test_split_keeps_every_byte(rows, panel_bands) -> None:
     cols = 5
     data, shape = random_matrix(rows, cols, "zigzag").data, ZigzagShape(rows, cols, panel_bands)
     quants, tail, headers = split(data, shape, DECODERS["q4_k"])
-    blocks = layout.superblocks(data, rows, cols, "zigzag", q4_k.SCHEME)
+    superblocks = layout.superblocks(data, rows, cols, "zigzag", q4_k.SCHEME)
     # A column's superblocks of a panel side by side, then the next column's.
     order = [
         band * cols + column
@@ -86,11 +86,11 @@ def test_split_keeps_every_byte(rows, panel_bands) -> None:
         for column in range(cols)
         for band in range(start, start + height)
     ]
-    blocks = np.concatenate([blocks[order], blocks[shape.full_bands * cols :]])
-    np.testing.assert_array_equal(headers, blocks[:, :16].copy().view("<u4"))
+    superblocks = np.concatenate([superblocks[order], superblocks[shape.full_bands * cols :]])
+    np.testing.assert_array_equal(headers, superblocks[:, :16].copy().view("<u4"))
     full = shape.full_bands * cols
-    np.testing.assert_array_equal(quants.reshape(full, 32), blocks[:full, 16:].copy().view("<u4"))
-    np.testing.assert_array_equal(tail, blocks[full:, 16:48].copy().view("<u4"))
+    np.testing.assert_array_equal(quants.reshape(full, 32), superblocks[:full, 16:].copy().view("<u4"))
+    np.testing.assert_array_equal(tail, superblocks[full:, 16:48].copy().view("<u4"))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -110,9 +110,9 @@ def test_every_half() -> None:
 def test_headers() -> None:
     """Scales and minima are exact: 11 bits of f16 times 6 bits."""
     fields = random_fields(500, np.random.default_rng(0))
-    blocks = q4_k.pack(fields)
+    superblocks = q4_k.pack(fields)
     scales, minima = upload(np.zeros(4000), f32x8), upload(np.zeros(4000), f32x8)
-    decode_headers(upload(blocks[:, :16].copy().view("<u4"), u32x4), 500, scales, minima)
+    decode_headers(upload(superblocks[:, :16].copy().view("<u4"), u32x4), 500, scales, minima)
     d, dmin = (f.astype(np.float64)[:, None] for f in (fields.d, fields.dmin))
     np.testing.assert_array_equal(download(scales).reshape(-1, 8), d * fields.scales)
     np.testing.assert_array_equal(download(minima).reshape(-1, 8), dmin * fields.mins)

@@ -110,7 +110,7 @@ def test_edges_equal_numpy(scheme: Scheme, layout: str, shape: tuple[int, int]) 
 def test_chunks_and_redone_superblocks(scheme: Scheme, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small limits bring every seam into one matrix: chunks, batches of redone superblocks, the short last band."""
     monkeypatch.setattr(pack, "CHUNK_WEIGHTS", 40_000)
-    monkeypatch.setattr(pack, "REDO_BLOCKS", 7)
+    monkeypatch.setattr(pack, "REDO_SUPERBLOCKS", 7)
     w = make("scales", 800, 150, np.random.default_rng(6))
     w[:, 20:40] = make("denormal", 800, 20, np.random.default_rng(7))
     w[700:, 60:80] = make("tiny", 100, 20, np.random.default_rng(7))

@@ -41,7 +41,7 @@ class Decoder:
     panel of `height` bands, to four vectors each of a[tile...]. `lanes_of_four`: lane i of vector b is row 4 i + b of
     the two and two sub-blocks that Q4_K stores together; else the rows are in order.
 
-    `make_fast_block`: for CPUs that `uses_integers`, as block_sums.make_add_block; None: the f32 one serves.
+    `make_fast_tile`: for CPUs that `uses_integers`, as tile_sums.make_add_tile; None: the f32 one serves.
     `make_tail_band`: see q4_k_tail.py; None: a last band is completed to 256 rows with zeros. `byte_vectors`: from what
     the kernels of the row layout are made; None: they are Q4_K's own (row_gemv.py).
     """
@@ -53,6 +53,6 @@ class Decoder:
     make_write_rows: Callable[[], Func]
     make_decode_strip: Callable[[], Func]
     lanes_of_four: bool = False
-    make_fast_block: Callable[[Func], tuple[Func, Func]] | None = None
+    make_fast_tile: Callable[[Func], tuple[Func, Func]] | None = None
     make_tail_band: Callable[[bool], Func] | None = None
     byte_vectors: ByteVectors | None = None

@@ -1,8 +1,8 @@
-"""Q4_K in 16 bits: what a block of active columns adds to the sums of up to four bands, with AVX-512 VNNI.
+"""Q4_K in 16 bits: what a tile of active columns adds to the sums of up to four bands, with AVX-512 VNNI.
 
 x d is rounded to 16 bits, and so is its product with a scale. One instruction multiplies the nibbles of four columns
 and 16 rows by the high bytes of these products, another by the low ones: less than half the time per superblock. A step
-is 1/32767 of the largest x d of a band in a block of columns, times 63, the largest scale. A weight is off by at most
+is 1/32767 of the largest x d of a band in a tile of columns, times 63, the largest scale. A weight is off by at most
 one step x |nibble - 7.5|: what both roundings add for an average nibble is taken off again.
 
 sums[8 v + 2 k + high], lane 4 m + i, has row 128 v + 64 (m / 2) + 32 high + 16 (m % 2) + 4 k + i. Behind the sums of a
@@ -11,14 +11,14 @@ group lies what the minima add up to, four vectors.
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu import native
-from spqt_ti.kernels.cpu.block_sums import COLUMNS_AT, GROUP_BANDS, PAIRS, SCALES_AT, input_of
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import per_row
+from spqt_ti.kernels.cpu.tile_sums import COLUMNS_AT, GROUP_BANDS, PAIRS, SCALES_AT, input_of
 from spqt_ti.kernels.cpu.vectors import f32x8, f32x16, i32x16, u32x16
 
 
-def make_add_block(fetch):
-    """Build the ti.funcs `add_block` and `write_rows` (see block_sums.make_add_block)."""
+def make_add_tile(fetch):
+    """Build the ti.funcs `add_tile` and `write_rows` (see tile_sums.make_add_tile)."""
     multiply_add, _ = make_multiply_add()
     native16 = native.load_vnni()
 
@@ -164,7 +164,7 @@ def make_add_block(fetch):
                 a[sums_at + 8 * v + i] = total
 
     @ti.func
-    def add_block(
+    def add_tile(
         panel: ti.template(), first, bands, inputs: ti.template(), low, high, group: ti.template(), workspace
     ):  # fmt: skip
         count = high - low
@@ -194,4 +194,4 @@ def make_add_block(fetch):
                     place = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
                     a[place] = f32x16(*[y[k >> 2][4 * m + (k & 3)] for k in ti.static(range(16))])
 
-    return add_block, write_rows
+    return add_tile, write_rows

@@ -6,13 +6,13 @@ headers holds those of four columns instead of those of four bands, and a vector
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu import native
-from spqt_ti.kernels.cpu.block_sums import BLOCK_COLUMNS, input_of, uses_integers
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import make_scales_and_minima, minima_of, scales_of
+from spqt_ti.kernels.cpu.tile_sums import TILE_COLUMNS, input_of, uses_integers
 from spqt_ti.kernels.cpu.vectors import f32x8, f32x16, i32x16, u32x16, value
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 
-_EIGHTS = BLOCK_COLUMNS // 8
+_EIGHTS = TILE_COLUMNS // 8
 
 
 def make_tail_band(exact: bool):
@@ -136,7 +136,7 @@ def _make_tail_band_i16():
         return u32x16(*[words[i // 8][i % 8] for i in ti.static(range(16))])
 
     @ti.func
-    def add_block(
+    def add_tile(
         tail: ti.template(), tail_base, active: ti.template(), low, high, step, sums: ti.template(),
         a: ti.template(), spare,
     ):  # fmt: skip
@@ -169,12 +169,12 @@ def _make_tail_band_i16():
         headers_base = m.headers_base + m.full_bands * m.cols
         sums = [f32x8(0.0) for _ in ti.static(range(8))]
         minima = [0.0, 0.0]
-        for block in range((last - first + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
-            low = first + block * BLOCK_COLUMNS
-            high = ti.min(low + BLOCK_COLUMNS, last)
+        for tile in range((last - first + TILE_COLUMNS - 1) // TILE_COLUMNS):
+            low = first + tile * TILE_COLUMNS
+            high = ti.min(low + TILE_COLUMNS, last)
             step, step_dmin = scale_inputs(m.headers, headers_base, inputs, low, high, a, scratch)
             round_scales(m.headers, headers_base, inputs.active, low, high, step, step_dmin, minima, a, scratch)
-            add_block(m.tail, m.tail_base, inputs.active, low, high, step, sums, a, scratch)
+            add_tile(m.tail, m.tail_base, inputs.active, low, high, step, sums, a, scratch)
         write_tail(sums, minima, a, out)
 
     return tail_band

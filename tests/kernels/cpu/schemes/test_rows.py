@@ -13,7 +13,7 @@ from spqt_ti.backend import available_threads, start, ti
 from spqt_ti.formats import layout, schemes
 from spqt_ti.kernels.cpu.matmul import Tokens
 from spqt_ti.kernels.cpu.row_gemv import RowGemv
-from spqt_ti.kernels.cpu.row_layout import RowMatrix, row_blocks, split
+from spqt_ti.kernels.cpu.row_layout import RowMatrix, row_superblocks, split
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS, make_row_matmul
 from spqt_ti.kernels.cpu.schemes import DECODERS
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, u32x4, u32x16, vectors_for
@@ -74,9 +74,9 @@ def make_kernel(name: str):
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=WORKERS)
         for worker in range(WORKERS):
-            blocks = (cols + 255) // 256
+            superblocks = (cols + 255) // 256
             x_stride = (cols + 15) // 16
-            matrix = ti.static(RowMatrix(quants, 0, headers, 0, None, None, rows, blocks))
+            matrix = ti.static(RowMatrix(quants, 0, headers, 0, None, None, rows, superblocks))
             tokens = ti.static(Tokens(x_at, x_stride, y_at, y_stride, count))
             matmul(matrix, cols, a, worker * ROW_TILE_VECTORS, tokens, worker)
 
@@ -85,7 +85,7 @@ def make_kernel(name: str):
 
 def multiply(name: str, data: np.ndarray, rows: int, x: np.ndarray) -> np.ndarray:
     quants, headers = split(data, rows, x.shape[1], DECODERS[name])
-    assert len(headers) == rows * row_blocks(x.shape[1]) * DECODERS[name].planes.header_vectors
+    assert len(headers) == rows * row_superblocks(x.shape[1]) * DECODERS[name].planes.header_vectors
     count, stride, y_stride = -(-len(x) // 4) * 4, vectors_for(x.shape[1]), -(-rows // 64) * 4
     padded = np.full((count, stride * 16), np.nan, np.float32)
     padded[: len(x), : x.shape[1]] = x

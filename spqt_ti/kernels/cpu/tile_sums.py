@@ -1,4 +1,4 @@
-"""What a block of active columns adds to the 256 sums of each of up to four bands: the inner loop of the zigzag GEMV.
+"""What a tile of active columns adds to the 256 sums of each of up to four bands: the inner loop of the zigzag GEMV.
 
 The exact one, of every scheme, multiplies in f32. A scheme may bring along a faster one for CPUs with AVX-512 VNNI
 (schemes/q4_k_16_bits.py). The sums of a group of bands are GROUP_VECTORS vectors of scratch: 16 per band, then one per
@@ -9,31 +9,31 @@ from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.vectors import value
 
-BLOCK_COLUMNS = 48  # at most; a multiple of 16
+TILE_COLUMNS = 48  # at most; a multiple of 16
 GROUP_BANDS = 4
 GROUP_VECTORS = GROUP_BANDS * 16 + 4  # of sums
-PAIRS = BLOCK_COLUMNS // 2
+PAIRS = TILE_COLUMNS // 2
 SPARE_VECTORS = PAIRS + 1  # scratch: x d, steps
-# A worker's workspace, used by address: addresses to fetch while a group is computed, the block's columns, x d scale.
-COLUMNS_AT = 8 * (GROUP_BANDS * BLOCK_COLUMNS + 16)
-SCALES_AT = COLUMNS_AT + 8 * BLOCK_COLUMNS
-WORKSPACE_INTEGERS = (SCALES_AT + 64 * BLOCK_COLUMNS) // 4
+# A worker's workspace, used by address: addresses to fetch while a group is computed, the tile's columns, x d scale.
+COLUMNS_AT = 8 * (GROUP_BANDS * TILE_COLUMNS + 16)
+SCALES_AT = COLUMNS_AT + 8 * TILE_COLUMNS
+WORKSPACE_INTEGERS = (SCALES_AT + 64 * TILE_COLUMNS) // 4
 
 
 def uses_integers(exact: bool) -> bool:
-    """True where `make_add_block` takes a scheme's faster variant, if it has one."""
+    """True where `make_add_tile` takes a scheme's faster variant, if it has one."""
     return not exact and native.available("x86_64_vnni")
 
 
 @ti.func
 def input_of(inputs: ti.template(), j, high):
-    """Input of place j of the active list; zero from place `high` on, where a block of columns ends."""
+    """Input of place j of the active list; zero from place `high` on, where a tile of columns ends."""
     column = inputs.active[ti.min(j, high - 1)]
     return ti.select(j < high, value(inputs.x, inputs.x_base * 16 + column), 0.0)
 
 
-def make_add_block(fetch, exact: bool, decoder):
-    """Build the ti.func that adds the active columns low..high-1 (at most BLOCK_COLUMNS) to the sums of a group.
+def make_add_tile(fetch, exact: bool, decoder):
+    """Build the ti.func that adds the active columns low..high-1 (at most TILE_COLUMNS) to the sums of a group.
 
     Arguments: a Panel, the group's first band in it and its number of bands; Inputs; low, high; the group's Sums, with
     SPARE_VECTORS of scratch; the address of the worker's workspace of WORKSPACE_INTEGERS i32, on a cache line. It
@@ -43,8 +43,8 @@ def make_add_block(fetch, exact: bool, decoder):
     Returns it and the ti.func `write_rows(a, sums_at, band, out)` that turns a band's sums into the rows
     a[out..out+15].
     """
-    if uses_integers(exact) and decoder.make_fast_block is not None:
-        return decoder.make_fast_block(fetch)
+    if uses_integers(exact) and decoder.make_fast_tile is not None:
+        return decoder.make_fast_tile(fetch)
     add_superblock = decoder.make_add_superblock()
 
     @ti.func
@@ -65,7 +65,7 @@ def make_add_block(fetch, exact: bool, decoder):
         a[offsets_at] = offsets
 
     @ti.func
-    def add_block(
+    def add_tile(
         panel: ti.template(), first, bands, inputs: ti.template(), low, high, group: ti.template(), workspace
     ):  # fmt: skip
         for band in range(bands):
@@ -74,4 +74,4 @@ def make_add_block(fetch, exact: bool, decoder):
                 group.sums + 16 * GROUP_BANDS + band, workspace + (ti.cast(band * (high - low), ti.i64) << 3),
             )  # fmt: skip
 
-    return add_block, decoder.make_write_rows()
+    return add_tile, decoder.make_write_rows()
