@@ -14,9 +14,12 @@ from spqt_ti.sources import registry
 
 KERNELS = Path(__file__).parent / "kernels"
 
-# A shell's background jobs start with Ctrl-C ignored, and so would every process that a test starts and interrupts.
+# A shell's background jobs start with Ctrl-C ignored, nohup's with SIGHUP, and so would every process that a test
+# starts and interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,7 +13,9 @@ from spqt_ti.progress import progress, says_if_slow
 
 
 @pytest.fixture(autouse=True)
-def _logged(caplog: pytest.LogCaptureFixture) -> None:
+def _logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into `caplog` alone: a command that ran before in this process prints what the package logs."""
+    monkeypatch.setattr(logging.getLogger("spqt_ti"), "handlers", [])
     caplog.set_level(logging.INFO, "spqt_ti")
 
 

@@ -59,9 +59,16 @@ def print_error(message: str) -> None:
     print(f"spqt: error: {line}", file=sys.stderr)
 
 
+class _Stderr(logging.Handler):
+    """Writes to the stderr of the moment, which a caller of `main` may have replaced since."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def print_log() -> None:
     """What the package logs, `spqt: ...` on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("spqt: %(message)s"))
     log = logging.getLogger("spqt_ti")
     log.handlers = [handler]

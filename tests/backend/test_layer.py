@@ -14,7 +14,7 @@ PACKAGE = Path(spqt_ti.__file__).parent
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "backend" not in path.parents]
 NAMES = {*BACKENDS, "auto", "x64", "arm64", "gpu", "opengl", "dx11", "gles"}
 # What chooses between workers and groups of threads: the runner's engine and the kernels' drivers.
-CHOOSERS = {"model/runner.py", "kernels/drivers.py"}
+CHOOSERS = {"model/engines.py", "kernels/drivers.py"}
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import tiny_containers
 import tiny_models
 
 from spqt_ti.backend import ti
-from spqt_ti.errors import ContainerError, GenerationError
+from spqt_ti.errors import GenerationError
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES
@@ -423,13 +423,6 @@ def test_decode_past_the_context() -> None:
 def test_refused_context(context: int) -> None:
     with pytest.raises(GenerationError, match="context must be between 1 and 256"):
         Llama(tiny_containers.container("gqa"), context=context)
-
-
-def test_row_layout_is_refused(backend_name: str) -> None:
-    if backend_name != "cpu":
-        pytest.skip("GPUs run it: see simt/test_schemes.py")
-    with pytest.raises(ContainerError, match="zigzag"):
-        Llama(tiny_containers.container("gqa", layout="row"))
 
 
 # Hidden states --------------------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from spqt_ti.model.runner import Llama
 from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.search.histogram import LEVELS
 
 FORMAT = 1
-LEVELS = tuple(round(0.01 * i, 2) for i in range(100))
 MAX_SPARSITY = LEVELS[-1]
 WINDOW = 512  # tokens that a calibration text is cut into, whatever the context
 

@@ -18,6 +18,7 @@ from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.search.histogram import LEVELS
 
 Weights = dict[tuple[int, str], np.ndarray]
 
@@ -48,6 +49,6 @@ def calibrate(
 ) -> WinaCalibration:
     """Measure the quantiles of the scores on `tokens` (of `text`, whose hash is kept)."""
     weights = column_norms(container)
-    levels = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wina").quantiles(uniform.LEVELS)
+    levels = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wina").quantiles(LEVELS)
     source = uniform.Calibration(container.fingerprint, uniform.sha256(text), len(tokens), levels)
     return WinaCalibration(source, weights)

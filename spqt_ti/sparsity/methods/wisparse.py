@@ -30,6 +30,7 @@ from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search import alpha, greedy, sensitivity
 from spqt_ti.sparsity.search.divergence import BudgetFitness
 from spqt_ti.sparsity.search.evolution import Levels, Search, State, evolve, is_better
+from spqt_ti.sparsity.search.histogram import LEVELS
 from spqt_ti.sparsity.search.realise import realise
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import thresholds_at
@@ -183,7 +184,7 @@ def _inside_layers(
             weights |= {(layer, site): c for site, c in alpha.site_weights(stored, alphas[layer]).items()}
             x = stored.run(x, unmasked).output
     counted = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wisparse-scores")
-    return LayerFindings(np.array(alphas), weights, paths, counted.quantiles(uniform.LEVELS))
+    return LayerFindings(np.array(alphas), weights, paths, counted.quantiles(LEVELS))
 
 
 def _alone(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 BINS = 1 << 16
+LEVELS = tuple(round(0.01 * i, 2) for i in range(100))  # of sparsity, whose quantiles calibrations keep
 TIED = 0.01  # a bin of a smooth distribution has less than 0.4 %
 _SHIFT = 15  # of a magnitude's 31 bits
 _MARGIN = 1e-6  # calibrations keep 7 digits: their rounding must not reach the edge

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from spqt_ti.model.sites import SITES
-from spqt_ti.sparsity.methods.uniform import LEVELS
-from spqt_ti.sparsity.search.histogram import histogram
+from spqt_ti.sparsity.search.histogram import LEVELS, histogram
 from spqt_ti.sparsity.search.histogram import quantiles as histogram_quantiles
 from spqt_ti.sparsity.search.stored_layer import Mask
 
