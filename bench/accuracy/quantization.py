@@ -49,10 +49,10 @@ def in_q8_0(w: np.ndarray) -> np.ndarray:
 
 def without_grid(w: np.ndarray, seed: int = 0) -> np.ndarray:
     """f32 [rows, cols] with noise as wide as a step between 16 levels over 32 neighbours of a row."""
-    groups = w.reshape(-1, 32)
-    step = (groups.max(axis=1) - groups.min(axis=1)) / np.float32(15)
-    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, groups.shape).astype(np.float32)
-    return (groups + step[:, None] * noise).reshape(w.shape)
+    sub_blocks = w.reshape(-1, 32)
+    step = (sub_blocks.max(axis=1) - sub_blocks.min(axis=1)) / np.float32(15)
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, sub_blocks.shape).astype(np.float32)
+    return (sub_blocks + step[:, None] * noise).reshape(w.shape)
 
 
 def with_layers(model: FloatModel, change: Callable[[np.ndarray], np.ndarray]) -> FloatModel:

@@ -18,7 +18,7 @@ from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
 from spqt_ti.kernels.cpu.schemes import q4_k as q4_k_decoder
 from spqt_ti.kernels.cpu.skipping_gemv import make_skipping_gemv
-from spqt_ti.kernels.cpu.tile_sums import GROUP_BANDS, WORKSPACE_INTEGERS
+from spqt_ti.kernels.cpu.tile_sums import QUAD_BANDS, WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x2, i64x4, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import make_wait_for_all
 
@@ -131,7 +131,7 @@ class Zigzag:
         quants, tail, headers = zigzag.split(data, self.shape, q4_k_decoder.DECODER)
         self.weights = (
             upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies),
-            upload(headers, u32x4, self.copies, GROUP_BANDS - 1),
+            upload(headers, u32x4, self.copies, QUAD_BANDS - 1),
         )  # fmt: skip
         self.x = upload(normal_x(cols, vectors_for(cols)), f32x16)
         stride = vectors_for(cols) * 16 + 16

@@ -132,7 +132,7 @@ class Container:
     def row_bytes(self, name: str) -> U8Array:
         """Bytes u8 [rows, bytes] of a projection or matrix as ggml stores them in a GGUF file.
 
-        ContainerError unless the layout is `row`: zigzag superblocks hold other groups of weights, so ggml's bytes
+        ContainerError unless the layout is `row`: zigzag superblocks hold other weights together, so ggml's bytes
         cannot be had from them.
         """
         matrix, rows = self._find(name)

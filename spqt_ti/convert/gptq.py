@@ -2,7 +2,7 @@
 columns after it (Frantar et al., arXiv 2210.17323).
 
 Zigzag is the natural layout for it: a superblock holds 256 outputs of one input, so every column gets scales of its
-own, chosen when its target is final. No group crosses columns, their order is free and need not be stored, and file
+own, chosen when its target is final. No superblock crosses columns: the order is free and need not be stored, and file
 format and kernels stay as they are.
 
 With H = sum x x^T over a text, the loss of dW is tr(dW H dW^T). Damped, reordered and factored as R R^T (R upper

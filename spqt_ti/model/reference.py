@@ -98,8 +98,8 @@ class Layer:
         q, k, v = np.split(heads, [c.num_attention_heads, c.num_attention_heads + c.num_key_value_heads], axis=1)
         if "q_norm" in self.norms:
             q, k = self._normalised(q, self.norms["q_norm"]), self._normalised(k, self.norms["k_norm"])
-        group = c.num_attention_heads // c.num_key_value_heads
-        k, v = rotated(c, k).repeat(group, axis=1), v.repeat(group, axis=1)
+        queries_per_kv = c.num_attention_heads // c.num_key_value_heads
+        k, v = rotated(c, k).repeat(queries_per_kv, axis=1), v.repeat(queries_per_kv, axis=1)
         scores = rotated(c, q) @ k.swapaxes(-1, -2) / qkv.dtype.type(c.head_dim**0.5)
         age = np.arange(tokens)[:, None] - np.arange(tokens)
         scores[..., (age < 0) | (age >= c.windows()[self.index])] = -np.inf

@@ -127,7 +127,7 @@ def test_last_and_no_logits() -> None:
     every = model.prefill(TOKENS, logits="all")
     model.reset()
     last = model.prefill(TOKENS)
-    # Alone in its group of tokens a row's sums are the same sums.
+    # Alone in its batch of tokens a row's sums are the same sums.
     np.testing.assert_array_equal(last, every[-1:])
     model.reset()
     assert model.prefill(TOKENS, logits="none").shape == (0, model.config.vocab_size)

@@ -85,19 +85,19 @@ class Places(NamedTuple):
     softmax: Any
 
 
-def make_attend(shape: CacheShape, group: int, windowed: bool = False):
-    """Build the ti.func of the attention of `group` query heads that share a KV head, over some pages of positions.
+def make_attend(shape: CacheShape, queries_per_kv: int, windowed: bool = False):
+    """Build the ti.func of the attention of the `queries_per_kv` query heads of a KV head, over some of its pages.
 
     Arguments: the cache with the first vector of the head's keys, behind which its values lie; `a` with the first
     vector of the queries (one after the other); the pages first_page..last_page-1 of the positions from `begin`
-    (which is in the first page of all, and 0 unless `windowed`) to `position`; Places in `a`, with scratch of `group`
-    times context / 16 vectors at `scores`. It writes, for head h, the sum over p of exp(s_p - m) v_p to the
+    (which is in the first page of all, and 0 unless `windowed`) to `position`; Places in `a`, with scratch at `scores`:
+    queries_per_kv * context / 16 vectors. It writes, for head h, the sum over p of exp(s_p - m) v_p to the
     head_dim / 16 vectors from a[out + h head_dim / 16], and m and the sum of exp(s_p - m) to lanes 0 and 1 of
     a[softmax + h].
     """
     head_dim, head_vectors, pages = shape.head_dim, shape.head_dim // 16, shape.context // 16
     together = max(1, SUMS // head_vectors)
-    parties = [(first, min(together, group - first)) for first in range(0, group, together)]
+    parties = [(first, min(together, queries_per_kv - first)) for first in range(0, queries_per_kv, together)]
     scale = head_dim**-0.5
     multiply_add, _ = make_multiply_add()
 

@@ -18,8 +18,8 @@ from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Panel, Sums
 from spqt_ti.kernels.cpu.schemes import q4_k
 from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.tile_sums import (
-    GROUP_BANDS,
-    GROUP_VECTORS,
+    QUAD_BANDS,
+    QUAD_VECTORS,
     SPARE_VECTORS,
     TILE_COLUMNS,
     WORKSPACE_INTEGERS,
@@ -31,7 +31,7 @@ from spqt_ti.kernels.cpu.zigzag import panel_height, split
 from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS, Planes, ZigzagShape
 
 _RUN = 8  # superblocks whose addresses are planned at once
-SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // GROUP_BANDS) * GROUP_VECTORS + SPARE_VECTORS  # of a worker
+SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // QUAD_BANDS) * QUAD_VECTORS + SPARE_VECTORS  # of a worker
 
 # What is fetched next, as a list of variables: the superblock, superblocks left in its column, place in the active
 # list, first band and height of the panel; then what does not change.
@@ -138,10 +138,10 @@ def _make_full_bands(exact: bool, decoder: Decoder):
             m.headers_address + (ti.cast(m.headers_base, ti.i64) << 4), first, last, m.cols, m.full_bands,
             m.panel_bands, workspace,
         ]  # fmt: skip
-        spare = sums.scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
+        spare = sums.scratch + MOST_PANEL_BANDS // QUAD_BANDS * QUAD_VECTORS
         columns = tile_columns(last - first, inputs.count == m.cols)
-        for _ in range((ahead[HEIGHT] + GROUP_BANDS - 1) // GROUP_BANDS):
-            count = ti.min(columns, last - first) * ti.min(GROUP_BANDS, ahead[HEIGHT])
+        for _ in range((ahead[HEIGHT] + QUAD_BANDS - 1) // QUAD_BANDS):
+            count = ti.min(columns, last - first) * ti.min(QUAD_BANDS, ahead[HEIGHT])
             plan(inputs.active, ahead, count)
             for i in range(count):
                 fetch(workspace + (ti.cast(i, ti.i64) << 3))
@@ -150,8 +150,8 @@ def _make_full_bands(exact: bool, decoder: Decoder):
             height = panel_height(m.panel_bands, m.full_bands - start)
             quants_from = m.quants_base + start * m.cols * quant_vectors
             headers_from = m.headers_base + start * m.cols * header_vectors
-            groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
-            for i in range(groups * GROUP_VECTORS):
+            quads = (height + QUAD_BANDS - 1) // QUAD_BANDS
+            for i in range(quads * QUAD_VECTORS):
                 sums.a[sums.scratch + i] = f32x16(0.0)
             for tile in range((last - first + columns - 1) // columns):
                 low = first + tile * columns
@@ -162,10 +162,10 @@ def _make_full_bands(exact: bool, decoder: Decoder):
                         tail_headers = m.headers_address + (ti.cast(headers_base, ti.i64) << 4)
                         tail_words = m.tail_address + (ti.cast(m.tail_base, ti.i64) << 5)
                         fetch_tail(inputs.active, low, high, tail_words, tail_headers)
-                for group in range(groups):
-                    bands = ti.min(GROUP_BANDS, height - group * GROUP_BANDS)
+                for quad in range(quads):
+                    bands = ti.min(QUAD_BANDS, height - quad * QUAD_BANDS)
                     plan(inputs.active, ahead, (high - low) * bands)
-                    group_sums = sums.scratch + group * GROUP_VECTORS
+                    quad_sums = sums.scratch + quad * QUAD_VECTORS
                     add_tile(
                         ti.static(
                             Panel(
@@ -173,12 +173,12 @@ def _make_full_bands(exact: bool, decoder: Decoder):
                                 height,
                             )
                         ),
-                        group * GROUP_BANDS, bands, inputs, low, high, ti.static(Sums(sums.a, group_sums, spare)),
+                        quad * QUAD_BANDS, bands, inputs, low, high, ti.static(Sums(sums.a, quad_sums, spare)),
                         workspace,
                     )  # fmt: skip
             for band in range(height):
-                band_sums = sums.scratch + band // GROUP_BANDS * GROUP_VECTORS
-                write_rows(sums.a, band_sums, band % GROUP_BANDS, out + (start + band) * 16)
+                band_sums = sums.scratch + band // QUAD_BANDS * QUAD_VECTORS
+                write_rows(sums.a, band_sums, band % QUAD_BANDS, out + (start + band) * 16)
             start += height
 
     return full_bands_of
@@ -254,7 +254,7 @@ class ZigzagMatrix:
         quants, tail, headers = split(data, shape, decoder)
         self._quants = _upload(quants, u32x16)
         self._tail = _upload(tail, u32x8)
-        self._headers = _upload(headers, u32x4, GROUP_BANDS - 1)  # headers are read four at a time
+        self._headers = _upload(headers, u32x4, QUAD_BANDS - 1)  # headers are read four at a time
         self._x = ndarray(f32x16, (vectors_for(shape.cols),))
         self._partial_vectors = workers * shape.padded_rows // 16
         self._scratch = ndarray(f32x16, (self._partial_vectors + workers * SCRATCH_VECTORS,))

@@ -15,7 +15,7 @@ from spqt_ti.kernels.cpu.vectors import f32x16, value
 def make_head(cols: int):
     """Build the ti.funcs `logits_tile` and `embed` for a vocabulary matrix of `cols` (a multiple of 32) columns."""
     multiply_add, _ = make_multiply_add()
-    groups = cols // 32
+    blocks = cols // 32
 
     @ti.func
     def logits_tile(
@@ -25,19 +25,19 @@ def make_head(cols: int):
         out[place].
         """
         totals = [f32x16(0.0) for _ in ti.static(range(4))]
-        for g in range(groups):
+        for block in range(blocks):
             sums = [f32x16(0.0) for _ in ti.static(range(4))]
             x_sum = 0.0
             for j in range(32):
-                xj = value(x, x_base * 16 + g * 32 + j)
+                xj = value(x, x_base * 16 + block * 32 + j)
                 x_sum += xj
-                w = words[(tile * groups + g) * 32 + j]
+                w = words[(tile * blocks + block) * 32 + j]
                 for b in ti.static(range(3)):
                     multiply_add(sums[b], (w & (255 << (8 * b))) * 1.0, f32x16(xj))
                 multiply_add(sums[3], (w >> 24) * 1.0, f32x16(xj))
             for b in ti.static(range(4)):
                 exact = sums[b] * ti.static(2.0 ** (-8 * b) if b < 3 else 1.0) - 128.0 * x_sum
-                totals[b] += exact * scales[(tile * groups + g) * 4 + b]
+                totals[b] += exact * scales[(tile * blocks + block) * 4 + b]
         for b in ti.static(range(4)):
             out[place + b] = totals[b]
 
@@ -47,7 +47,7 @@ def make_head(cols: int):
         tile = row >> 6
         lane = row & 15
         part = (row >> 4) & 3
-        scale = ti.cast(scales[(tile * groups + (vector >> 1)) * 4 + part][lane], ti.f32)
+        scale = ti.cast(scales[(tile * blocks + (vector >> 1)) * 4 + part][lane], ti.f32)
         q = [
             ti.cast((words[tile * cols + vector * 16 + i][lane] >> (8 * part)) & 255, ti.i32) - 128
             for i in ti.static(range(16))

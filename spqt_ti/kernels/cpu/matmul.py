@@ -50,14 +50,14 @@ def make_strip_product():
         """Add the columns start.. of this tile; vector k of a token's sums goes to a[out + token * y_stride +
         place_of(k, step)].
         """
-        for group in range((tokens.count + TOKENS - 1) // TOKENS):
+        for batch in range((tokens.count + TOKENS - 1) // TOKENS):
             sums = [f32x16(0.0) for _ in ti.static(range(4 * TOKENS))]
-            at = out + group * TOKENS * tokens.y_stride
+            at = out + batch * TOKENS * tokens.y_stride
             if start > 0:
                 for t in ti.static(range(TOKENS)):
                     for k in ti.static(range(4)):
                         sums[4 * t + k] = a[at + t * tokens.y_stride + place_of(k, step)]
-            source = (tokens.x + group * TOKENS * tokens.x_stride) * 16 + start
+            source = (tokens.x + batch * TOKENS * tokens.x_stride) * 16 + start
             for j in range(columns):
                 weights = [a[tile + 4 * j + k] for k in ti.static(range(4))]
                 for t in ti.static(range(TOKENS)):
@@ -129,7 +129,7 @@ def make_vocabulary_matmul(cols: int, workers: int):
     Arguments: words and scales; the first tile and their number; then as for `make_matmul`.
     """
     strip_product = make_strip_product()
-    chunks, groups = -(-cols // TILE_COLUMNS), cols // 32
+    chunks, blocks = -(-cols // TILE_COLUMNS), cols // 32
 
     @ti.func
     def decode(words: ti.template(), scales: ti.template(), strip, a: ti.template(), tile, start, columns):
@@ -137,7 +137,7 @@ def make_vocabulary_matmul(cols: int, workers: int):
             w = words[strip * cols + start + j]
             for b in ti.static(range(4)):
                 q = ((w >> (8 * b)) & 255) * 1.0 - 128.0
-                a[tile + 4 * j + b] = q * scales[(strip * groups + ((start + j) >> 5)) * 4 + b]
+                a[tile + 4 * j + b] = q * scales[(strip * blocks + ((start + j) >> 5)) * 4 + b]
 
     @ti.func
     def matmul(

@@ -92,8 +92,8 @@ def make_row_gemv(
         first = share_start(m.rows, worker, workers)
         last = share_start(m.rows, worker + 1, workers)
         together = (last - first) // ROWS
-        for group in range(together):
-            row = first + group * ROWS
+        for i in range(together):
+            row = first + i * ROWS
             totals = row_sums(m, row * m.superblocks, ROWS, scratch, scratch_base)
             for r in ti.static(range(ROWS)):
                 y[y_base + ((row + r) >> 4)][(row + r) & 15] = totals[r]

@@ -14,7 +14,7 @@ from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Panel, Sums
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, ZigzagMatrix
 from spqt_ti.kernels.cpu.schemes import q4_k
-from spqt_ti.kernels.cpu.tile_sums import GROUP_BANDS, GROUP_VECTORS, TILE_COLUMNS, WORKSPACE_INTEGERS, make_add_tile
+from spqt_ti.kernels.cpu.tile_sums import QUAD_BANDS, QUAD_VECTORS, TILE_COLUMNS, WORKSPACE_INTEGERS, make_add_tile
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, value, vectors_for
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.cpu.zigzag import panel_height
@@ -50,14 +50,14 @@ def make_skipping_gemv(workers: int, exact: bool = False):
         first = share_start(m.cols, worker, workers)
         last = share_start(m.cols, worker + 1, workers)
         out = sums.sums + worker * (m.full_bands + m.tail_bands) * 16
-        spare = sums.scratch + MOST_PANEL_BANDS // GROUP_BANDS * GROUP_VECTORS
+        spare = sums.scratch + MOST_PANEL_BANDS // QUAD_BANDS * QUAD_VECTORS
         start = 0
         while start < m.full_bands:
             height = panel_height(m.panel_bands, m.full_bands - start)
             quants_from = m.quants_base + start * m.cols * 2
             headers_from = m.headers_base + start * m.cols
-            groups = (height + GROUP_BANDS - 1) // GROUP_BANDS
-            for i in range(groups * GROUP_VECTORS):
+            quads = (height + QUAD_BANDS - 1) // QUAD_BANDS
+            for i in range(quads * QUAD_VECTORS):
                 sums.a[sums.scratch + i] = f32x16(0.0)
             for tile in range((last - first + TILE_COLUMNS - 1) // TILE_COLUMNS):
                 low = first + tile * TILE_COLUMNS
@@ -68,8 +68,8 @@ def make_skipping_gemv(workers: int, exact: bool = False):
                         at = m.quants_address + (ti.cast(m.quants_base // 2 + superblock, ti.i64) << 7)
                         helpers.prefetch128(at)
                 if count > 0:
-                    for group in range(groups):
-                        group_sums = sums.scratch + group * GROUP_VECTORS
+                    for quad in range(quads):
+                        quad_sums = sums.scratch + quad * QUAD_VECTORS
                         add_tile(
                             ti.static(
                                 Panel(
@@ -77,12 +77,12 @@ def make_skipping_gemv(workers: int, exact: bool = False):
                                     m.headers_address, height,
                                 )
                             ),
-                            group * GROUP_BANDS, ti.min(GROUP_BANDS, height - group * GROUP_BANDS), inputs,
-                            inputs.first, inputs.first + count, ti.static(Sums(sums.a, group_sums, spare)), workspace,
+                            quad * QUAD_BANDS, ti.min(QUAD_BANDS, height - quad * QUAD_BANDS), inputs,
+                            inputs.first, inputs.first + count, ti.static(Sums(sums.a, quad_sums, spare)), workspace,
                         )  # fmt: skip
             for band in range(height):
-                band_sums = sums.scratch + band // GROUP_BANDS * GROUP_VECTORS
-                write_rows(sums.a, band_sums, band % GROUP_BANDS, out + (start + band) * 16)
+                band_sums = sums.scratch + band // QUAD_BANDS * QUAD_VECTORS
+                write_rows(sums.a, band_sums, band % QUAD_BANDS, out + (start + band) * 16)
             start += height
         if m.tail_bands > 0:
             count = choose(inputs, threshold, first, last)

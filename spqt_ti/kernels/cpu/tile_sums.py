@@ -1,7 +1,7 @@
 """What a tile of active columns adds to the 256 sums of each of up to four bands: the inner loop of the zigzag GEMV.
 
 The exact one, of every scheme, multiplies in f32. A scheme may bring along a faster one for CPUs with AVX-512 VNNI
-(schemes/q4_k_16_bits.py). The sums of a group of bands are GROUP_VECTORS vectors of scratch: 16 per band, then one per
+(schemes/q4_k_16_bits.py). The sums of a quad are QUAD_VECTORS vectors of scratch: 16 per band, then one per
 band of what is subtracted in the end. Their order is the scheme's.
 """
 
@@ -10,12 +10,12 @@ from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.vectors import value
 
 TILE_COLUMNS = 48  # at most; a multiple of 16
-GROUP_BANDS = 4
-GROUP_VECTORS = GROUP_BANDS * 16 + 4  # of sums
+QUAD_BANDS = 4
+QUAD_VECTORS = QUAD_BANDS * 16 + 4  # of sums
 PAIRS = TILE_COLUMNS // 2
 SPARE_VECTORS = PAIRS + 1  # scratch: x d, steps
-# A worker's workspace, used by address: addresses to fetch while a group is computed, the tile's columns, x d scale.
-COLUMNS_AT = 8 * (GROUP_BANDS * TILE_COLUMNS + 16)
+# A worker's workspace, used by address: addresses to fetch while a quad is computed, the tile's columns, x d scale.
+COLUMNS_AT = 8 * (QUAD_BANDS * TILE_COLUMNS + 16)
 SCALES_AT = COLUMNS_AT + 8 * TILE_COLUMNS
 WORKSPACE_INTEGERS = (SCALES_AT + 64 * TILE_COLUMNS) // 4
 
@@ -33,9 +33,9 @@ def input_of(inputs: ti.template(), j, high):
 
 
 def make_add_tile(fetch, exact: bool, decoder):
-    """Build the ti.func that adds the active columns low..high-1 (at most TILE_COLUMNS) to the sums of a group.
+    """Build the ti.func that adds the active columns low..high-1 (at most TILE_COLUMNS) to the sums of a quad.
 
-    Arguments: a Panel, the group's first band in it and its number of bands; Inputs; low, high; the group's Sums, with
+    Arguments: a Panel, the quad's first band in it and its number of bands; Inputs; low, high; the quad's Sums, with
     SPARE_VECTORS of scratch; the address of the worker's workspace of WORKSPACE_INTEGERS i32, on a cache line. It
     begins with the addresses of what is needed later: for every superblock, `fetch` is called with the place of the
     next of them.
@@ -66,12 +66,12 @@ def make_add_tile(fetch, exact: bool, decoder):
 
     @ti.func
     def add_tile(
-        panel: ti.template(), first, bands, inputs: ti.template(), low, high, group: ti.template(), workspace
+        panel: ti.template(), first, bands, inputs: ti.template(), low, high, quad: ti.template(), workspace
     ):  # fmt: skip
         for band in range(bands):
             add_band(
-                panel, first + band, inputs, low, high, group.a, group.sums + 16 * band,
-                group.sums + 16 * GROUP_BANDS + band, workspace + (ti.cast(band * (high - low), ti.i64) << 3),
+                panel, first + band, inputs, low, high, quad.a, quad.sums + 16 * band,
+                quad.sums + 16 * QUAD_BANDS + band, workspace + (ti.cast(band * (high - low), ti.i64) << 3),
             )  # fmt: skip
 
     return add_tile, decoder.make_write_rows()

@@ -83,7 +83,7 @@ def make_decode_kernel(
     config = weights.config
     layers, hidden, width = config.num_hidden_layers, config.hidden_size // 16, config.intermediate_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    head_vectors, group = head_dim // 16, heads // kv_heads
+    head_vectors, queries_per_kv = head_dim // 16, heads // kv_heads
     eps = config.rms_norm_eps
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constant("attention_norm"), weights.layer_constant("ffn_norm")
@@ -102,7 +102,7 @@ def make_decode_kernel(
     head_product: Any = head_place and make_head_product(head_place, scratch, ints, workers, exact)
     one_kind, logit_vectors = len(products) == 1, weights.logit_vectors
     collect, collect_weighted = make_collect()
-    attend = make_attend(cache_shape, group, weights.head_constants.window is not None)
+    attend = make_attend(cache_shape, queries_per_kv, weights.head_constants.window is not None)
     place_head = make_place_head(cache_shape, heads, weights.head_constants)
     first_seen = make_first_seen(weights.head_constants)
     activate = make_activate(config.hidden_act, exp_lanes)
@@ -202,7 +202,7 @@ def make_decode_kernel(
         first = (begin >> 4) + share_start(pages, d.worker, workers)
         last = (begin >> 4) + share_start(pages, d.worker + 1, workers)
         for kv_head in range(kv_heads):
-            head = kv_head * group
+            head = kv_head * queries_per_kv
             keys = layer * cache_layer + kv_head * 2 * half_stride
             scores = scratch.scores + d.worker * scratch.scores_stride
             out = scratch.heads + (d.worker * heads + head) * head_vectors

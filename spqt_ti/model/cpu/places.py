@@ -13,7 +13,7 @@ from spqt_ti.kernels.cpu.gemv import preferred_panel_bands
 from spqt_ti.kernels.cpu.row_layout import row_superblocks
 from spqt_ti.kernels.cpu.schemes import decoder_of
 from spqt_ti.kernels.cpu.schemes.decoder import Decoder
-from spqt_ti.kernels.cpu.tile_sums import GROUP_BANDS
+from spqt_ti.kernels.cpu.tile_sums import QUAD_BANDS
 from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, ZigzagShape, tiles_for
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import Site, Traffic
@@ -110,7 +110,7 @@ class Places:
         place = (
             None
             if head is None or in_tiles(head)
-            else put(head, Kind.of(head).without_tail(), min(GROUP_BANDS, preferred))
+            else put(head, Kind.of(head).without_tail(), min(QUAD_BANDS, preferred))
         )
         kinds = dict.fromkeys(place.kind for layer in sites for place in layer)
         return cls(sites, place, tuple(sorted(kinds, key=lambda kind: kind.rows)), end)

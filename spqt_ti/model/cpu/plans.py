@@ -158,7 +158,7 @@ class ChunkPlan:
         tiles, place = place, place + workers * ROW_TILE_VECTORS
         scores_stride = _scores_stride(weights)
         scores, place = place, place + workers * scores_stride
-        softmax, place = place, place + workers * _group(weights)
+        softmax, place = place, place + workers * _queries_per_kv(weights)
         logits, place = place, place + LOGIT_ROWS * weights.logit_vectors
         return cls(0, tuple(inputs), output, output_stride, logits, tiles, scores, scores_stride, softmax, place)
 
@@ -169,10 +169,10 @@ def has_rows(weights: WeightsPlan) -> bool:
     return any(kind.rows for kind in weights.places.kinds) or (head is not None and head.kind.rows)
 
 
-def _group(weights: WeightsPlan) -> int:
+def _queries_per_kv(weights: WeightsPlan) -> int:
     """Query heads of a KV head."""
     return weights.config.num_attention_heads // weights.config.num_key_value_heads
 
 
 def _scores_stride(weights: WeightsPlan) -> int:
-    return _group(weights) * weights.context // 16
+    return _queries_per_kv(weights) * weights.context // 16

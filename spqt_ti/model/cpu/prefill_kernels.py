@@ -45,7 +45,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
     config = weights.config
     hidden, width = config.hidden_size // 16, config.intermediate_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    head_vectors, group, attention = head_dim // 16, heads // kv_heads, heads * head_dim // 16
+    head_vectors, queries_per_kv, attention = head_dim // 16, heads // kv_heads, heads * head_dim // 16
     eps = config.rms_norm_eps
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constant("attention_norm"), weights.layer_constant("ffn_norm")
@@ -59,7 +59,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
     head_place = weights.places.head
     tiled_head, logit_vectors = head_place is None, weights.logit_vectors
     score_head: Any = head_place and make_chunk_head(head_place, plan.tiles, workers)
-    attend = make_attend(cache_shape, group, weights.head_constants.window is not None)
+    attend = make_attend(cache_shape, queries_per_kv, weights.head_constants.window is not None)
     place_head = make_place_head(cache_shape, heads, weights.head_constants)
     first_seen = make_first_seen(weights.head_constants)
     activate = make_activate(config.hidden_act, exp_lanes)
@@ -128,17 +128,17 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
             position = d.start + token
             begin = first_seen(d.constants, d.layer, position)
             for kv_head in range(kv_heads):
-                head = kv_head * group
+                head = kv_head * queries_per_kv
                 keys = d.layer * cache_layer + kv_head * 2 * half_stride
                 scores = plan.scores + d.worker * plan.scores_stride
                 out = inputs[1] + token * attention + head * head_vectors
-                softmax = plan.softmax + d.worker * group
+                softmax = plan.softmax + d.worker * queries_per_kv
                 attend(
                     d.cache, keys, d.a, output + token * stride + head * head_vectors, begin >> 4, (position >> 4) + 1,
                     begin, position,
                     ti.static(Places(scores, out, softmax)),
                 )  # fmt: skip
-                for h in range(group):
+                for h in range(queries_per_kv):
                     for v in range(head_vectors):
                         at = out + h * head_vectors + v
                         d.a[at] = d.a[at] / d.a[softmax + h][1]

@@ -18,7 +18,7 @@ from spqt_ti.container import Container
 from spqt_ti.errors import BackendError, ContainerError
 from spqt_ti.kernels.cpu.heads import HeadConstants
 from spqt_ti.kernels.cpu.row_layout import split as split_rows
-from spqt_ti.kernels.cpu.tile_sums import GROUP_BANDS
+from spqt_ti.kernels.cpu.tile_sums import QUAD_BANDS
 from spqt_ti.kernels.cpu.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.zigzag import split
 from spqt_ti.kernels.shared.geometry import tiles_for
@@ -137,7 +137,7 @@ class Weights:
         quants, tail, headers = places.sizes
         self.quants = _allocate(u32x16, quants, "quants")
         self.tail = _allocate(u32x8, tail, "tail quants")
-        self.headers = _allocate(u32x4, headers + GROUP_BANDS - 1, "superblock headers")
+        self.headers = _allocate(u32x4, headers + QUAD_BANDS - 1, "superblock headers")
         for layer in range(container.config.num_hidden_layers):
             for site in Site:
                 self._load_matrix(places.sites[layer][site], container.read_matrix(container.matrix(layer, site)))

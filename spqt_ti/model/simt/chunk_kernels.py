@@ -44,7 +44,7 @@ def make_chunk_kernels(
     config = layout.config
     hidden, width = config.hidden_size, config.intermediate_size
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    half, group = head_dim // 2, heads // kv_heads
+    half, queries_per_kv = head_dim // 2, heads // kv_heads
     attention = heads * head_dim
     places = [layout.places[site.label] for site in Site]
     padded_rows = [place.shape.padded_rows for place in places]
@@ -174,7 +174,7 @@ def make_chunk_kernels(
             token, t = i // (heads * attend_threads), i & (attend_threads - 1)
             if token < count:
                 head = (i - token * heads * attend_threads) >> attend_log2
-                keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
+                keys = layer * cache_layout.layer_stride + head // queries_per_kv * 2 * cache_layout.half_stride
                 at = token * attention + head * head_dim
                 load_own(cache, keys, a, floats.chunk_query + at, start + token, own, t)
                 attend(cache, keys, own, first_seen(a, layer, start + token), start + token, t)

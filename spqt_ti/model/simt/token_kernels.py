@@ -39,7 +39,7 @@ def make_token_kernels(
     config = layout.config
     hidden, width = config.hidden_size, config.intermediate_size
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    half, group = head_dim // 2, heads // kv_heads
+    half, queries_per_kv = head_dim // 2, heads // kv_heads
     layers = config.num_hidden_layers
     places = [layout.places[site.label] for site in Site]
     segments = [place.segments for place in places]
@@ -145,7 +145,7 @@ def make_token_kernels(
 
     @ti.func
     def fill_own(a: ti.template(), layer, head, position, own: ti.template(), t):
-        """A head's query, and the key and value that it shares with its group of heads, the first two placed, from the
+        """A head's query, and the key and value that it shares with its neighbours, the first two placed, from the
         stacked q, k, v.
         """
         ti.simt.block.sync()
@@ -153,7 +153,7 @@ def make_token_kernels(
         while pair < 3 * half:
             part = pair // half
             d = pair - part * half
-            stacked = ti.select(part == 0, head, heads + (part - 1) * kv_heads + head // group)
+            stacked = ti.select(part == 0, head, heads + (part - 1) * kv_heads + head // queries_per_kv)
             low = output(a, layer, Site.QKV, stacked * head_dim + d)
             high = output(a, layer, Site.QKV, stacked * head_dim + d + half)
             if ti.static(not normalised):  # noqa: SIM102
@@ -184,9 +184,9 @@ def make_token_kernels(
         for i in range(heads * _ATTEND):
             own = ti.simt.block.SharedArray((SHARED,), ti.f32)  # 3 * head_dim
             head, t, position = i >> attend_log2, i & (_ATTEND - 1), integers[ints.position]
-            keys = layer * cache_layout.layer_stride + head // group * 2 * cache_layout.half_stride
+            keys = layer * cache_layout.layer_stride + head // queries_per_kv * 2 * cache_layout.half_stride
             fill_own(a, layer, head, position, own, t)
-            if head - head // group * group == 0:  # the first of those that share it
+            if head - head // queries_per_kv * queries_per_kv == 0:  # the first of those that share it
                 append_own(cache, keys, position, own, t)
             attend(cache, keys, own, first_seen(a, layer, position), position, t)
             store_own(own, a, floats.attention + head * head_dim, t)

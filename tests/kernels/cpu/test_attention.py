@@ -1,4 +1,4 @@
-"""Attention of a group of query heads over the KV cache, whole and in shares of its pages, against float64."""
+"""Attention of the query heads of a KV head over the KV cache, whole and in shares of its pages, against float64."""
 
 import functools
 
@@ -22,11 +22,11 @@ def _runtime():
 
 
 @functools.cache
-def make_kernels(shape: CacheShape, group: int, windowed: bool):
+def make_kernels(shape: CacheShape, queries_per_kv: int, windowed: bool):
     head_dim = shape.head_dim
-    attend, (write_key, write_value) = make_attend(shape, group, windowed), make_writers(shape)
-    scores = group * head_dim // 16
-    out, softmax = scores + group * CONTEXT // 16, scores + group * (CONTEXT + head_dim) // 16
+    attend, (write_key, write_value) = make_attend(shape, queries_per_kv, windowed), make_writers(shape)
+    scores = queries_per_kv * head_dim // 16
+    out, softmax = scores + queries_per_kv * CONTEXT // 16, scores + queries_per_kv * (CONTEXT + head_dim) // 16
 
     @ti.kernel
     def write(cache: array_of(shape.dtype), keys: ti.i32, values: ti.i32, position: ti.i32, a: array_of(f32x16)):
@@ -50,11 +50,12 @@ def make_kernels(shape: CacheShape, group: int, windowed: bool):
 class Cache:
     """A KV cache of two layers and two heads; what no test wrote is NaN, as stale as can be."""
 
-    def __init__(self, head_dim: int, group: int = 1, half: bool = False, windowed: bool = False) -> None:
-        self.head_dim, self.group, self.shape = head_dim, group, CacheShape(2, 2, head_dim, CONTEXT, half)
+    def __init__(self, head_dim: int, queries_per_kv: int = 1, half: bool = False, windowed: bool = False) -> None:
+        self.head_dim, self.queries_per_kv = head_dim, queries_per_kv
+        self.shape = CacheShape(2, 2, head_dim, CONTEXT, half)
         stale = np.full(self.shape.vectors * 16, np.nan, np.float16 if half else np.float32)
         self.array = upload(stale, self.shape.dtype)
-        self._write, self._run = make_kernels(self.shape, group, windowed)
+        self._write, self._run = make_kernels(self.shape, queries_per_kv, windowed)
 
     def start(self, layer: int, head: int) -> tuple[int, int]:
         """First vectors of the keys and the values."""
@@ -70,21 +71,22 @@ class Cache:
         begin: int = 0,
     ) -> tuple[float, float, np.ndarray]:  # fmt: skip
         """Maximum, sum of weights and weighted sum of values over some pages (default: all that are needed)."""
-        return self.attend_group(query[None], position, pages, layer, head, begin)[0]
+        return self.attend_queries(query[None], position, pages, layer, head, begin)[0]
 
-    def attend_group(
+    def attend_queries(
         self, queries: np.ndarray, position: int, pages: tuple[int, int] | None = None, layer: int = 1, head: int = 1,
         begin: int = 0,
     ) -> list[tuple[float, float, np.ndarray]]:  # fmt: skip
-        """The same of every query [group, head_dim] of the KV head."""
+        """The same of every query [queries_per_kv, head_dim] of the KV head."""
         first, last = pages or (begin // 16, position // 16 + 1)
-        group, scratch = self.group, np.full(self.group * (CONTEXT + self.head_dim + 16), np.nan)
+        queries_per_kv = self.queries_per_kv
+        scratch = np.full(queries_per_kv * (CONTEXT + self.head_dim + 16), np.nan)
         a = upload(np.concatenate([queries.reshape(-1), scratch]))
         self._run(self.array, self.start(layer, head)[0], a, first, last, begin, position)
         result = download(a)
-        softmax = result[-16 * group :].reshape(group, 16)
-        sums = result[: -16 * group][-group * self.head_dim :].reshape(group, self.head_dim)
-        return [(float(softmax[h, 0]), float(softmax[h, 1]), sums[h]) for h in range(group)]
+        softmax = result[-16 * queries_per_kv :].reshape(queries_per_kv, 16)
+        sums = result[: -16 * queries_per_kv][-queries_per_kv * self.head_dim :].reshape(queries_per_kv, self.head_dim)
+        return [(float(softmax[h, 0]), float(softmax[h, 1]), sums[h]) for h in range(queries_per_kv)]
 
 
 def random_sequence(head_dim: int, length: int = CONTEXT, scale: float = 1.0) -> tuple[np.ndarray, ...]:
@@ -126,18 +128,18 @@ def test_attention(head_dim, position) -> None:
     np.testing.assert_allclose(out / total, softmax(scores) @ values, rtol=0, atol=2e-6)
 
 
-# Heads that go together: all of a group, all but one, and, of 128 values, two by two.
-@pytest.mark.parametrize(("group", "head_dim"), [(2, 16), (3, 64), (4, 48), (7, 48), (5, 128)])
+# Heads that go together: all of a KV head, all but one, and, of 128 values, two by two.
+@pytest.mark.parametrize(("queries_per_kv", "head_dim"), [(2, 16), (3, 64), (4, 48), (7, 48), (5, 128)])
 @pytest.mark.parametrize("half", [False, True])
-def test_groups(group, head_dim, half) -> None:
+def test_queries_of_a_kv_head(queries_per_kv, head_dim, half) -> None:
     """Each query gets its own attention; in f16 over keys and values as they are stored."""
     _, keys, values = random_sequence(head_dim, 50)
-    queries = np.random.default_rng(group).standard_normal((group, head_dim)).astype(np.float32)
-    cache = Cache(head_dim, group, half)
+    queries = np.random.default_rng(queries_per_kv).standard_normal((queries_per_kv, head_dim)).astype(np.float32)
+    cache = Cache(head_dim, queries_per_kv, half)
     cache.write(keys, values)
     stored = (a.astype(np.float16).astype(np.float32) if half else a for a in (keys, values))
     keys, values = stored
-    for query, (_, total, out) in zip(queries, cache.attend_group(queries, 49), strict=True):
+    for query, (_, total, out) in zip(queries, cache.attend_queries(queries, 49), strict=True):
         np.testing.assert_allclose(out / total, expected_attention(query, keys, values), rtol=0, atol=2e-6)
 
 

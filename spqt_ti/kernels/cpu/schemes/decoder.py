@@ -34,7 +34,7 @@ class Decoder:
 
     `make_add_superblock` builds the ti.func (Panel, place, x, sums, offsets) that adds x times a column superblock to a
     band's 16 vectors of sums and to a vector of whatever is subtracted in the end. `make_write_rows` builds the ti.func
-    (a, sums_at, band, out) that turns the sums of a band of a group into the rows a[out..out+15].
+    (a, sums_at, band, out) that turns the sums of a band of a quad into the rows a[out..out+15].
 
     `make_decode_strip` builds the ti.func (Matrix, place, height, a, tile, start, columns, strip) that writes rows 64
     strip .. 64 strip + 63 of the columns from `start` on, of the band whose column 0 is column superblock `place` in a

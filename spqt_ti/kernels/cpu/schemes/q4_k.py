@@ -12,7 +12,7 @@ from spqt_ti.kernels.cpu.schemes import q4_k_16_bits
 from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import make_scales_and_minima, minima_of, per_row, scales_of
 from spqt_ti.kernels.cpu.schemes.q4_k_tail import make_tail_band
-from spqt_ti.kernels.cpu.tile_sums import GROUP_BANDS
+from spqt_ti.kernels.cpu.tile_sums import QUAD_BANDS
 from spqt_ti.kernels.cpu.vectors import f32x8, f32x16
 from spqt_ti.kernels.shared.geometry import Q4_K_PLANES
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
@@ -50,7 +50,7 @@ def make_write_rows():
 
     @ti.func
     def write_rows(a: ti.template(), sums_at, band, out):
-        offsets = a[sums_at + 16 * GROUP_BANDS + band]
+        offsets = a[sums_at + 16 * QUAD_BANDS + band]
         minima = f32x8(*[offsets[8 + i] for i in ti.static(range(8))])
         for v in ti.static(range(2)):
             for high in ti.static(range(2)):

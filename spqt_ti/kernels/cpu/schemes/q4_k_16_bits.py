@@ -6,14 +6,14 @@ is 1/32767 of the largest x d of a band in a tile of columns, times 63, the larg
 one step x |nibble - 7.5|: what both roundings add for an average nibble is taken off again.
 
 sums[8 v + 2 k + high], lane 4 m + i, has row 128 v + 64 (m / 2) + 32 high + 16 (m % 2) + 4 k + i. Behind the sums of a
-group lies what the minima add up to, four vectors.
+quad lies what the minima add up to, four vectors.
 """
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import per_row
-from spqt_ti.kernels.cpu.tile_sums import COLUMNS_AT, GROUP_BANDS, PAIRS, SCALES_AT, input_of
+from spqt_ti.kernels.cpu.tile_sums import COLUMNS_AT, PAIRS, QUAD_BANDS, SCALES_AT, input_of
 from spqt_ti.kernels.cpu.vectors import f32x8, f32x16, i32x16, u32x16
 
 
@@ -24,7 +24,7 @@ def make_add_tile(fetch):
 
     @ti.func
     def fetch_next(fetch_at: ti.template(), fetch_last):
-        """Fetch what is listed at fetch_at. Calls are spread evenly over what a group of four bands takes, one per
+        """Fetch what is listed at fetch_at. Calls are spread evenly over what a quad takes, one per
         superblock: a burst would fill the core's miss buffers and hold up everybody's loads.
         """
         fetch(ti.min(fetch_at, fetch_last))
@@ -51,7 +51,7 @@ def make_add_tile(fetch):
     def scale_inputs(headers_at, inputs: ti.template(), low, high, a: ti.template(), spare, workspace):
         """x d and x dmin of every pair of columns to a[spare...]; their steps to the vector after them.
 
-        Lane 8 c + 2 b + m: column c of the pair, band b of the group, d (m = 0) or dmin (1).
+        Lane 8 c + 2 b + m: column c of the pair, band b of the quad, d (m = 0) or dmin (1).
         """
         largest = f32x16(1e-30)
         place = workspace + COLUMNS_AT
@@ -124,12 +124,12 @@ def make_add_tile(fetch):
 
     @ti.func
     def add_band(
-        quants_at, count, a: ti.template(), sums_at, step, in_group, workspace, fetch_at: ti.template(), fetch_last,
+        quants_at, count, a: ti.template(), sums_at, step, in_quad, workspace, fetch_at: ti.template(), fetch_last,
     ):  # fmt: skip
         nibbles = [u32x16(0x0F0F0F0F), u32x16(0x0F0F0F0F) << 4]
         for half in ti.static(range(2)):
             native16.keep16(nibbles[half])
-        lanes = [i32x16(*[half + 2 * (i // 8) for i in range(16)]) + 4 * in_group for half in ti.static(range(2))]
+        lanes = [i32x16(*[half + 2 * (i // 8) for i in range(16)]) + 4 * in_quad for half in ti.static(range(2))]
         for v in ti.static(range(2)):
             highs, lows = [[i32x16(0) for _ in ti.static(range(8))] for _ in ti.static(range(2))]
             words_at = quants_at + 64 * v
@@ -165,7 +165,7 @@ def make_add_tile(fetch):
 
     @ti.func
     def add_tile(
-        panel: ti.template(), first, bands, inputs: ti.template(), low, high, group: ti.template(), workspace
+        panel: ti.template(), first, bands, inputs: ti.template(), low, high, quad: ti.template(), workspace
     ):  # fmt: skip
         count = high - low
         headers_at = panel.headers_address + (ti.cast(panel.headers_from + first, ti.i64) << 4)
@@ -173,18 +173,18 @@ def make_add_tile(fetch):
         fetch_at = workspace
         fetch_last = workspace + (ti.cast(count * bands - 1, ti.i64) << 3)
         list_columns(inputs.active, low, high, panel.height, workspace)
-        scale_inputs(headers_at, inputs, low, high, group.a, group.scratch, workspace)
-        offsets_at = group.sums + 16 * GROUP_BANDS
-        round_scales(headers_at, count, group.a, offsets_at, group.scratch, workspace, fetch_at, fetch_last)
+        scale_inputs(headers_at, inputs, low, high, quad.a, quad.scratch, workspace)
+        offsets_at = quad.sums + 16 * QUAD_BANDS
+        round_scales(headers_at, count, quad.a, offsets_at, quad.scratch, workspace, fetch_at, fetch_last)
         for band in range(bands):
             add_band(
-                quants_at + (ti.cast(band, ti.i64) << 7), count, group.a, group.sums + 16 * band,
-                group.a[group.scratch + PAIRS][2 * band], band, workspace, fetch_at, fetch_last,
+                quants_at + (ti.cast(band, ti.i64) << 7), count, quad.a, quad.sums + 16 * band,
+                quad.a[quad.scratch + PAIRS][2 * band], band, workspace, fetch_at, fetch_last,
             )  # fmt: skip
 
     @ti.func
     def write_rows(a: ti.template(), sums_at, band, out):
-        minima = f32x8(*[a[sums_at + 16 * GROUP_BANDS + i // 4][4 * band + i % 4] for i in ti.static(range(8))])
+        minima = f32x8(*[a[sums_at + 16 * QUAD_BANDS + i // 4][4 * band + i % 4] for i in ti.static(range(8))])
         for v in ti.static(range(2)):
             for high in ti.static(range(2)):
                 offset = per_row(minima, v, high)
