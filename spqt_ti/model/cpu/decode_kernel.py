@@ -233,7 +233,7 @@ def make_decode_kernel(
                     a[at] = a[at] + weight * a[scratch.heads + (w * heads + head) * head_vectors + d]
 
     @ti.func
-    def gate(d: ti.template(), layer):
+    def swiglu(d: ti.template(), layer):
         """The activation, input of down, on the worker's share."""
         for i in range(share_start(width, d.worker, workers), share_start(width, d.worker + 1, workers)):
             g = summed(d, layer, 2, i)
@@ -317,7 +317,7 @@ def make_decode_kernel(
                     attend_share(d, layer, position)
                     mark(d.clock, Phase.ATTENTION)
                 elif site == 2:
-                    gate(d, layer)
+                    swiglu(d, layer)
                     mark(d.clock, Phase.SWIGLU)
                 else:
                     add_residual(d, layer, site)

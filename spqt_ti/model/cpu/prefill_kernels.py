@@ -152,7 +152,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
                 d.a[token * hidden + i] = d.a[token * hidden + i] + biased(d, site, token, i)
 
     @ti.func
-    def gate(d: ti.template()):
+    def swiglu(d: ti.template()):
         """Input of down."""
         for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
             at = inputs[3] + token * width
@@ -193,7 +193,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
                     attend_tokens(d)
                 elif site == 3:
                     source = inputs[3]
-                    gate(d)
+                    swiglu(d)
                 else:
                     source = ti.select(site == 0, inputs[0], inputs[2])
                     norm = norms + ti.select(site == 0, attention_norm, ffn_norm)

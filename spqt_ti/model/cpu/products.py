@@ -18,7 +18,7 @@ from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
 
 def make_kept(weights: WeightsPlan):
     """Build the ti.func (constants, place, v, i) of vector i of a site's input, v, with zeros for what its gate skips
-    (NaN stays, to be noticed); `place`: of the gate, layer * 4 + site.
+    (NaN stays, to be noticed); `place`: of the threshold, layer * 4 + site.
     """
     gates, plan = weights.gates, weights.gate_plan
 
@@ -40,7 +40,7 @@ def make_decode_product(kind: Kind, weights: WeightsPlan, scratch: Scratch, work
     """Build the ti.func (d, at, place, x, active, count) of a worker's part of W x, x beginning at vector a[x].
 
     Zigzag: of the `count` columns listed from integer `active`; the workers' partial sums go to scratch.partial. Rows:
-    of all columns; what the gate at `place` skips is zero, and whole sums go to scratch.partial.
+    of all columns; what the threshold at `place` skips is zero, and whole sums go to scratch.partial.
     """
     if kind.rows:
         return _make_rows_of_token(kind, weights, scratch, workers, exact)
