@@ -20,6 +20,7 @@ from spqt_ti.kernels.pack.quantize import quantize_matrix
 from spqt_ti.model.reference import Layer, unmasked
 from spqt_ti.model.sites import SITES, Site
 from spqt_ti.sources.checkpoint import Checkpoint
+from spqt_ti.threads import blas_threads
 
 __all__ = ["DAMPING", "GptqQuantizer", "MatrixQuantizer", "round_to_nearest"]
 
@@ -87,7 +88,9 @@ class GptqQuantizer:
         def quantize(column: F32Array) -> U8Array:
             return quantize_matrix(column, "zigzag", matrix.scheme, matrix.name)
 
-        return quantize_columns(w, factored(self._hessians.pop(site), self._damping), matrix.scheme, quantize)
+        factor = factored(self._hessians.pop(site), self._damping)
+        with blas_threads(1):  # products of a column: waking more threads takes longer
+            return quantize_columns(w, factor, matrix.scheme, quantize)
 
     def _enter(self, layer: int) -> None:
         """Run the windows through a layer: H of its four sites, and the states for the next."""
