@@ -43,6 +43,7 @@ _MODULES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.d
 _PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 SITES = tuple(site.label for site in Site)
+SITE_COUNT = len(Site)
 
 
 def matrix_shapes(config: ModelConfig) -> dict[str, ZigzagShape]:

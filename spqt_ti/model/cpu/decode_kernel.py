@@ -23,6 +23,7 @@ from spqt_ti.kernels.shared.words import INFINITY_BITS
 from spqt_ti.model.cpu.plans import POSITION, STEPS, TOKEN, IntegerPlan, Long, Scratch, site_row
 from spqt_ti.model.cpu.products import make_decode_product, make_head_product
 from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
+from spqt_ti.model.sites import SITE_COUNT, Site
 
 
 class Phase(IntEnum):
@@ -129,7 +130,7 @@ def make_decode_kernel(
     def multiply(d: ti.template(), layer, site, x):
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
         at = site_row(layer, site)
-        place = layer * 4 + site
+        place = layer * SITE_COUNT + site
         cols = d.integers[at + SiteField.COLS]
         threshold = value(d.constants, gates * 16 + place)
         if ti.static(has_rows):  # noqa: SIM102
@@ -186,7 +187,7 @@ def make_decode_kernel(
         for head in range(first, share_start(heads + 2 * kv_heads, d.worker + 1, workers)):
             start = scratch.query + head * head_vectors
             for i in range(head_vectors):
-                d.a[start + i] = summed(d, layer, 0, head * head_vectors + i)
+                d.a[start + i] = summed(d, layer, Site.QKV, head * head_vectors + i)
             place_head(d.a, start, d.constants, d.cache, layer, head, position)
             if head >= heads:
                 held = f32x16(0.0)
@@ -236,8 +237,8 @@ def make_decode_kernel(
     def swiglu(d: ti.template(), layer):
         """The activation, input of down, on the worker's share."""
         for i in range(share_start(width, d.worker, workers), share_start(width, d.worker + 1, workers)):
-            g = summed(d, layer, 2, i)
-            up = summed(d, layer, 2, width + i)
+            g = summed(d, layer, Site.GATE_UP, i)
+            up = summed(d, layer, Site.GATE_UP, width + i)
             d.a[scratch.activation + i] = activate(g, up)
 
     @ti.func
@@ -297,26 +298,26 @@ def make_decode_kernel(
         mark(d.clock, Phase.EMBEDDING)
         wait(d, arrived)
         for layer in range(layers):
-            for site in range(4):
+            for site in range(SITE_COUNT):
                 source = x
-                if site == 1:
+                if site == Site.O:
                     join_heads(d.a, x)
                     mark(d.clock, Phase.ATTENTION)
-                elif site == 3:
+                elif site == Site.DOWN:
                     source = scratch.activation
                 else:
-                    norm = ti.select(site == 0, attention_norm, ffn_norm)
+                    norm = ti.select(site == Site.QKV, attention_norm, ffn_norm)
                     normalised(d, layer * constants_stride + norm, x)
                     mark(d.clock, Phase.NORM)
                 multiply(d, layer, site, source)
                 wait(d, arrived)
-                if site == 0:
+                if site == Site.QKV:
                     place_heads(d, layer, position, seen)
                     mark(d.clock, Phase.ROPE_AND_CACHE)
                     wait(d, arrived)
                     attend_share(d, layer, position)
                     mark(d.clock, Phase.ATTENTION)
-                elif site == 2:
+                elif site == Site.GATE_UP:
                     swiglu(d, layer)
                     mark(d.clock, Phase.SWIGLU)
                 else:

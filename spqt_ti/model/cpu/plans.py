@@ -13,7 +13,7 @@ from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
 from spqt_ti.kernels.cpu.tile_sums import WORKSPACE_INTEGERS
 from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS
-from spqt_ti.model.sites import SITES, Site
+from spqt_ti.model.sites import SITE_COUNT, SITES, Site
 
 LOGIT_ROWS = 32  # tokens whose logits prefill computes at a time
 # Among the integers: the barrier's counter is element 0, in a cache line of its own; then what a launch is to do, of a
@@ -27,7 +27,7 @@ SITE_STRIDE = len(SiteField)
 @ti.func
 def site_row(layer: ti.i32, site: ti.i32) -> ti.i32:
     """Where Weights.site_table has a matrix, among the integers."""
-    return SITE_TABLE + (layer * 4 + site) * SITE_STRIDE
+    return SITE_TABLE + (layer * SITE_COUNT + site) * SITE_STRIDE
 
 
 class Long(IntEnum):

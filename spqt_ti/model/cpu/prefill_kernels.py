@@ -20,6 +20,7 @@ from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.model.cpu.plans import COUNT, LAYER, MASKED, START, ChunkPlan, site_row
 from spqt_ti.model.cpu.products import make_chunk_head, make_chunk_product, make_kept
 from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
+from spqt_ti.model.sites import SITE_COUNT, Site
 
 
 class Launch(NamedTuple):
@@ -90,7 +91,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
     @ti.func
     def mask(d: ti.template(), site, first, vectors):
         """Zero what the decode step would skip; NaN stays, to be noticed."""
-        place = d.layer * 4 + site
+        place = d.layer * SITE_COUNT + site
         for i in range(vectors):
             d.a[first + i] = kept(d.constants, place, d.a[first + i], i)
 
@@ -115,7 +116,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
             for token in range(d.count):
                 at = output + token * stride + head * head_vectors
                 for i in range(head_vectors):
-                    d.a[at + i] = biased(d, 0, token, head * head_vectors + i)
+                    d.a[at + i] = biased(d, Site.QKV, token, head * head_vectors + i)
                 place_head(d.a, at, d.constants, d.cache, d.layer, head, d.start + token)
 
     @ti.func
@@ -131,7 +132,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
                 head = kv_head * queries_per_kv
                 keys = d.layer * cache_layer + kv_head * 2 * half_stride
                 scores = plan.scores + d.worker * plan.scores_stride
-                out = inputs[1] + token * attention + head * head_vectors
+                out = inputs[Site.O] + token * attention + head * head_vectors
                 softmax = plan.softmax + d.worker * queries_per_kv
                 attend(
                     d.cache, keys, d.a, output + token * stride + head * head_vectors, begin >> 4, (position >> 4) + 1,
@@ -143,7 +144,7 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
                         at = out + h * head_vectors + v
                         d.a[at] = d.a[at] / d.a[softmax + h][1]
             if d.masked == 1:
-                mask(d, 1, inputs[1] + token * attention, attention)
+                mask(d, Site.O, inputs[Site.O] + token * attention, attention)
 
     @ti.func
     def add_residual(d: ti.template(), site):
@@ -155,13 +156,13 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
     def swiglu(d: ti.template()):
         """Input of down."""
         for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
-            at = inputs[3] + token * width
+            at = inputs[Site.DOWN] + token * width
             for i in range(width):
-                g = biased(d, 2, token, i)
-                up = biased(d, 2, token, width + i)
+                g = biased(d, Site.GATE_UP, token, i)
+                up = biased(d, Site.GATE_UP, token, width + i)
                 d.a[at + i] = activate(g, up)
             if d.masked == 1:
-                mask(d, 3, at, width)
+                mask(d, Site.DOWN, at, width)
 
     @ti.kernel
     def embed_tokens(
@@ -186,28 +187,28 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
             )
             norms = layer * constants_stride
             arrived = 0
-            for site in range(4):
-                source = inputs[0]
-                if site == 1:
-                    source = inputs[1]
+            for site in range(SITE_COUNT):
+                source = inputs[Site.QKV]
+                if site == Site.O:
+                    source = inputs[Site.O]
                     attend_tokens(d)
-                elif site == 3:
-                    source = inputs[3]
+                elif site == Site.DOWN:
+                    source = inputs[Site.DOWN]
                     swiglu(d)
                 else:
-                    source = ti.select(site == 0, inputs[0], inputs[2])
-                    norm = norms + ti.select(site == 0, attention_norm, ffn_norm)
+                    source = ti.select(site == Site.QKV, inputs[Site.QKV], inputs[Site.GATE_UP])
+                    norm = norms + ti.select(site == Site.QKV, attention_norm, ffn_norm)
                     normalise_share(d, site, norm, source)
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
                 multiply(d, site, source)
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
-                if site == 0:
+                if site == Site.QKV:
                     place_heads(d)
                     arrived += workers
                     wait_for_all(integers, 0, arrived)
-                elif site != 2:
+                elif site != Site.GATE_UP:
                     add_residual(d, site)
 
     @ti.kernel
@@ -221,10 +222,10 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
             for token in range(
                 first + share_start(count, worker, workers), first + share_start(count, worker + 1, workers)
             ):
-                normalise(a, constants, final_norm, token, inputs[0])
+                normalise(a, constants, final_norm, token, inputs[Site.QKV])
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            x, number = inputs[0] + first * hidden, count
+            x, number = inputs[Site.QKV] + first * hidden, count
             tokens = ti.static(Tokens(x, hidden, plan.logits, logit_vectors, number))
             if ti.static(tiled_head):
                 tile = plan.tiles + worker * ROW_TILE_VECTORS
