@@ -14,12 +14,13 @@ from spqt_ti.sources import registry
 
 KERNELS = Path(__file__).parent / "kernels"
 
-# A shell's background jobs start with Ctrl-C ignored, nohup's with SIGHUP, and so would every process that a test
-# starts and interrupts.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A shell's background jobs start with Ctrl-C and SIGQUIT ignored, nohup's with SIGHUP, and so would every process that
+# a test starts and interrupts.
+for _name, _handler in (
+    ("SIGINT", signal.default_int_handler), ("SIGQUIT", signal.SIG_DFL), ("SIGHUP", signal.SIG_DFL)
+):  # fmt: skip
+    if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

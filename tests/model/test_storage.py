@@ -92,7 +92,7 @@ def test_sparse(storage: tuple[str, str]) -> None:
     decoded = decode_all(model)
     assert_close(decoded, expected)
     read = model.active == model.inputs()
-    matrices = [[place.kind.rows for place in layer] for layer in model._decode._weights.places.sites]
+    matrices = [[place.kind.rows for place in layer] for layer in model._decode._weights.plan.places.sites]
     np.testing.assert_array_equal(read, matrices)
     model.reset()
     assert_close(model.prefill(TOKENS, logits="all", masked=True), expected)
