@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from spqt_ti.paths import expanded
 from spqt_ti.sources import registry
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
-from spqt_ti.texts import read_text
+from spqt_ti.texts import read_text, sha256
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,13 @@ class Model:
         The result is kept beside the model, in the cache folder where that cannot be written, and found there again.
         Raises PolicyError for a text without tokens.
         """
-        sha256 = _sha256(text if text is not None else uniform.sample_text())
-        name = "calibration.json" if text is None else f"calibration-{sha256[:12]}.json"
+        identity = sha256(text if text is not None else uniform.sample_text())
+        name = "calibration.json" if text is None else f"calibration-{identity[:12]}.json"
         places = [self.container.path, cache_dir() / "calibrations" / self.container.fingerprint]
         for place in places:
             if (place / name).is_file():
                 found = uniform.Calibration.load(place / name)
-                if (found.model, found.text_sha256) == (self.container.fingerprint, sha256):
+                if (found.model, found.text_sha256) == (self.container.fingerprint, identity):
                     return found
         text = uniform.sample_text() if text is None else text
         with self.llama.exclusive():
@@ -331,7 +330,3 @@ def quantize_elsewhere(
         last = (done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"])[-1]
         raise ContainerError(f"{source}: cannot be quantised: {last.removeprefix('spqt: error: ')}")
     return Container.open(destination, verify=False)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

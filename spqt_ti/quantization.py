@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from spqt_ti.api import open_quantized
@@ -18,7 +17,7 @@ from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.generation.windows import sampled_windows, text_windows
 from spqt_ti.model.runner import Llama
 from spqt_ti.sources.checkpoint import Checkpoint
-from spqt_ti.texts import paragraph_hashes
+from spqt_ti.texts import paragraph_hashes, sha256
 
 __all__ = ["DEFAULT_TOKENS", "WINDOW", "quantize_gptq"]
 
@@ -76,4 +75,4 @@ def _windows(checkpoint: Checkpoint, text: str | None, count: int, length: int, 
 def _text_record(text: str | None) -> dict[str, object]:
     if text is None:
         return {}
-    return {"text_sha256": hashlib.sha256(text.encode()).hexdigest(), "paragraphs": paragraph_hashes(text)}
+    return {"text_sha256": sha256(text), "paragraphs": paragraph_hashes(text)}

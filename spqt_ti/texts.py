@@ -32,6 +32,11 @@ def read_text(path: str | Path, error: type[SpqtError] = PolicyError) -> str:
     return text
 
 
+def sha256(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, in hexadecimal: its identity in policies, calibrations and containers."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def paragraph_hashes(text: str) -> list[str]:
     """Sorted hashes of a text's paragraphs, blanks evened out: what two texts share, whole files or parts, shows."""
     paragraphs = {" ".join(p.split()) for p in text.split("\n\n")}
@@ -42,7 +47,7 @@ def check_disjoint(text: str, calibration: Mapping[str, Any], use: str = "the po
     """Raise PolicyError if `text` is what `calibration` says something was made with, or shares a paragraph with it;
     `use` says what.
     """
-    same = calibration.get("text_sha256") == hashlib.sha256(text.encode()).hexdigest()
+    same = calibration.get("text_sha256") == sha256(text)
     paragraphs = calibration.get("paragraphs", [])
     if not isinstance(paragraphs, list | tuple) or not all(isinstance(p, str) for p in paragraphs):
         raise PolicyError("calibration paragraphs are no list of hashes, so overlaps cannot be seen")

@@ -6,7 +6,6 @@ One pass over a text gives a table of quantiles that serves every level; it is k
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search.histogram import LEVELS
+from spqt_ti.texts import sha256
 
 FORMAT = 1
 MAX_SPARSITY = LEVELS[-1]
@@ -87,8 +87,3 @@ def calibrate(
     """Measure the quantiles of `tokens` (of `text`, whose hash is kept) on a model with fingerprint `model`."""
     quantiles = capture(llama, tokens, WINDOW, checkpoint=checkpoint).quantiles(LEVELS)
     return Calibration(model, sha256(text), len(tokens), quantiles)
-
-
-def sha256(text: str) -> str:
-    """Hash that a calibration keeps of its text."""
-    return hashlib.sha256(text.encode()).hexdigest()
