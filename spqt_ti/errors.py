@@ -35,3 +35,7 @@ class TuningError(SpqtError):
 
 class GenerationError(SpqtError):
     """A request cannot be served: empty prompt, more tokens than the context holds, unknown token id."""
+
+
+class AllocationError(SpqtError):
+    """A budget cannot be shared out as asked: nothing keeps the limit, rates out of bounds, a plan of another model."""

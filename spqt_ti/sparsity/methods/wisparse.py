@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from spqt_ti.allocation import allocators
+from spqt_ti.allocation.problem import BudgetProblem
 from spqt_ti.container import Container
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.runner import Llama
@@ -116,7 +118,7 @@ class WisparseCalibration:
         """Search levels of the layers' budgets, in steps of STEP from `sparsity`."""
         lowest, highest = level_range(sparsity)
         budgets = sparsity + STEP * np.arange(lowest, highest + 1)
-        guess = sensitivity.cheapest(sensitivity.at_budgets(self.alone, MEASURED, budgets), lowest)
+        guess = _of_least_sum(sensitivity.at_budgets(self.alone, MEASURED, budgets), budgets, lowest)
         even = (0,) * len(self.findings.paths)
         thresholds = self.findings.threshold_levels(budgets)
         windows = _windows(self.llama, self.tokens, self.search.windows, WINDOW, SEARCHED)
@@ -160,6 +162,13 @@ def calibrate(
     return WisparseCalibration(
         llama, container.fingerprint, uniform.sha256(text), tokens, findings, alone, search, checkpoint
     )
+
+
+def _of_least_sum(costs: np.ndarray, budgets: np.ndarray, lowest: int) -> Levels:
+    """Levels from `lowest` on, whose sum is 0, of the least sum of costs f64 [layers, len(budgets)]."""
+    problem = BudgetProblem(budgets, np.ones(len(costs)), costs)
+    found = allocators.allocate("least-sum", problem, allocators.ReachRate(-lowest))
+    return tuple(level + lowest for level in found.levels)
 
 
 def _inside_layers(

@@ -1,4 +1,4 @@
-"""What every layer's sparsity costs alone, and the budgets that cost least if such costs add up: where the search for
+"""What every layer's sparsity costs alone: of budgets whose costs have the least sum (`allocation/`), the search for
 budgets begins.
 
 Alone, because one layer's part is lost in a model that is sparse everywhere: rounding flips inputs in all layers after
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from spqt_ti.progress import progress
-from spqt_ti.sparsity.search.evolution import Fitness, Levels
+from spqt_ti.sparsity.search.evolution import Fitness
 
 
 def measure(
@@ -45,26 +45,3 @@ def at_budgets(costs: np.ndarray, measured: Sequence[float], budgets: np.ndarray
     below = np.clip(np.searchsorted(measured, budgets, side="right") - 1, 0, len(measured) - 2)
     low, high = np.asarray(measured)[below], np.asarray(measured)[below + 1]
     return np.exp(logs[:, below] + (budgets - low) / (high - low) * (logs[:, below + 1] - logs[:, below]))
-
-
-def cheapest(costs: np.ndarray, lowest: int) -> Levels:
-    """The levels whose sum is 0 and whose costs' sum is least, of costs f64 [places, levels] at the levels `lowest`,
-    `lowest` + 1, ..; exactly, by dynamic programming. ValueError where no levels have that sum.
-    """
-    places, count = costs.shape
-    total = -lowest * places  # of levels counted from `lowest`
-    if not 0 <= total <= (count - 1) * places:
-        raise ValueError(f"no levels from {lowest} to {lowest + count - 1} add up to 0")
-    least = np.full(total + 1, np.inf)
-    least[0] = 0.0
-    choices = np.zeros((places, total + 1), int)
-    for place in range(places):
-        options = np.full((count, total + 1), np.inf)
-        for level in range(min(count, total + 1)):
-            options[level, level:] = least[: total + 1 - level] + costs[place, level]
-        choices[place], least = options.argmin(axis=0), options.min(axis=0)
-    found = []
-    for place in range(places - 1, -1, -1):
-        found.append(int(choices[place, total]))
-        total -= found[-1]
-    return tuple(level + lowest for level in reversed(found))

@@ -72,7 +72,7 @@ def test_budgets_that_unseen_windows_do_not_confirm(unseen, kept: bool, monkeypa
 
 def test_with_alphas_of_zero_and_equal_budgets_it_is_teal(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(wisparse.alpha, "ALPHAS", (0.0,))
-    monkeypatch.setattr(wisparse.sensitivity, "cheapest", lambda costs, lowest: (0,) * len(costs))
+    monkeypatch.setattr(wisparse, "_of_least_sum", lambda costs, budgets, lowest: (0,) * len(costs))
     ours = calibration(Search(generations=0)).policy(0.4)
     llama, container = tiny_containers.llama("gqa"), tiny_containers.container("gqa")
     theirs = teal.calibrate(llama, container, "text", TOKENS, Checkpoint()).policy(0.4)

@@ -1,18 +1,17 @@
-"""Where the search begins: what each place costs alone, and the levels that cost least if costs add up."""
+"""Where the search begins: what each place costs alone."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spqt_ti.sparsity.search.evolution import Levels
-from spqt_ti.sparsity.search.sensitivity import at_budgets, cheapest, measure
+from spqt_ti.sparsity.search.sensitivity import at_budgets, measure
 
 PLACES, LEVELS = 4, 3
 MEASURED = (0.3, 0.5, 0.7)
@@ -67,24 +66,3 @@ def test_a_place_without_costs_stays_cheap() -> None:
     found = at_budgets(np.array([[0.0, 0.0, 0.0], [0.01, 0.1, 1.0]]), MEASURED, np.linspace(0, 0.9, 19))
     assert np.isfinite(found).all()
     assert found[0].max() < found[1].min()
-
-
-@settings(max_examples=60)
-@given(hnp.arrays(float, (4, 5), elements=st.floats(0, 10)), st.integers(-4, 0))
-def test_cheapest_is_the_best_of_all(costs: np.ndarray, lowest: int) -> None:
-    """Also where costs are neither convex nor growing."""
-    every = itertools.product(range(lowest, lowest + 5), repeat=4)
-    best = min(sum(costs[i, at - lowest] for i, at in enumerate(levels)) for levels in every if sum(levels) == 0)
-    found = cheapest(costs, lowest)
-    assert sum(found) == 0
-    assert sum(costs[i, at - lowest] for i, at in enumerate(found)) == pytest.approx(best)
-
-
-def test_equal_places_stay_equal() -> None:
-    assert cheapest(np.tile(np.exp(np.arange(7.0)), (5, 1)), -3) == (0,) * 5
-
-
-@pytest.mark.parametrize("lowest", [1, -5])
-def test_no_levels_on_budget(lowest: int) -> None:
-    with pytest.raises(ValueError, match="add up to 0"):
-        cheapest(np.zeros((3, 4)), lowest)
