@@ -31,7 +31,7 @@ __all__ = ["PackedMatrix", "gemv", "pack", "sparse_gemv"]
 class PackedMatrix:
     """A quantised matrix `[rows, cols]`: its stored bytes u8 `[nbytes]`, the same as in a container's file.
 
-    `scheme`: how values become bytes: "q4_k", "q6_k" or "q8_0", all of them ggml's. `layout`: "zigzag", where a
+    `scheme`: how values become bytes: one of `formats/names.py`, all of them ggml's. `layout`: "zigzag", where a
     superblock is outputs of one input and an inactive input is never read, or "row", where it is inputs of one output.
     The first product puts the weights on the device, where they stay as long as the object.
 

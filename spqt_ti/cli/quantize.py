@@ -11,6 +11,7 @@ from spqt_ti.cli.info import describe_container
 from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.errors import QuantizationError
+from spqt_ti.formats.names import NAMES
 
 if TYPE_CHECKING:
     from spqt_ti.container import Container
@@ -33,7 +34,7 @@ def add_parser(commands: Any) -> None:
         type=_scheme,
         default="q4_k",
         metavar="SCHEME[,CLASS=SCHEME...]",
-        help="format of the weights: q4_k, q6_k or q8_0; of single classes of matrix (qkv, o, gate_up, down, head) "
+        help=f"format of the weights: {', '.join(NAMES)}; of single classes of matrix (qkv, o, gate_up, down, head) "
         "with CLASS=SCHEME, as in q4_k,down=q6_k,head=q6_k (default: %(default)s, and q8_0 for the head)",
     )
     parser.add_argument(

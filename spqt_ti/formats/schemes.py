@@ -1,12 +1,14 @@
-"""The weight schemes by name. A new one is one more row."""
+"""The weight schemes by name."""
+
+import importlib
 
 from spqt_ti.errors import QuantizationError
-from spqt_ti.formats import q4_k, q6_k, q8_0
+from spqt_ti.formats.names import NAMES
 from spqt_ti.formats.scheme import Scheme
 
 __all__ = ["SCHEMES", "find"]
 
-SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (q4_k.SCHEME, q6_k.SCHEME, q8_0.SCHEME)}
+SCHEMES: dict[str, Scheme] = {name: importlib.import_module(f"spqt_ti.formats.{name}").SCHEME for name in NAMES}
 
 
 def find(name: str) -> Scheme:

@@ -32,7 +32,7 @@ from spqt_ti.kernels.cpu.row_layout import (
     split,
     zero_up_to,
 )
-from spqt_ti.kernels.cpu.schemes import DECODERS
+from spqt_ti.kernels.cpu.schemes import q4_k
 from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import make_scales_and_minima, per_row
 from spqt_ti.kernels.cpu.tile_sums import uses_integers
@@ -64,7 +64,7 @@ def half_sum(v, first: ti.template()):
 
 
 def make_row_gemv(
-    workers: int, masks: bool, skips: bool = False, exact: bool = False, decoder: Decoder = DECODERS["q4_k"]
+    workers: int, masks: bool, skips: bool = False, exact: bool = False, decoder: Decoder = q4_k.DECODER
 ):  # fmt: skip
     """Build the ti.func that computes one worker's rows of y = W x. Shapes are run-time arguments.
 
@@ -307,7 +307,7 @@ def _make_row_sums_i16(masks: bool, skips: bool):
 
 @functools.cache
 def make_row_gemv_kernel(
-    workers: int, masks: bool, exact: bool = False, decoder: Decoder = DECODERS["q4_k"]
+    workers: int, masks: bool, exact: bool = False, decoder: Decoder = q4_k.DECODER
 ):  # fmt: skip
     """The GEMV as a kernel of its own, one iteration per worker; compiled once for all shapes."""
     skips = masks and decoder.byte_vectors is None
@@ -337,7 +337,7 @@ class RowGemv:
 
     def __init__(
         self, data: np.ndarray, rows: int, cols: int, workers: int = 2, exact: bool = False,
-        decoder: Decoder = DECODERS["q4_k"],
+        decoder: Decoder = q4_k.DECODER,
     ) -> None:  # fmt: skip
         self.rows, self.cols, self.workers, self.exact, self.decoder = rows, cols, workers, exact, decoder
         self.superblocks = row_superblocks(cols)

@@ -4,8 +4,8 @@ A kernel flags, and leaves to `formats`, what it cannot do exactly: superblocks 
 denormal (Taichi's workers flush those to zero) or that leave ggml's rounding range; and what has to be refused: NaN,
 infinity, a scale that does not fit f16. Ordinary weights are hardly ever flagged.
 
-A scheme without a kernel is quantised by its own NumPy, which gives the same bytes and takes longer. A kernel is a
-module with a PACKER, and a row in PACKERS.
+A kernel is a module of the scheme's name with its PACKER. A scheme without one is quantised by its own NumPy, which
+gives the same bytes and takes longer.
 """
 
 from collections.abc import Iterator
@@ -17,16 +17,20 @@ from spqt_ti.backend import ndarray, start
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats.scheme import Scheme
-from spqt_ti.kernels.pack import q4_k, q6_k, q8_0
 from spqt_ti.kernels.pack.tiles import Packer, lanes
+from spqt_ti.kernels.scheme_modules import find_part
 
-__all__ = ["BACKEND", "PACKERS", "quantize_matrix"]
+__all__ = ["BACKEND", "packer_of", "quantize_matrix"]
 
 BACKEND = "cpu"  # that quantising needs
 CHUNK_WEIGHTS = 1 << 22  # per launch, and at least a band: bounds copies and keeps indices in 32 bits
 REDO_SUPERBLOCKS = 4096
 
-PACKERS: dict[str, Packer] = {packer.scheme.name: packer for packer in (q4_k.PACKER, q6_k.PACKER, q8_0.PACKER)}
+
+def packer_of(scheme: Scheme) -> Packer | None:
+    """The kernel of a scheme, where it has one."""
+    packer: Packer | None = find_part("spqt_ti.kernels.pack", scheme.name, "PACKER")
+    return packer
 
 
 def quantize_matrix(
@@ -39,8 +43,9 @@ def quantize_matrix(
     """
     try:
         layouts.check_matrix(w, layout)
-        if scheme.name in PACKERS:
-            return _quantize(w, layout, PACKERS[scheme.name])
+        packer = packer_of(scheme)
+        if packer is not None:
+            return _quantize(w, layout, packer)
         return np.concatenate([layouts.quantize_matrix(part, layout, scheme) for part in _chunks(w)])
     except QuantizationError as error:
         raise QuantizationError(f"{name}: {error}") from error

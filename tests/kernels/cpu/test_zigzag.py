@@ -8,7 +8,7 @@ from q4_k_matrices import random_fields, random_matrix
 from spqt_ti.backend import start, ti
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import layout, q4_k
-from spqt_ti.kernels.cpu.schemes import DECODERS
+from spqt_ti.kernels.cpu.schemes.q4_k import DECODER
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import minima_of, scales_of
 from spqt_ti.kernels.cpu.vectors import array_of, f32x8, f32x16, u32x4, u32x16
 from spqt_ti.kernels.cpu.zigzag import ZigzagShape, split
@@ -77,7 +77,7 @@ def test_panels() -> None:
 def test_split_keeps_every_byte(rows, panel_bands) -> None:
     cols = 5
     data, shape = random_matrix(rows, cols, "zigzag").data, ZigzagShape(rows, cols, panel_bands)
-    quants, tail, headers = split(data, shape, DECODERS["q4_k"])
+    quants, tail, headers = split(data, shape, DECODER)
     superblocks = layout.superblocks(data, rows, cols, "zigzag", q4_k.SCHEME)
     # A column's superblocks of a panel side by side, then the next column's.
     order = [
@@ -97,7 +97,7 @@ def test_split_keeps_every_byte(rows, panel_bands) -> None:
 def test_split_refuses_another_size(change) -> None:
     data = np.zeros(layout.nbytes(300, 5, "zigzag", q4_k.SCHEME) + change, np.uint8)
     with pytest.raises(QuantizationError, match=r"\[300, 5\] Q4_K matrix \(zigzag\) is uint8 \[960\], not"):
-        split(data, ZigzagShape(300, 5), DECODERS["q4_k"])
+        split(data, ZigzagShape(300, 5), DECODER)
 
 
 def test_every_half() -> None:

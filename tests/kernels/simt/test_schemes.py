@@ -103,7 +103,7 @@ def test_nothing_is_padded() -> None:
 
 
 def test_unknown() -> None:
-    with pytest.raises(QuantizationError, match=r"Q3_K weights have no GPU kernels; .*: q4_k, q6_k, q8_0"):
-        decoder_of(dataclasses.replace(SCHEMES["q6_k"], name="q3_k"))
+    with pytest.raises(QuantizationError, match=r"Q1_K weights have no GPU kernels; .*: .*q4_k, .*q6_k, q8_0"):
+        decoder_of(dataclasses.replace(SCHEMES["q6_k"], name="q1_k"))
     with pytest.raises(QuantizationError, match="unknown layout 'diagonal'"):
         words_of(1, 1, SCHEMES["q8_0"], "diagonal")

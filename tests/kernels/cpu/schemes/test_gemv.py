@@ -1,5 +1,6 @@
 """The zigzag GEMV of each scheme beside Q4_K (which test_gemv.py of the folder above has), against float64."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import schemes
 from spqt_ti.formats.layout import dequantize_matrix, quantize_matrix
 from spqt_ti.kernels.cpu.gemv import ZigzagGemv
-from spqt_ti.kernels.cpu.schemes import DECODERS, decoder_of
+from spqt_ti.kernels.cpu.schemes import decoder_of
 from spqt_ti.kernels.cpu.zigzag import ZigzagShape
 
 SHAPES = [(1, 1), (1, 300), (33, 7), (256, 256), (257, 257), (300, 1), (576, 300), (4096, 3), (6000, 40), (8500, 70)]
@@ -35,7 +36,7 @@ def matrix_of(name: str, rows: int, cols: int, seed: int = 0) -> Matrix:
 
 def gemv_of(name: str, matrix: Matrix, panel_bands: int = 32) -> ZigzagGemv:
     shape = ZigzagShape(*matrix.weights.shape, panel_bands)
-    return ZigzagGemv(matrix.data, shape, min(2, available_threads()), decoder=DECODERS[name])
+    return ZigzagGemv(matrix.data, shape, min(2, available_threads()), decoder=decoder_of(schemes.find(name)))
 
 
 def normal(n: int, seed: int = 1) -> np.ndarray:
@@ -54,7 +55,10 @@ def check(name: str, matrix: Matrix, x: np.ndarray, active: np.ndarray | None = 
 
 
 def test_every_scheme_has_a_decoder() -> None:
-    assert set(DECODERS) == set(schemes.SCHEMES)
+    assert all(decoder_of(scheme).scheme == scheme for scheme in schemes.SCHEMES.values())
+    unknown = dataclasses.replace(schemes.find("q6_k"), name="q1_k")
+    with pytest.raises(QuantizationError, match=r"no kernels for Q1_K; it has them for: .*q4_k.*, q6_k"):
+        decoder_of(unknown)
 
 
 @names
@@ -112,7 +116,7 @@ def test_inactive_inputs_are_not_read(name) -> None:
 def test_wrong_size(name) -> None:
     matrix = matrix_of(name, 300, 40)
     with pytest.raises(QuantizationError, match=f"{name.upper()} matrix"):
-        ZigzagGemv(matrix.data[:-1], ZigzagShape(300, 40), decoder=DECODERS[name])
+        ZigzagGemv(matrix.data[:-1], ZigzagShape(300, 40), decoder=decoder_of(schemes.find(name)))
 
 
 @settings(max_examples=60, deadline=None)

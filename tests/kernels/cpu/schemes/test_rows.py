@@ -15,12 +15,12 @@ from spqt_ti.kernels.cpu.matmul import Tokens
 from spqt_ti.kernels.cpu.row_gemv import RowGemv
 from spqt_ti.kernels.cpu.row_layout import RowMatrix, row_superblocks, split
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS, make_row_matmul
-from spqt_ti.kernels.cpu.schemes import DECODERS
+from spqt_ti.kernels.cpu.schemes import decoder_of
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, u32x4, u32x16, vectors_for
 
 SHAPES = [(1, 1), (33, 7), (7, 300), (300, 256), (65, 257), (576, 576), (130, 1000)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-names = pytest.mark.parametrize("name", list(DECODERS))
+names = pytest.mark.parametrize("name", list(schemes.SCHEMES))
 WORKERS = min(2, available_threads())
 
 
@@ -35,7 +35,7 @@ def normal(*shape: int, seed: int = 1) -> np.ndarray:
 
 def check(name: str, rows: int, cols: int, threshold: float | None, x: np.ndarray, seed: int = 0) -> None:
     matrix = random_matrix(rows, cols, "row", schemes.find(name), seed)
-    y = RowGemv(matrix.data, rows, cols, WORKERS, exact=True, decoder=DECODERS[name])(x, threshold)
+    y = RowGemv(matrix.data, rows, cols, WORKERS, exact=True, decoder=decoder_of(schemes.find(name)))(x, threshold)
     kept = x if threshold is None else np.where(np.abs(x) > threshold, x, np.float32(0))
     assert (np.abs(y - matrix.weights @ kept.astype(np.float64)) <= matrix.tolerance(kept)).all()
 
@@ -49,7 +49,7 @@ def test_equals_float64(name, shape, threshold) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(list(DECODERS)), st.integers(1, 100), st.integers(1, 600),
+    st.sampled_from(list(schemes.SCHEMES)), st.integers(1, 100), st.integers(1, 600),
     st.none() | st.floats(0, 3, width=32), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_any_shape_and_threshold(name, rows, cols, threshold, seed) -> None:
@@ -60,12 +60,12 @@ def test_naive_skipping_is_for_q4_k() -> None:
     from spqt_ti.kernels.cpu.row_gemv import make_row_gemv
 
     with pytest.raises(ValueError, match="Q4_K alone, not for Q8_0"):
-        make_row_gemv(1, True, True, decoder=DECODERS["q8_0"])
+        make_row_gemv(1, True, True, decoder=decoder_of(schemes.find("q8_0")))
 
 
 @functools.cache
 def make_kernel(name: str):
-    matmul = make_row_matmul(WORKERS, DECODERS[name])
+    matmul = make_row_matmul(WORKERS, decoder_of(schemes.find(name)))
 
     @ti.kernel
     def kernel(
@@ -84,8 +84,8 @@ def make_kernel(name: str):
 
 
 def multiply(name: str, data: np.ndarray, rows: int, x: np.ndarray) -> np.ndarray:
-    quants, headers = split(data, rows, x.shape[1], DECODERS[name])
-    assert len(headers) == rows * row_superblocks(x.shape[1]) * DECODERS[name].planes.header_vectors
+    quants, headers = split(data, rows, x.shape[1], decoder_of(schemes.find(name)))
+    assert len(headers) == rows * row_superblocks(x.shape[1]) * decoder_of(schemes.find(name)).planes.header_vectors
     count, stride, y_stride = -(-len(x) // 4) * 4, vectors_for(x.shape[1]), -(-rows // 64) * 4
     padded = np.full((count, stride * 16), np.nan, np.float32)
     padded[: len(x), : x.shape[1]] = x
