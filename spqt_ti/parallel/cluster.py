@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from spqt_ti.errors import ExecutionError
@@ -14,8 +17,8 @@ _TIMEOUT = 10  # seconds, to find the scheduler
 
 
 class DaskCluster:
-    """The workers of the Dask scheduler at `address` ("tcp://host:8786"). They need this version of spqt_ti, and the
-    model (see ModelReference).
+    """The workers of the Dask scheduler at `address` ("tcp://host:8786"). They need the same code of spqt_ti, and
+    the model (see ModelReference).
 
     ExecutionError where Dask is not installed, the scheduler cannot be reached or has no workers, and where an item
     loses one worker after the other.
@@ -56,18 +59,24 @@ class DaskCluster:
         self._client.close()
 
     def _check_workers(self) -> None:
-        versions = self._client.run(_version)
-        if not versions:
+        found = self._client.run(code_hash)
+        if not found:
             raise ExecutionError(
                 f"{self.address}: the scheduler has no workers; start some with `dask worker {self.address}`"
             )
-        other = {worker: found for worker, found in versions.items() if found != _version()}
-        if other:
-            worker, found = next(iter(other.items()))
-            raise ExecutionError(f"{worker} has spqt_ti {found}, this is {_version()}: results could differ")
+        for worker, code in found.items():
+            if code != code_hash():
+                raise ExecutionError(
+                    f"{worker} has other code of spqt_ti ({code}) than this process ({code_hash()}), so results could "
+                    "differ; install the same there"
+                )
 
 
-def _version() -> str:
-    import spqt_ti
-
-    return spqt_ti.__version__
+@functools.cache
+def code_hash() -> str:
+    """Of all modules of this package, as the process has them on its disk."""
+    root = Path(__file__).resolve().parents[1]
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()[:16]
