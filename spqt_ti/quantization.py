@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from spqt_ti.api import open_quantized
@@ -12,6 +13,7 @@ from spqt_ti.container import Container, check_destination
 from spqt_ti.convert.choices import parse_storage
 from spqt_ti.convert.gptq_model import DAMPING, GptqQuantizer
 from spqt_ti.convert.quantize import check_supported, label_of, open_source, quantize_checkpoint
+from spqt_ti.convert.rotate import rotated
 from spqt_ti.errors import QuantizationError
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.generation.windows import sampled_windows, text_windows
@@ -35,6 +37,7 @@ def quantize_gptq(
     tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
     damping: float = DAMPING,
+    rotate: Iterable[str] = (),
     progress: bool = True,
     overwrite: bool = False,
 ) -> Container:
@@ -42,6 +45,7 @@ def quantize_gptq(
 
     Half of them come from `text` (as many as it has), the others are drawn from the model itself, rounded to the
     nearest; without a text all are. The container records method, hashes of the text, tokens, damping and seed.
+    `rotate`: components that are rotated before, as for `convert.quantize`.
 
     Raises QuantizationError for fewer tokens than a window, a layout other than zigzag and inputs that are not finite;
     else as `convert.quantize`.
@@ -50,6 +54,7 @@ def quantize_gptq(
     check_destination(destination, overwrite)
     checkpoint = open_source(source, progress)
     check_supported(checkpoint.config)
+    checkpoint, records = rotated(checkpoint, rotate, seed)
     length = min(WINDOW, checkpoint.config.max_position_embeddings)
     if tokens < length:
         raise QuantizationError(f"GPTQ needs {length} calibration tokens or more, not {tokens}")
@@ -57,7 +62,7 @@ def quantize_gptq(
     quantizer = GptqQuantizer(checkpoint, windows, damping)
     record = {**quantizer.record(), "seed": seed, **_text_record(text)}
     return quantize_checkpoint(
-        checkpoint, destination, storage, label_of(source), transformations=[record], quantizer=quantizer,
+        checkpoint, destination, storage, label_of(source), transformations=[*records, record], quantizer=quantizer,
         progress=progress, overwrite=overwrite,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Selectors, and their activations in float64, for the tests of both engines."""
+"""Gates, and their activations in float64, for the tests of both engines."""
 
 import math
 
@@ -20,9 +20,9 @@ def check(name: str, got: np.ndarray) -> None:
 
     Far below zero exp is clamped to e^88, so that nothing is exactly zero.
     """
-    selectors, up = GATES.astype(np.float32).astype(np.float64), UP.astype(np.float32)
-    expected = np.array([FUNCTIONS[name](x) for x in selectors]) * up
+    gates, up = GATES.astype(np.float32).astype(np.float64), UP.astype(np.float32)
+    expected = np.array([FUNCTIONS[name](x) for x in gates]) * up
     assert np.isfinite(got).all()
-    error = np.abs(got - expected) / np.maximum(np.abs(selectors), 1e-30)
+    error = np.abs(got - expected) / np.maximum(np.abs(gates), 1e-30)
     assert error.max() < 1e-6
-    assert (np.abs(got[selectors < -11]) <= np.abs(selectors[selectors < -11]) * 1e-4).all()
+    assert (np.abs(got[gates < -11]) <= np.abs(gates[gates < -11]) * 1e-4).all()

@@ -60,6 +60,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--tokens", type=options.count, metavar="N", help="gptq: calibration tokens (default: 16384)"
     )  # fmt: skip
+    parser.add_argument(
+        "--rotate",
+        type=_components,
+        default=(),
+        metavar="COMPONENT[,COMPONENT]",
+        help="rotate the residual stream, or the values of the attention heads, by randomised Hadamard transforms "
+        "before: residual,heads. For studies: in the zigzag layout it makes quantisation worse (docs/rotation.md)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the quantised model at DESTINATION")
     options.add_json(parser)
     parser.set_defaults(run=run)
@@ -72,6 +81,15 @@ def _scheme(text: str) -> str:
 
 def _layout(text: str) -> str:
     return _checked("q4_k", text, text)
+
+
+def _components(text: str) -> tuple[str, ...]:
+    with held_back():
+        from spqt_ti.convert.rotate import parse_components
+    try:
+        return parse_components(text)
+    except QuantizationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _checked(scheme: str, layout: str, text: str) -> str:
@@ -105,8 +123,9 @@ def _to_nearest(arguments: argparse.Namespace) -> Container:
     with held_back():
         from spqt_ti.convert.quantize import quantize
     return quantize(
-        arguments.source, arguments.destination, arguments.layout, arguments.scheme, overwrite=arguments.force
-    )
+        arguments.source, arguments.destination, arguments.layout, arguments.scheme, overwrite=arguments.force,
+        rotate=arguments.rotate, seed=arguments.seed,
+    )  # fmt: skip
 
 
 def _by_gptq(arguments: argparse.Namespace) -> Container:
@@ -116,5 +135,6 @@ def _by_gptq(arguments: argparse.Namespace) -> Container:
     text = read_text(arguments.text, QuantizationError) if arguments.text else None
     return quantize_gptq(
         arguments.source, arguments.destination, scheme=arguments.scheme, layout=arguments.layout, text=text,
-        tokens=arguments.tokens or DEFAULT_TOKENS, overwrite=arguments.force,
+        tokens=arguments.tokens or DEFAULT_TOKENS, seed=arguments.seed, rotate=arguments.rotate,
+        overwrite=arguments.force,
     )  # fmt: skip

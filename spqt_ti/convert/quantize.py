@@ -25,6 +25,7 @@ from spqt_ti.container.matrices import EMBEDDING, HEAD, untied_where_unlike
 from spqt_ti.convert.choices import parse_storage
 from spqt_ti.convert.gptq_model import MatrixQuantizer, round_to_nearest
 from spqt_ti.convert.identity import files_of
+from spqt_ti.convert.rotate import rotated
 from spqt_ti.errors import CheckpointError, QuantizationError
 from spqt_ti.memory import available_memory
 from spqt_ti.model.config import ModelConfig
@@ -45,13 +46,16 @@ def quantize(
     scheme: str = "q4_k",
     progress: bool = True,
     overwrite: bool = False,
+    *,
+    rotate: Iterable[str] = (),
+    seed: int = 0,
 ) -> Container:
     """Quantise a model (Hugging Face directory, GGUF file, known name or hub id) into a new directory.
 
     `scheme` and `layout` are of the layers' matrices, or name classes of them as well ("q4_k,down=q6_k,head=q6_k"; see
     `parse_storage`). Embedding and head are Q8_0 otherwise (a tied one is stored once, unless the head is chosen to be
     another); norms and biases stay f32. `progress` shows a bar on stderr if that is a terminal; `overwrite` replaces a
-    container.
+    container. `rotate`: components that are rotated before, with signs drawn from `seed` (see convert/rotate.py).
 
     The directory appears when it is complete, or not at all. Raises CheckpointError for a source that is damaged or not
     supported, QuantizationError, which names the tensor, for NaN and infinity, ContainerError for a destination that
@@ -59,9 +63,11 @@ def quantize(
     """
     storage = parse_storage(scheme, layout)
     check_destination(destination, overwrite)
+    checkpoint, records = rotated(open_source(source, progress), rotate, seed)
     return quantize_checkpoint(
-        open_source(source, progress), destination, storage, label_of(source), progress=progress, overwrite=overwrite
-    )
+        checkpoint, destination, storage, label_of(source), transformations=records, progress=progress,
+        overwrite=overwrite,
+    )  # fmt: skip
 
 
 def open_source(source: str | Path, progress: bool = True) -> Checkpoint:

@@ -95,14 +95,14 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
     llama.reset()
     llama.warm_up_prefill()
     for window in progress(parts, desc="evaluate", unit="windows"):
-        llama.selectors.clear()
+        llama.gates.clear()
         dense = log_softmax(_logits(llama, window, None))
         for policy, score in zip(policies, scores, strict=True):
-            llama.selectors.clear()
+            llama.gates.clear()
             if policy is not None:
-                policy.apply(llama.selectors)
+                policy.apply(llama.gates)
             _score(score, window, dense, log_softmax(_logits(llama, window, score.active)))
-    llama.selectors.clear()
+    llama.gates.clear()
     llama.reset()
     return scores
 

@@ -1,4 +1,4 @@
-"""Sparsity policies, as files, then applied to the selectors of a model and compared with a text."""
+"""Sparsity policies, as files, then applied to the gates of a model and compared with a text."""
 
 from __future__ import annotations
 

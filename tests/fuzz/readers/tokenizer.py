@@ -41,7 +41,7 @@ def prepare(folder: Path) -> Callable[[random.Random], None]:
         if name == "tokenizer.json" and rng.random() < 0.2:
             value = json.loads(tiny_tokenizer_json())
             split = {
-                "type": "Division",
+                "type": "Split",
                 "pattern": {"Regex": rng.choice(REGEXES)},
                 "behavior": "Isolated",
                 "invert": False,

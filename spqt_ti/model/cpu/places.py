@@ -43,7 +43,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class MatrixMap:
+class MatrixPlace:
     """Shape of a matrix, in the row layout too, its kind, and its first vector in each of the three weight arrays."""
 
     shape: ZigzagShape
@@ -71,20 +71,20 @@ class MatrixMap:
 
 
 @dataclass(frozen=True)
-class MatrixMaps:
+class Places:
     """`sites`: per layer the matrices of its sites. `head`: None where it is made of tiles (shared/vocabulary.py).
     `kinds`: those of the sites, zigzag first; `sizes`: vectors of quants, tail bands and headers, of all matrices.
     """
 
-    sites: tuple[tuple[MatrixMap, ...], ...]
-    head: MatrixMap | None
+    sites: tuple[tuple[MatrixPlace, ...], ...]
+    head: MatrixPlace | None
     kinds: tuple[Kind, ...]
     sizes: tuple[int, int, int]
 
     @classmethod
-    def of(
+    def plan(
         cls, config: ModelConfig, matrices: Mapping[str, MatrixInfo], panel_bands: Mapping[str, int | None]
-    ) -> MatrixMaps:
+    ) -> Places:
         """Lay out a model's matrices one after the other.
 
         `panel_bands`: per site the number of bands side by side (see ZigzagShape); None or no entry: what kernels
@@ -92,28 +92,28 @@ class MatrixMaps:
         """
         end = (0, 0, 0)
 
-        def put(matrix: MatrixInfo, kind: Kind, bands: int) -> MatrixMap:
+        def put(matrix: MatrixInfo, kind: Kind, bands: int) -> MatrixPlace:
             nonlocal end
-            matrix_map = MatrixMap(ZigzagShape(matrix.rows, matrix.cols, bands, kind.decoder.planes), kind, *end)
-            end = tuple(np.add(end, matrix_map.sizes).tolist())
-            return matrix_map
+            place = MatrixPlace(ZigzagShape(matrix.rows, matrix.cols, bands, kind.decoder.planes), kind, *end)
+            end = tuple(np.add(end, place.sizes).tolist())
+            return place
 
         preferred = preferred_panel_bands()
 
-        def put_site(layer: int, site: Site) -> MatrixMap:
+        def put_site(layer: int, site: Site) -> MatrixPlace:
             matrix = matrices[matrix_name(layer, site)]
             return put(matrix, Kind.of(matrix), panel_bands.get(site.label) or preferred)
 
         sites = tuple(tuple(put_site(layer, site) for site in Site) for layer in range(config.num_hidden_layers))
         head = matrices.get(HEAD)
         # A worker takes whole panels of the head: narrow ones, for even shares.
-        matrix_map = (
+        place = (
             None
             if head is None or in_tiles(head)
             else put(head, Kind.of(head).without_tail(), min(QUAD_BANDS, preferred))
         )
-        kinds = dict.fromkeys(matrix_map.kind for layer in sites for matrix_map in layer)
-        return cls(sites, matrix_map, tuple(sorted(kinds, key=lambda kind: kind.rows)), end)
+        kinds = dict.fromkeys(place.kind for layer in sites for place in layer)
+        return cls(sites, place, tuple(sorted(kinds, key=lambda kind: kind.rows)), end)
 
     def shape(self, site: Site) -> ZigzagShape:
         """Rows and columns of a site's matrices, which are those of every layer; not their planes."""
@@ -129,9 +129,9 @@ def traffic(config: ModelConfig, matrices: Mapping[str, MatrixInfo] | None = Non
     """What a token reads of these matrices (None: stored as by default): a last band is a full one's size, but for tail
     bands of Q4_K.
     """
-    maps = MatrixMaps.of(config, matrices or plan_matrices(config), {})
-    columns = [[matrix_map.bytes_per_column for matrix_map in layer] for layer in maps.sites]
+    places = Places.plan(config, matrices or plan_matrices(config), {})
+    columns = [[place.bytes_per_column for place in layer] for layer in places.sites]
     head = tiles_for(config.vocab_size) * TILE_COLUMN_BYTES
-    if maps.head is not None:
-        head = maps.head.bytes_per_column
+    if places.head is not None:
+        head = places.head.bytes_per_column
     return Traffic(np.array(columns), int(head * config.hidden_size))

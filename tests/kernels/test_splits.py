@@ -1,0 +1,37 @@
+"""Which splits of a GPU's GEMV are worth measuring, and which one is taken without measuring."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spqt_ti.kernels.simt.splits import SPLITS, Split, candidates, default_split
+
+ANY_GPU = 1024
+
+
+@given(st.integers(1, 1000), st.integers(1, 60_000))
+def test_candidates(bands: int, cols: int) -> None:
+    found = candidates(bands, cols, ANY_GPU)
+    assert found
+    assert set(found) <= set(SPLITS)
+    for split in found:
+        assert split == Split(1, 1) or 8 * split.groups * split.simdgroups <= cols
+        assert split.groups == 1 or split.groups * bands <= 2048
+    if cols >= 32:
+        assert default_split(bands, cols) in found
+
+
+def test_every_split_of_a_large_matrix() -> None:
+    assert candidates(16, 4096, ANY_GPU) == list(SPLITS)
+
+
+@pytest.mark.parametrize(("group", "simdgroups"), [(64, {1, 2}), (128, {1, 2, 4}), (1024, {1, 2, 4})])
+def test_candidates_fit_the_device(group: int, simdgroups: set[int]) -> None:
+    assert {split.simdgroups for split in candidates(16, 4096, group)} == simdgroups
+
+
+def test_default_split_shares_long_columns() -> None:
+    assert default_split(8, 64).groups == 1
+    assert default_split(8, 8192).groups == 32
