@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from spqt_ti.backend import devices, guard, kernel_cache
+from spqt_ti.backend import devices, guard, kernel_cache, source_positions
 from spqt_ti.backend.capabilities import WORKERS, Capabilities, of_device
 from spqt_ti.backend.guard import check_process
 from spqt_ti.backend.taichi_import import PACKAGE, ti
@@ -117,6 +117,7 @@ def start(backend: str | None = None, threads: int | None = None, profiler: bool
             return _runtime
         found = look_up(name)
         guard.install()
+        source_positions.install()
         _runtime = _start_cpu(found) if name == "cpu" else _start_gpu(found, profiler)
         if _named(backend) == "auto":
             _log.info("backend auto: %s (%s)", name, _runtime.device)
