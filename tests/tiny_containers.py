@@ -26,19 +26,19 @@ _ON_CPU = (
     ("mqa", "wide_heads"),
     ("narrow_heads", "biases"),
     ("multiple_of_256",),
-    ("llama3_rope",),
+    ("llama3_rope", "bamboo"),
     ("linear_rope", "gelu_tanh"),
     ("mistral", "relu"),
     ("qwen2", "gelu"),
-    ("qwen3",),
+    ("qwen3", "relu2"),
 )
 _ON_GPUS = (
     ("gqa",),
-    ("mha", "tied", "wide_heads", "linear_rope", "gelu_tanh"),
-    ("mqa", "narrow_heads", "biases", "llama3_rope"),
-    ("multiple_of_256", "mistral", "relu"),
+    ("mha", "tied", "wide_heads", "linear_rope", "gelu_tanh", "mistral"),
+    ("mqa", "narrow_heads", "biases", "llama3_rope", "relu"),
+    ("multiple_of_256", "bamboo"),
     ("qwen2", "gelu"),
-    ("qwen3",),
+    ("qwen3", "relu2"),
 )
 MODELS = {
     "+".join(names): {key: value for name in names for key, value in tiny_models.CASES[name].items()}

@@ -53,6 +53,8 @@ CASES: dict[str, dict[str, Any]] = {
     "gelu": {"hidden_act": "gelu"},
     "gelu_tanh": {"hidden_act": "gelu_pytorch_tanh"},
     "relu": {"hidden_act": "relu"},
+    "relu2": {"hidden_act": "relu2"},
+    "bamboo": {"model_type": "bamboo", "hidden_act": "fatrelu", "hidden_act_param": 0.01, "sliding_window": 5},
 }
 
 

@@ -35,8 +35,10 @@ class Architecture:
     """A row. The three biases: whether the matrices have them; None where the config's own flag says so
     (`attention_bias` for q, k, v and o, `mlp_bias` for the rest).
 
-    `gguf_permuted`: GGUF files have the rows of q and k in the order of ggml's RoPE for Llama (pairs 2i, 2i + 1).
-    `qk_norm`: an RMSNorm over each head of q and k, before RoPE.
+    `gguf_name` is empty where no GGUF file of the architecture is known. `gguf_permuted`: GGUF files have the rows of q
+    and k in the order of ggml's RoPE for Llama (pairs 2i, 2i + 1).
+    `qk_norm`: an RMSNorm over each head of q and k, before RoPE. `activates_up`: the activation is of up as well as of
+    gate. `unused`: parts of the names of tensors that checkpoints have beside the model.
     """
 
     model_type: str  # in config.json
@@ -47,6 +49,8 @@ class Architecture:
     o_bias: bool | None = False
     mlp_bias: bool | None = False
     qk_norm: bool = False
+    activates_up: bool = False
+    unused: tuple[str, ...] = ()
     window: WindowRule = WindowRule.NONE
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,17 +59,31 @@ class Architecture:
         return self.defaults.get(name, _SHARED_DEFAULTS.get(name))
 
 
+_LLAMA_DEFAULTS = {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}
+_MISTRAL_DEFAULTS = {
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 _ROWS = (
     Architecture(
         "llama", "LlamaForCausalLM", "llama", gguf_permuted=True, qkv_bias=None, o_bias=None, mlp_bias=None,
-        defaults={"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+        defaults=_LLAMA_DEFAULTS,
+    ),
+    Architecture(  # ProSparse's Llama: with hidden_act fatrelu
+        "sparsellama", "SparseLlamaForCausalLM", "", qkv_bias=None, o_bias=None, mlp_bias=None,
+        defaults=_LLAMA_DEFAULTS,
     ),
     Architecture(
         "mistral", "MistralForCausalLM", "llama", gguf_permuted=True, window=WindowRule.EVERY_LAYER,
-        defaults={
-            "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096, "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
+        defaults=_MISTRAL_DEFAULTS,
+    ),
+    Architecture(  # Bamboo and TurboSparse-Mistral: dReLU; the latter brings trained predictors of its neurons
+        "bamboo", "BambooForCausalLM", "", activates_up=True, unused=(".mlp.predictor.",),
+        window=WindowRule.EVERY_LAYER, defaults=_MISTRAL_DEFAULTS,
     ),
     Architecture(
         "qwen2", "Qwen2ForCausalLM", "qwen2", qkv_bias=True, window=WindowRule.BY_FLAG, defaults=_QWEN_DEFAULTS
@@ -86,6 +104,6 @@ def by_hf_class(name: str) -> Architecture | None:
 
 def by_gguf_name(name: str, *, window: bool) -> Architecture | None:
     """The row of a GGUF file's architecture; of several, the one that knows a sliding window where the file has one."""
-    rows = [row for row in _ROWS if row.gguf_name == name]
+    rows = [row for row in _ROWS if row.gguf_name and row.gguf_name == name]
     knowing = [row for row in rows if row.window is not WindowRule.NONE]
     return next(iter(knowing if window and knowing else rows), None)

@@ -49,7 +49,7 @@ class ModelConfig:
 
     `sliding_window` is None where no layer has one. `layer_types` is empty where all layers are alike, else one of
     "full_attention" and "sliding_attention" per layer; both come in the one spelling of `same_windows`. `hidden_act` is
-    a value of ACTIVATIONS.
+    a value of ACTIVATIONS; `hidden_act_param` is the threshold of fatrelu, 0 for the others.
     """
 
     hidden_size: int
@@ -70,6 +70,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     model_type: str = "llama"
     hidden_act: str = "silu"
+    hidden_act_param: float = 0.0
     sliding_window: int | None = None
     layer_types: tuple[str, ...] = ()
 
@@ -139,6 +140,12 @@ class ModelConfig:
                                   f"{self.model_type} architecture")  # fmt: skip
         if self.hidden_act not in ACTIVATIONS.values():
             raise CheckpointError(f"hidden_act {self.hidden_act!r} is not supported (only {', '.join(ACTIVATIONS)})")
+        if not (math.isfinite(self.hidden_act_param) and self.hidden_act_param >= 0):
+            raise CheckpointError(f"hidden_act_param is {self.hidden_act_param}, expected a threshold of 0 or more")
+        if self.hidden_act_param and self.hidden_act != "fatrelu":
+            raise CheckpointError(
+                f"hidden_act_param is {self.hidden_act_param}, but {self.hidden_act} has no threshold"
+            )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:
@@ -160,6 +167,7 @@ class ModelConfig:
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.max_position_embeddings,
             "hidden_act": self.hidden_act,
+            **({"hidden_act_param": self.hidden_act_param} if self.hidden_act == "fatrelu" else {}),
             "rms_norm_eps": self.rms_norm_eps,
             "rope_theta": self.rope_theta,
             "rope_scaling": self.rope_scaling.to_dict() if self.rope_scaling else None,
@@ -250,6 +258,11 @@ class ModelConfig:
     def architecture(self) -> Architecture:
         """The row of its model type."""
         return ARCHITECTURES[self.model_type]
+
+    @property
+    def has_exact_zeros(self) -> bool:
+        """Whether the activation is zero wherever gate is at most `hidden_act_param`: neurons can be off."""
+        return self.hidden_act in ("relu", "relu2", "fatrelu")
 
     @property
     def kv_size(self) -> int:

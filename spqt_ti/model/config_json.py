@@ -18,11 +18,13 @@ _log = logging.getLogger(__name__)
 
 Windows = tuple[int | None, tuple[str, ...]]  # sliding_window, layer_types
 FULL, SLIDING = "full_attention", "sliding_attention"  # values of layer_types
-# Spelling in config.json -> the function that kernels compute; all of transformers' spellings of these four.
+# Spelling in config.json -> the function that kernels compute; all of transformers' spellings of these, and fatrelu.
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
+    "relu2": "relu2",
+    "fatrelu": "fatrelu",
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
@@ -36,9 +38,9 @@ _KV_HEADS = "num_key_value_heads"
 _POSITIONS, _ORIGINAL = "max_position_embeddings", "original_max_position_embeddings"
 _APPLIED = frozenset(
     (*_SIZES, _POSITIONS, _ORIGINAL, _KV_HEADS, "architectures", "model_type", "head_dim", "hidden_act",
-     "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "tie_word_embeddings",
-     "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "sliding_window", "use_sliding_window",
-     "max_window_layers", "layer_types")
+     "hidden_act_param", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
+     "tie_word_embeddings", "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "sliding_window",
+     "use_sliding_window", "max_window_layers", "layer_types")
 )  # fmt: skip
 # Keys that change nothing of what one token's logits are: training, generation, storage, bookkeeping.
 # fmt: off
@@ -159,6 +161,7 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": _whole(fields, "vocab_size"),
         _POSITIONS: positions,
         "hidden_act": _activation(fields, row),
+        "hidden_act_param": _number(fields, "hidden_act_param") if fields.get("hidden_act") == "fatrelu" else 0.0,
         "rms_norm_eps": _number(fields, "rms_norm_eps", row.default("rms_norm_eps")),
         "rope_theta": _number(rope, "rope_theta", row.default("rope_theta")),
         "rope_scaling": _rope_scaling(rope, positions),

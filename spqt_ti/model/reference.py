@@ -79,7 +79,7 @@ class Layer:
             trace.inputs["gate_up"] = self._normalised(trace.middle, self.norms["ffn_norm"])
         if first <= 2:
             gate, up = np.split(self._linear("gate_up", trace, mask), 2, axis=-1)
-            trace.inputs["down"] = activated(self.config.hidden_act, gate) * up
+            trace.inputs["down"] = gated(self.config, gate, up)
         trace.output = trace.middle + self._linear("down", trace, mask)
         return trace
 
@@ -139,11 +139,19 @@ def rotated(config: ModelConfig, x: np.ndarray) -> np.ndarray:
     return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
-def activated(name: str, gate: np.ndarray) -> np.ndarray:
-    """The function between gate and up, by its name in a config. KeyError for an unknown one."""
+def gated(config: ModelConfig, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """What down multiplies: the activation of gate, times up or the activation of up."""
+    up = activated(config.hidden_act, up, config.hidden_act_param) if config.architecture.activates_up else up
+    return activated(config.hidden_act, gate, config.hidden_act_param) * up
+
+
+def activated(name: str, gate: np.ndarray, threshold: float = 0.0) -> np.ndarray:
+    """The function between gate and up, by its name in a config; `threshold` of fatrelu. KeyError for another name."""
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "silu": lambda x: x / (1 + np.exp(-np.clip(x, -80, 80))),
         "relu": lambda x: np.maximum(x, 0),
+        "relu2": lambda x: np.maximum(x, 0) ** 2,
+        "fatrelu": lambda x: np.where(x > threshold, x, x.dtype.type(0)),
         "gelu": lambda x: x * _erfc(x * -(0.5**0.5)).astype(x.dtype) / 2,
         "gelu_pytorch_tanh": lambda x: x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
     }

@@ -206,7 +206,7 @@ def _architecture(metadata: Mapping[str, Any]) -> Architecture:
     name = metadata.get("general.architecture")
     row = by_gguf_name(str(name), window=bool(metadata.get(f"{name}.attention.sliding_window", 0)))
     if row is None:
-        known = ", ".join(dict.fromkeys(row.gguf_name for row in ARCHITECTURES.values()))
+        known = ", ".join(dict.fromkeys(row.gguf_name for row in ARCHITECTURES.values() if row.gguf_name))
         raise CheckpointError(f"architecture {name!r:.80} is not supported (only {known})")
     return row
 

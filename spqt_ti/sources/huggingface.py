@@ -157,12 +157,13 @@ def _refuse_quantised(directory: Path, tensors: dict[str, StoredTensor]) -> None
 
 
 def _drop_harmless(tensors: dict[str, StoredTensor], config: ModelConfig) -> ModelConfig:
-    """Drop what transformers leaves out as well: RoPE tables of old files and the second copy of a tied embedding.
+    """Drop what transformers leaves out as well: RoPE tables of old files and the second copy of a tied embedding; and
+    what the architecture has beside the model.
 
     A head that differs from the embedding is the model's, whatever tie_word_embeddings says: the config returned tells.
     """
     for name in list(tensors):
-        if name.endswith("rotary_emb.inv_freq"):
+        if name.endswith("rotary_emb.inv_freq") or any(part in name for part in config.architecture.unused):
             del tensors[name]
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head is None or not config.tie_word_embeddings:

@@ -92,6 +92,9 @@ def test_eos(value, expected):
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
         ({"hidden_act": ["silu"]}, "hidden_act ['silu']"),
+        ({"hidden_act": "fatrelu"}, "hidden_act_param is missing"),
+        ({"hidden_act": "fatrelu", "hidden_act_param": -1}, "hidden_act_param is -1"),
+        ({"model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"]}, "'MiniCPMForCausalLM'"),
         ({"sliding_window": "wide"}, "sliding_window"),
         ({"sliding_window": 128}, "sliding_window (128 of 256 positions) is not part of the llama architecture"),
         ({**MISTRAL, "sliding_window": 0}, "sliding_window is 0"),
@@ -235,7 +238,7 @@ def test_windows_as_transformers_reads_them(changes, window, layer_types):
         assert tuple(min(window or most, most) for window in sliding) == config.windows()
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES if name not in ("sparsellama", "bamboo")])
 def test_absent_fields_have_the_reference_defaults(model_type):
     """Absent, that is; null is another thing, except where transformers has nothing better."""
     transformers = pytest.importorskip("transformers", reason="extra oracle")
@@ -250,10 +253,11 @@ def test_absent_fields_have_the_reference_defaults(model_type):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("swish", "silu"), ("relu", "relu"), ("gelu", "gelu"), ("gelu_new", "gelu_pytorch_tanh"),
-     ("gelu_fast", "gelu_pytorch_tanh")],
+     ("gelu_fast", "gelu_pytorch_tanh"), ("relu2", "relu2"), ("fatrelu", "fatrelu")],
 )  # fmt: skip
 def test_activations(name, expected):
-    config = ModelConfig.from_dict(fields(hidden_act=name))
+    config = ModelConfig.from_dict(fields(hidden_act=name, hidden_act_param=0.01))
+    assert config.hidden_act_param == (0.01 if name == "fatrelu" else 0)
     assert config.hidden_act == expected
     assert ModelConfig.from_dict(config.to_dict()) == config
 
@@ -307,10 +311,10 @@ def test_frequencies_agree_with_transformers(scaling):
     np.testing.assert_allclose(cosine[0, :, :16].numpy(), np.cos(angles), atol=5e-5)
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_transformers_reads_what_we_write(changes, tmp_path):
+@pytest.mark.parametrize("case", [case for case in CASES if case != "bamboo"])
+def test_transformers_reads_what_we_write(case, tmp_path):
     transformers = pytest.importorskip("transformers", reason="extra oracle")
-    config = tiny_config(**changes)
+    config = tiny_config(**CASES[case])
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     loaded = transformers.AutoConfig.from_pretrained(tmp_path)
     assert loaded.model_type == config.model_type
@@ -340,3 +344,25 @@ def test_any_json_is_read_or_refused(changes):
         config = ModelConfig.from_dict(fields(**changes))
         if config.num_hidden_layers < 10**6:
             assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_prosparse_llama() -> None:
+    """Its class is not one of transformers, whose Llama has no FATReLU."""
+    changes = {"model_type": "sparsellama", "architectures": ["SparseLlamaForCausalLM"]}
+    config = ModelConfig.from_dict(fields(**changes, hidden_act="fatrelu", hidden_act_param=0.01))
+    assert config.has_exact_zeros
+    assert not config.architecture.activates_up
+
+
+def test_turbosparse_mistral() -> None:
+    """Its published config.json, without what other keys have in this test's base."""
+    config = ModelConfig.from_dict({
+        "architectures": ["BambooForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_act": "relu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "model_type": "bamboo", "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": False, "vocab_size": 32064,
+    })  # fmt: skip
+    assert config.architecture.activates_up
+    assert (config.sliding_window, config.windows()[0]) == (4096, 4096)
+    assert not ModelConfig.from_dict(fields()).has_exact_zeros

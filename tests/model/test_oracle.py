@@ -10,7 +10,7 @@ import pytest
 import tiny_containers
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[oracle]'")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[oracle]'")
+transformers_models = pytest.importorskip("transformers_models")
 
 TOKENS = [0, 17, 203, 5, 5, 299, 42, 150, 3, 88, 261, 7, 19, 33, 250, 121, 64, 90, 2, 11]
 TOLERANCE = 1e-5  # of the largest logit
@@ -19,14 +19,7 @@ TOLERANCE = 1e-5  # of the largest logit
 def oracle_logits(case: str, dtype: str) -> np.ndarray:
     """transformers' logits f64 [T, vocab] on the container's dequantised weights."""
     container = tiny_containers.container(case, dtype=dtype)
-    config = transformers.AutoConfig.for_model(**container.config.to_dict(), attn_implementation="eager")
-    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float64).eval()
-    state = {name: torch.from_numpy(values.astype(np.float64)) for name, values in container.weights()}
-    if container.config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert not [name for name in missing if "rotary" not in name]
+    model = transformers_models.of_container(container)
     with torch.no_grad():
         return model(torch.tensor([TOKENS])).logits[0].double().numpy()
 

@@ -360,7 +360,7 @@ def test_everything_active_is_dense_bit_for_bit(case: str) -> None:
     # Not the first site: a quant of zero in a token's embedding is an input of zero, which is inactive.
     model.thresholds[:] = 1e-30
     model.thresholds[0, SITES.index("qkv")] = 0
-    if model.config.hidden_act == "relu":
+    if model.config.has_exact_zeros:
         model.thresholds[:, SITES.index("down")] = 0
     np.testing.assert_array_equal(decode_all(model), dense)
     np.testing.assert_array_equal(model.active, np.tile(model.inputs(), (model.config.num_hidden_layers, 1)))

@@ -1,12 +1,13 @@
-"""The functions between gate and up: silu, relu, gelu and gelu's tanh form, of a value or of 16 lanes."""
+"""The functions between gate and up: silu, gelu, gelu's tanh form, relu and its kin, of a value or of 16 lanes."""
 
 from spqt_ti.backend import ti
 
 
-def make_activate(name: str, exp):
-    """Build the ti.func `activate(gate, up)`: function `name` (as config.json has it) of gate, times up.
+def make_activate(name: str, exp, threshold: float = 0.0, of_up: bool = False):
+    """Build the ti.func `activate(gate, up)`: function `name` (as config.json has it) of gate, times up; with `of_up`
+    times the function of up.
 
-    `exp`: the engine's exponential, of what gate is. Raises KeyError for another name.
+    `exp`: the engine's exponential, of what gate is; `threshold`: of fatrelu. Raises KeyError for another name.
     """
 
     @ti.func
@@ -16,6 +17,16 @@ def make_activate(name: str, exp):
     @ti.func
     def relu(x):
         return ti.max(x, 0.0)
+
+    @ti.func
+    def relu2(x):
+        """ReLU squared (arXiv 2109.08668)."""
+        return ti.max(x, 0.0) * ti.max(x, 0.0)
+
+    @ti.func
+    def fatrelu(x):
+        """x above the threshold, else 0 (ProSparse, arXiv 2402.13516, section 3.3)."""
+        return ti.select(x > threshold, x, 0.0)
 
     @ti.func
     def gelu_tanh(x):
@@ -36,10 +47,15 @@ def make_activate(name: str, exp):
         p = p * t + 0.254829592
         return ti.max(x, 0.0) - 0.5 * size * (p * t) * exp(-0.5 * size * size)
 
-    function = {"silu": silu, "relu": relu, "gelu": gelu, "gelu_pytorch_tanh": gelu_tanh}[name]
+    function = {
+        "silu": silu, "relu": relu, "relu2": relu2, "fatrelu": fatrelu, "gelu": gelu, "gelu_pytorch_tanh": gelu_tanh,
+    }[name]  # fmt: skip
 
     @ti.func
     def activate(gate, up):
-        return function(gate) * up
+        factor = up
+        if ti.static(of_up):
+            factor = function(up)
+        return function(gate) * factor
 
     return activate

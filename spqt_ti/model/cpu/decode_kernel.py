@@ -106,7 +106,7 @@ def make_decode_kernel(
     attend = make_attend(cache_shape, queries_per_kv, weights.head_constants.window is not None)
     place_head = make_place_head(cache_shape, heads, weights.head_constants)
     first_seen = make_first_seen(weights.head_constants)
-    activate = make_activate(config.hidden_act, exp_lanes)
+    activate = make_activate(config.hidden_act, exp_lanes, config.hidden_act_param, config.architecture.activates_up)
     read_clock, mark = make_stopwatch(profile)
 
     @ti.func

@@ -59,7 +59,7 @@ def make_chunk_kernels(
     normalised, normal_heads = places_of_heads.q_norm is not None, heads + kv_heads
     place_pair, inverse_size = make_place_pair(head_dim, places_of_heads), make_inverse_size(head_dim, places_of_heads)
     first_seen = make_first_seen(places_of_heads)
-    activate = make_activate(config.hidden_act, ti.exp)
+    activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
     head, embed = make_head_tasks(layout, floats.partial), make_embed(hidden)
     multiply_head, score = head.multiply, head.score
     run = -(-hidden // _GROUP)

@@ -60,7 +60,7 @@ def make_token_kernels(
     place_pair = make_place_pair(head_dim, places_of_heads)
     place_own = make_place_own(head_dim, _ATTEND, places_of_heads)
     first_seen = make_first_seen(places_of_heads)
-    activate = make_activate(config.hidden_act, ti.exp)
+    activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
     head, embed = make_head_tasks(layout, floats.partial), make_embed(hidden)
     multiply_head, score, best_token = head.multiply, head.score, head.best_token
     run = -(-hidden // _ONE_GROUP)

@@ -15,9 +15,9 @@ def _runtime():
     start("cpu")
 
 
-@pytest.mark.parametrize("name", activations.FUNCTIONS)
-def test_against_float64(name: str) -> None:
-    activate = make_activate(name, exp_lanes)
+@pytest.mark.parametrize(("name", "threshold", "of_up"), activations.CASES)
+def test_against_float64(name: str, threshold: float, of_up: bool) -> None:
+    activate = make_activate(name, exp_lanes, threshold, of_up)
 
     @ti.kernel
     def run(gate: array_of(f32x16), up: array_of(f32x16), vectors: ti.i32):
@@ -28,7 +28,7 @@ def test_against_float64(name: str) -> None:
     size = -(-activations.GATES.size // 16) * 16
     gate, up = (upload(np.resize(values, size).astype(np.float32)) for values in (activations.GATES, activations.UP))
     run(gate, up, size // 16)
-    activations.check(name, download(gate)[: activations.GATES.size])
+    activations.check(name, of_up, download(gate)[: activations.GATES.size])
 
 
 def test_an_unknown_name() -> None:

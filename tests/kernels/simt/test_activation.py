@@ -10,9 +10,9 @@ from spqt_ti.kernels.simt.groups import array_of, round_up
 from spqt_ti.kernels.simt.transfer import upload
 
 
-@pytest.mark.parametrize("name", activations.FUNCTIONS)
-def test_against_float64(name: str) -> None:
-    activate, size = make_activate(name, ti.exp), round_up(activations.GATES.size, 64)
+@pytest.mark.parametrize(("name", "threshold", "of_up"), activations.CASES)
+def test_against_float64(name: str, threshold: float, of_up: bool) -> None:
+    activate, size = make_activate(name, ti.exp, threshold, of_up), round_up(activations.GATES.size, 64)
 
     @ti.kernel
     def run(gate: array_of(ti.f32), up: array_of(ti.f32)):
@@ -22,4 +22,4 @@ def test_against_float64(name: str) -> None:
 
     gate, up = (upload(np.resize(values, size).astype(np.float32)) for values in (activations.GATES, activations.UP))
     run(gate, up)
-    activations.check(name, gate.to_numpy()[: activations.GATES.size])
+    activations.check(name, of_up, gate.to_numpy()[: activations.GATES.size])
