@@ -1,6 +1,8 @@
-"""JSON that may be damaged or hostile: bounded in size and depth, nothing ambiguous, one error for every kind of fault.
+"""JSON that may be damaged or hostile: bounded in size, depth and number
+of values, nothing ambiguous, one error for every kind of fault.
 
-Stricter than Python's `json`: no NaN or Infinity, no whole number beyond 64 bits, no key twice with different values.
+Stricter than Python's `json`: no NaN or Infinity, no whole number beyond 64 bits, no key twice with different values,
+no half of a surrogate pair, which no text can hold.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MOST_BYTES = 128 << 20  # the largest tokenizer.json in use is about 35 MB
+MOST_VALUES = 1 << 22  # lists, objects and what is in them: the largest tokenizers have 1.5 million
 DEEPEST = 64  # what is nested deeper is an attack on a reader's stack
 _MOST_DIGITS = 20
 _PIECE = 1 << 20
@@ -21,10 +24,14 @@ class JsonError(ValueError):
     """Text that is not the JSON that was expected; the message does not name the file."""
 
 
-def parse(text: str | bytes) -> Any:
+def parse(text: str | bytes, most_values: int = MOST_VALUES) -> Any:
     """The value of a JSON text (bytes: UTF-8); JsonError says what is wrong with any other."""
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        lists = decoded.count("[") + decoded.count("{")
+        values = lists + decoded.count(",")
+        if values > most_values:  # "[]," takes 20 times as much memory as text
+            raise JsonError(f"{values:,} values, more than {most_values:,}")
         value = json.loads(
             decoded, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_bounded_integer
         )
@@ -36,13 +43,16 @@ def parse(text: str | bytes) -> Any:
         raise JsonError(f"nested deeper than {DEEPEST} levels") from error
     except ValueError as error:
         raise JsonError(f"not valid JSON ({error})") from error
-    _check_depth(value)
+    if lists > DEEPEST:  # otherwise it cannot be deep, and looking takes as long
+        _check_depth(value)
+    if "\\u" in decoded:
+        _check_characters(value)
     return value
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
+def parse_object(text: str | bytes, most_values: int = MOST_VALUES) -> dict[str, Any]:
     """As `parse`, for a text that must be a JSON object."""
-    value = parse(text)
+    value = parse(text, most_values)
     if not isinstance(value, dict):
         raise JsonError(f"expected a JSON object, found {_kind(value)}")
     return value
@@ -91,6 +101,13 @@ def _bounded_integer(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
         raise JsonError(f"a whole number of {len(digits)} digits")
     return int(digits)
+
+
+def _check_characters(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise JsonError(f"half of a surrogate pair ({error.object[error.start : error.end]!a})") from error
 
 
 def _check_depth(value: Any) -> None:

@@ -1,8 +1,17 @@
 """Errors that a user can act on: the command line prints them as one line, without a traceback."""
 
+_LONGEST = 2000  # characters of a message
+
 
 class SpqtError(Exception):
-    """Base of every error that spqt_ti raises on purpose. The message says what was wrong, where, and what to do."""
+    """Base of every error that spqt_ti raises on purpose. The message says what was wrong, where, and what to do.
+
+    Messages name what is in files, which may be of any length; the middle of a very long one is left out.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 3 :]}"
 
 
 class BackendError(SpqtError):

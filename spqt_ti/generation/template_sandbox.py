@@ -9,10 +9,10 @@ place on every machine.
 
 from __future__ import annotations
 
-import functools
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.nodes
@@ -138,6 +138,16 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.budget.write(len(text))
         return text
 
+    def handle_exception(self, source: str | None = None) -> NoReturn:
+        """Raise what is being handled as it is: jinja2 would compile a piece of Python for every frame between, and a
+        macro that calls itself has a thousand.
+        """
+        error = sys.exc_info()[1]
+        assert error is not None
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            error.translated, error.source = True, source  # the message alone, without lines of the template
+        raise error
+
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
         """As jinja2 parses it, with every loop's values counted."""
         tree = super()._parse(source, name, filename)
@@ -153,7 +163,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _bounded_filter(self, name: str, made: Callable[..., Any]) -> Callable[..., Any]:
         skipped = 1 if hasattr(made, "jinja_pass_arg") else 0  # the context, or the like
 
-        @functools.wraps(made)
+        @_marked_like(made)
         def bounded(*args: Any, **kwargs: Any) -> Any:
             value, others = args[skipped], (*args[skipped + 1 :], *kwargs.values())
             self.budget.step(1 + _size(value) // 16)
@@ -173,7 +183,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return bounded
 
     def _bounded_test(self, made: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(made)
+        @_marked_like(made)
         def bounded(*args: Any, **kwargs: Any) -> Any:
             for value in args:
                 self.budget.step(1 + _size(value) // 16)
@@ -224,6 +234,16 @@ def _written(context: Any, value: Any) -> Any:
     environment = context.environment
     environment.budget.write(_size(environment.measured(value)))
     return value
+
+
+def _marked_like(made: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Hand on jinja2's marks (such as pass_context); functools.wraps hands on more, for a hundred filters each time."""
+
+    def mark(bounded: Callable[..., Any]) -> Callable[..., Any]:
+        bounded.__dict__.update(getattr(made, "__dict__", {}))
+        return bounded
+
+    return mark
 
 
 _COUNTED = "counted by the sandbox"  # no name that a template could spell

@@ -58,8 +58,6 @@ class TunedShape:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> TunedShape:
         """From what `asdict` makes of it. Raises ValueError, TypeError or KeyError for anything else."""
-        if not isinstance(fields, dict):
-            raise ValueError("a shape that is no object")
         for name in ("rows", "cols", "threads"):
             absent = fields.get(name) is None and name == "threads"
             if not absent and type(fields[name]) is not int:
@@ -126,6 +124,8 @@ class Tuning:
             if version not in (2, FORMAT):
                 raise ValueError("another format version")
             stored = fields.pop("shapes")
+            if not isinstance(stored, list) or not all(isinstance(shape, dict) for shape in stored):
+                raise ValueError("shapes are no list of objects")
             shapes = tuple(TunedShape.from_json(_of_format_2(shape) if version == 2 else shape) for shape in stored)
             versions = fields.pop("versions")
             if not isinstance(versions, dict) or not all(

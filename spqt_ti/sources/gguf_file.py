@@ -70,7 +70,7 @@ class GgufFile:
                     raise CheckpointError(f"{part}: damaged: tensor {name} is in {tensors[name].path.name} as well")
                 tensors[name] = tensor
         total = metadata.get("split.tensors.count")
-        if total is not None and total != len(tensors):
+        if total is not None and (type(total) is not int or total != len(tensors)):
             raise CheckpointError(f"{path}: the parts hold {len(tensors)} tensors, expected {total!r:.80}")
         return cls(path, metadata, tensors)
 
@@ -129,7 +129,7 @@ def _is_readable(kind: GGMLQuantizationType) -> bool:
     return True
 
 
-def _problem(tensor: GgufTensor) -> str:
+def problem(tensor: GgufTensor) -> str:
     """Why `GgufFile.load` cannot read it, or nothing."""
     if _is_readable(tensor.kind):
         return ""
@@ -245,8 +245,8 @@ def _rope_scaling(file: GgufFile, meta: ArchitectureMetadata, theta: float, head
         raise CheckpointError(f"RoPE scaling {kind!r:.80} is not supported (only linear, and Llama 3's table)")
     if _ROPE_TABLE not in file.tensors:
         return RopeScaling("linear", factor=factor) if linear else None
-    if _problem(file.tensors[_ROPE_TABLE]):
-        raise CheckpointError(f"tensor {_ROPE_TABLE} {_problem(file.tensors[_ROPE_TABLE])}")
+    if problem(file.tensors[_ROPE_TABLE]):
+        raise CheckpointError(f"tensor {_ROPE_TABLE} {problem(file.tensors[_ROPE_TABLE])}")
     if linear:
         raise CheckpointError(f"RoPE has linear scaling and {_ROPE_TABLE} at the same time, which is not supported")
     return _table_scaling(file, theta, head_dim, meta.whole("context_length"))
@@ -278,7 +278,7 @@ def _tensors(file: GgufFile, config: ModelConfig) -> dict[str, StoredTensor]:
             continue
         mapped = huggingface_name(name) or name
         location, load = f"{entry.path} ({name})", _loader(file, name, mapped, config)
-        tensors[mapped] = StoredTensor(entry.shape, location, load, _problem(entry))
+        tensors[mapped] = StoredTensor(entry.shape, location, load, problem(entry))
     if config.attention_bias or config.mlp_bias:
         _complete_biases(tensors, file, config)
     return tensors

@@ -31,7 +31,7 @@ def open_directory(directory: Path) -> Checkpoint:
     tensors: dict[str, StoredTensor] = {}
     weights = _weight_files(directory)
     for file in weights.files:
-        for name, stored in _read_header(file).items():
+        for name, stored in read_header(file).items():
             if weights.places.get(name, file) != file:
                 continue  # the index names another file for it
             if name in tensors:
@@ -105,7 +105,7 @@ def _shards(directory: Path, index: Path) -> _Weights:
     return _Weights(files, places)
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path) -> dict[str, StoredTensor]:
     """Names, shapes and places of the tensors of one safetensors file. Its library verifies header and length."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")

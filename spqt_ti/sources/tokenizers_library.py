@@ -11,6 +11,8 @@ from typing import Any
 from spqt_ti.errors import CheckpointError, SpqtError
 
 _MOST_IDS = 1 << 22  # the library counts from 0 to the largest id, and keeps a list of those that are missing
+_MOST_ADDED = 1 << 21  # characters of all added tokens: speech models have 30 000 tokens of 20
+_MOST_PUT_IN = 1000  # tokens that a post-processor puts around a text, and times that it repeats the text
 _MOST_GROWTH = 256  # by which normalizers, one after the other, may lengthen a text
 
 
@@ -27,17 +29,52 @@ def library_errors(kind: type[SpqtError], what: str) -> Iterator[None]:
 
 
 def check_bounds(fields: Mapping[str, Any]) -> None:
-    """CheckpointError for the content of a `tokenizer.json` that would take the library any amount of memory."""
+    """CheckpointError for the content of a `tokenizer.json` that would take the library any amount of memory or time,
+    or that gives a text other tokens each time.
+    """
     model, added = fields.get("model"), fields.get("added_tokens")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    vocabulary = model.get("vocab")
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    ids += [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    entries = [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    ids += [entry.get("id") for entry in entries]
     largest = max((i for i in ids if isinstance(i, int)), default=0)
     if largest >= _MOST_IDS:
         raise CheckpointError(f"the tokenizer has a token with the id {largest}, more than {_MOST_IDS}")
+    characters = sum(len(content) for entry in entries if isinstance(content := entry.get("content"), str))
+    if characters > _MOST_ADDED:
+        raise CheckpointError(f"the tokenizer's added tokens have {characters} characters, more than {_MOST_ADDED}")
     growth = _growth(fields.get("normalizer"))
     if growth > _MOST_GROWTH:
         raise CheckpointError(f"the tokenizer's normalizers may make a text {growth} times longer")
+    put_in = _put_in(fields.get("post_processor"))
+    if put_in > _MOST_PUT_IN:
+        raise CheckpointError(f"the tokenizer's post-processor puts {put_in} tokens around a text")
+    if model.get("dropout"):
+        raise CheckpointError(
+            f"the tokenizer has a dropout of {model['dropout']!r:.80}, with which it divides a text otherwise "
+            "each time; set it to null in the file"
+        )
+
+
+def _put_in(processor: Any) -> int:
+    """Tokens that a post-processor puts around a text, and how often it repeats the text."""
+    if not isinstance(processor, dict):
+        return 0
+    parts, template, special = (processor.get(name) for name in ("processors", "single", "special_tokens"))
+    count = sum(_put_in(part) for part in parts) if isinstance(parts, list) else 0
+    sizes = {
+        name: max(
+            len(listed) for listed in (entry.get("ids"), entry.get("tokens"), ()) if isinstance(listed, list | tuple)
+        )
+        for name, entry in (special.items() if isinstance(special, dict) else ())
+        if isinstance(entry, dict)
+    }
+    for part in template if isinstance(template, list) else ():
+        token = part.get("SpecialToken") if isinstance(part, dict) else None
+        name = token.get("id") if isinstance(token, dict) else None
+        count += sizes.get(name, 1) if isinstance(name, str) else 1
+    return count
 
 
 def _growth(normalizer: Any) -> int:

@@ -22,6 +22,7 @@ from spqt_ti.model.sites import SITES
 FORMAT = 2
 READABLE = (1, 2)  # format 1 had no weights
 _MOST_BYTES = 1 << 30  # a policy with weights for 70 billion parameters has about 100 MB
+_MOST_VALUES = 1 << 25  # of which 4 million are weights
 
 
 Typed = TypeVar("Typed")
@@ -93,7 +94,7 @@ class SparsityPolicy:
     def from_json(cls, text: str | bytes) -> SparsityPolicy:
         """Read what `to_json` wrote; PolicyError says what is wrong with anything else."""
         try:
-            fields = parse_object(text)
+            fields = parse_object(text, _MOST_VALUES)
             if fields["format"] not in READABLE:
                 raise PolicyError(f"policy format {fields['format']!r} is not supported, expected {FORMAT}")
             if fields["sites"] != list(SITES):

@@ -56,6 +56,22 @@ SPM = {
 }
 
 
+def test_a_tokenizer_that_divides_by_chance_is_refused():
+    fields = json.loads(tiny_tokenizer_json())
+    fields["model"]["dropout"] = 0.1
+    with pytest.raises(CheckpointError, match=r"dropout of 0\.1"):
+        Tokenizer(json.dumps(fields), tiny_config())
+    fields["model"]["dropout"] = 0.0
+    Tokenizer(json.dumps(fields), tiny_config())
+
+
+def test_added_tokens_without_end_are_refused():
+    fields = json.loads(tiny_tokenizer_json())
+    fields["added_tokens"] += [dict(fields["added_tokens"][0], id=300 + i, content=f"{i}" * 100) for i in range(9000)]
+    with pytest.raises(CheckpointError, match=r"added tokens have \d+ characters"):
+        Tokenizer(json.dumps(fields), tiny_config())
+
+
 def tiny(**changes) -> Tokenizer:
     return Tokenizer(tiny_tokenizer_json(), tiny_config(**changes), CHAT_TEMPLATE)
 

@@ -94,7 +94,13 @@ def test_newer_measurements_replace_older_ones() -> None:
     assert tuning.find(384, 193, 2) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "shapes": [{}]}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"format": 1}', '{"format": 2, "shapes": [{}]}', "\xff", '{"format": 2, "shapes": ["x"]}',
+        '{"format": 3, "shapes": 1.5}',
+    ],
+)  # fmt: skip
 def test_damaged_file(text: str) -> None:
     path = write("device", text)
     with pytest.raises(TuningError, match=f"{path}: not a tuning .* run spqt tune again"):

@@ -45,6 +45,7 @@ def _nested(depth: int) -> bytes:
         (gguf_file([field("general.alignment", UINT32, bytes(4))], TWO, bytes(256)), "general.alignment is 0"),
         (gguf_file([field("general.alignment", STRING, text("32"))], TWO, bytes(256)), "general.alignment is '32'"),
         (gguf_file([field("split.count", STRING, text("2"))], TWO, bytes(256)), "split.count is '2'"),
+        (gguf_file([field("split.tensors.count", ARRAY, array(UINT8, 2, b"aa"))], TWO, bytes(256)), "hold 2 tensors"),
     ],
 )  # fmt: skip
 def test_refused_at_once(content, words, tmp_path):
