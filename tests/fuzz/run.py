@@ -1,134 +1,175 @@
 """Feeds mutated files to the readers: `python tests/fuzz/run.py [READER ...] [--inputs N] [--seconds S]`.
 
 Prints a table: reader, inputs, how many were refused and accepted, seconds, findings, peak memory. A finding is
-anything that is raised and is no SpqtError, an input that takes more than a second, or one that takes more than 200 MB.
-Inputs come from `--seed` and their number alone: `--only N` runs one again, with its traceback.
+anything that is raised and is no SpqtError, an input that takes more than a second or 200 MB, or a message that should
+not be printed.
+
+    python tests/fuzz/run.py --state FOLDER --seconds 7200      # long: readers in turn, one process at a time
+    python tests/fuzz/run.py gguf --replay FOLDER/gguf/findings/0123456789abcdef
+
+With --state inputs that reach new blocks of the package are kept and changed further, and the next run with that folder
+goes on where the last one ended, however it ended.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib
+import mmap
 import os
-import random
-import resource
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fuzz.loop import Report
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-
-from spqt_ti.errors import SpqtError  # noqa: E402 (the tree that this file is in, not an installed copy)
+os.environ["RUST_BACKTRACE"] = "0"  # a panic of the tokenizers library would take milliseconds to write one
 
 READERS = (
-    "gguf", "safetensors", "tokenizer", "template", "config", "policy", "tuning", "calibration", "container", "texts",
+    "gguf", "gguf_model", "safetensors", "tokenizer", "template", "config", "policy", "tuning", "calibration",
+    "checkpoint", "container", "texts",
 )  # fmt: skip
-MOST_SECONDS = 1.0
-MOST_MEGABYTES = 200.0
-
-Feed = Callable[[random.Random], None]
+_SLICE = 60.0  # seconds that a reader gets at a time
+_LAST_BYTES = 1 << 20
 
 
-@dataclasses.dataclass
-class Report:
-    """What became of the inputs of one reader; `findings` are (number of the input, what happened)."""
+def fuzz(reader: str, inputs: int, seconds: float, seed: int = 0) -> Report:
+    """Feed a reader in this process, without feedback: the same inputs each time."""
+    from fuzz.loop import Report, feed, prepare
 
-    reader: str
-    inputs: int = 0
-    refused: int = 0
-    accepted: int = 0
-    seconds: float = 0.0
-    slowest: float = 0.0
-    megabytes: float = 0.0
-    findings: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-
-    def row(self) -> str:
-        """A line of the table."""
-        return (
-            f"{self.reader:12} {self.inputs:9,} {self.refused:9,} {self.accepted:9,} {self.seconds:9.1f} "
-            f"{self.slowest:8.2f} {len(self.findings):8} {self.megabytes:8.0f}"
-        )
-
-
-COLUMNS = ("inputs", 9), ("refused", 9), ("accepted", 9), ("seconds", 9), ("slowest", 8), ("findings", 8), ("MB", 8)
-HEAD = f"{'reader':12} " + " ".join(f"{name:>{width}}" for name, width in COLUMNS)
-
-
-def prepare(reader: str, folder: Path) -> Feed:
-    """The function that makes and reads one input of a reader; it keeps its files in `folder`."""
-    os.environ["SPQT_CACHE_DIR"] = str(folder / "cache")
-    feed: Feed = importlib.import_module(f"fuzz.readers.{reader}").prepare(folder)
-    return feed
-
-
-def fuzz(reader: str, inputs: int, seconds: float, seed: int = 0, numbers: range | None = None) -> Report:
-    """Feed inputs until there were `inputs` or `seconds` have passed."""
     report = Report(reader)
-    with tempfile.TemporaryDirectory(prefix="spqt-fuzz-") as folder:
-        feed = prepare(reader, Path(folder))
-        start, before = time.perf_counter(), _peak()
-        for number in numbers or range(inputs):
-            if time.perf_counter() - start > seconds:
-                break
-            _one(feed, reader, seed, number, report)
-        report.seconds, report.megabytes = time.perf_counter() - start, _peak() - before
+    with tempfile.TemporaryDirectory(prefix="spqt-fuzz-", dir=_memory()) as folder:
+        feed(prepare(reader, Path(folder)), report, inputs, seconds, seed)
     return report
 
 
-def _one(feed: Feed, reader: str, seed: int, number: int, report: Report) -> None:
-    start, memory = time.process_time(), _peak()
+def slice_of(reader: str, state_folder: Path, inputs: int, seconds: float, seed: int) -> None:
+    """Go on with a reader, with feedback; everything is kept in the state's folder."""
+    from fuzz import coverage
+
+    coverage.install()
+    from fuzz.loop import State, feed, prepare
+
+    state = State(state_folder, reader)
+    report = state.load()
+    report.megabytes = max(report.megabytes, 0.0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # panics of the tokenizers library are written there
+    with tempfile.TemporaryDirectory(prefix="spqt-fuzz-", dir=_memory()) as folder, _Last(state.last) as last:
+        feed(prepare(reader, Path(folder)), report, inputs, seconds, seed, coverage.Seen().grew, last.note)
+    state.save(report)
+
+
+class _Last:
+    """The input that is read now, in a mapped file: it is there even if the process is killed."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(bytes(_LAST_BYTES))
+        self._file = open(path, "r+b")  # noqa: SIM115
+        self._map = mmap.mmap(self._file.fileno(), _LAST_BYTES)
+
+    def __enter__(self) -> _Last:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._map.close()
+        self._file.close()
+
+    def note(self, data: bytes) -> None:
+        size = min(len(data), _LAST_BYTES - 8)
+        self._map[: 8 + size] = size.to_bytes(8, "little") + data[:size]
+
+
+def _long(readers: list[str], state_folder: Path, inputs: int, seconds: float, seed: int) -> bool:
+    """Readers in turn, a process for each turn; whether nothing was found."""
+    from fuzz.loop import HEAD, State
+
+    begun = time.perf_counter()
+    while True:
+        waiting = [reader for reader in readers if State(state_folder, reader).load().inputs < inputs]
+        for reader in waiting:
+            left = min(_SLICE, seconds - (time.perf_counter() - begun))
+            if left <= 0:
+                waiting = []
+                break
+            _turn(reader, state_folder, inputs, left, seed)
+        if not waiting or time.perf_counter() - begun >= seconds:
+            break
+    reports = [State(state_folder, reader).load() for reader in readers]
+    print(HEAD)
+    for report in reports:
+        print(report.row())
+    for report in reports:
+        for what in report.findings:
+            print(f"{report.reader}: {what}")
+    return not any(report.findings for report in reports)
+
+
+def _turn(reader: str, state_folder: Path, inputs: int, seconds: float, seed: int) -> None:
+    from fuzz.loop import State
+
+    state = State(state_folder, reader)
+    more = inputs - state.load().inputs
+    command = [sys.executable, __file__, reader, "--slice", "--state", str(state_folder)]
+    command += ["--inputs", str(more), "--seconds", str(seconds), "--seed", str(seed)]
     try:
-        feed(random.Random(f"{seed} {reader} {number}"))
-        report.accepted += 1
-    except SpqtError:
-        report.refused += 1
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        report.findings.append((number, f"{type(error).__name__}: {error!s:.100} ({place.filename}:{place.lineno})"))
-    took, grown = time.process_time() - start, _peak() - memory
-    report.inputs += 1
-    report.slowest = max(report.slowest, took)
-    if took > MOST_SECONDS:
-        report.findings.append((number, f"{took:.1f} s"))
-    if grown > MOST_MEGABYTES:
-        report.findings.append((number, f"{grown:.0f} MB"))
+        ended = subprocess.run(command, timeout=seconds + 120).returncode
+    except subprocess.TimeoutExpired:
+        state.died("hangs")
+        return
+    if ended == -signal.SIGINT:
+        raise KeyboardInterrupt
+    if ended:
+        state.died(f"the process ends with {ended}")
 
 
-def _peak() -> float:
-    """The most memory that this process ever had, in megabytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+def _memory() -> str | None:
+    """A folder in memory, where there is one: files are written for every input."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def main() -> int:
     """The command; the exit code is 1 where there are findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("readers", nargs="*", metavar="READER", help=f"of {', '.join(READERS)} (default: all)")
-    parser.add_argument("--inputs", type=int, default=10_000, help="per reader (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="per reader, at most")
+    parser.add_argument("--inputs", type=int, help="per reader (default: 10,000; with --state 10 million)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="per reader; with --state in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, metavar="N", help="feed one input, without catching what it raises")
+    parser.add_argument("--state", type=Path, metavar="FOLDER", help="keep everything there, and go on from it")
+    parser.add_argument("--slice", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="read one input, without catching what is raised")
     arguments = parser.parse_args()
-    readers = arguments.readers or READERS
-    if arguments.only is not None:
-        for reader in readers:
-            with tempfile.TemporaryDirectory(prefix="spqt-fuzz-") as folder:
-                prepare(reader, Path(folder))(random.Random(f"{arguments.seed} {reader} {arguments.only}"))
+    readers = arguments.readers or list(READERS)
+    inputs = arguments.inputs or (10_000_000 if arguments.state else 10_000)
+    if arguments.replay:
+        from fuzz.loop import prepare
+
+        with tempfile.TemporaryDirectory(prefix="spqt-fuzz-") as folder:
+            prepare(readers[0], Path(folder)).read(arguments.replay.read_bytes())
         return 0
+    if arguments.slice:
+        slice_of(readers[0], arguments.state, inputs, arguments.seconds, arguments.seed)
+        return 0
+    if arguments.state:
+        return int(not _long(readers, arguments.state, inputs, arguments.seconds, arguments.seed))
+    return _short(readers, inputs, arguments.seconds, arguments.seed)
+
+
+def _short(readers: list[str], inputs: int, seconds: float, seed: int) -> int:
+    from fuzz.loop import HEAD
+
     print(HEAD)
     reports = []
     for reader in readers:
-        reports.append(fuzz(reader, arguments.inputs, arguments.seconds, arguments.seed))
+        reports.append(fuzz(reader, inputs, seconds, seed))
         print(reports[-1].row(), flush=True)
     for report in reports:
-        for number, what in report.findings[:20]:
-            print(f"{report.reader} --only {number}: {what}")
+        for what in report.findings:
+            print(f"{report.reader}: {what}")
     return int(any(report.findings for report in reports))
 
 

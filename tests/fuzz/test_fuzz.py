@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+from fuzz import run
 from fuzz.run import READERS, fuzz
 
-INPUTS = {"container": 60, "tokenizer": 60}
+INPUTS = {"template": 150}
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_nothing_but_errors_of_the_project(reader, monkeypatch):
     monkeypatch.setenv("SPQT_CACHE_DIR", "")  # the target sets its own; this puts the old one back
-    if reader == "container":
-        pytest.importorskip("taichi", reason="quantises a small model first")
-    report = fuzz(reader, INPUTS.get(reader, 120), 20.0)
+    report = fuzz(reader, INPUTS.get(reader, 500), 20.0)
     assert report.inputs > 10
-    wrong = [finding for finding in report.findings if not finding[1].endswith(" s")]  # other processes take time too
+    assert report.accepted
+    assert report.refused
+    wrong = [what for what in report.findings if not what.endswith(" s")]  # other processes take time too
     assert not wrong
+
+
+def test_a_long_run_is_gone_on_with(tmp_path):
+    command = [sys.executable, run.__file__, "policy", "--state", str(tmp_path)]
+    for inputs in (100, 200):
+        done = subprocess.run([*command, "--inputs", str(inputs)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        row = done.stdout.splitlines()[1].split()
+        assert row[0] == "policy"
+        assert inputs <= int(row[1]) < inputs + 50  # inputs that were kept are read once more
+    assert list((tmp_path / "policy" / "corpus").iterdir())

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 
-from fuzz.mutate import json_text, raw_bytes
-from tiny_models import random_weights, tiny_config, write_huggingface
+from fuzz.mutate import json_bytes, raw_bytes
+from fuzz.target import CONFIG, Target, overwrite, weights
+from tiny_models import write_huggingface
 
-from spqt_ti.sources.open import open_checkpoint
+from spqt_ti.sources.huggingface import read_header
 
 
-def prepare(folder: Path) -> Callable[[random.Random], None]:
-    config = tiny_config()
-    path = write_huggingface(folder / "m", config, random_weights(config), dtype="bf16") / "model.safetensors"
+def prepare(folder: Path) -> Target:
+    path = write_huggingface(folder / "m", CONFIG, weights(), dtype="bf16") / "model.safetensors"
     raw = path.read_bytes()
     size = int.from_bytes(raw[:8], "little")
-    header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+    rest = len(raw) - 8 - size
 
-    def feed(rng: random.Random) -> None:
-        if rng.random() < 0.4:
-            content = raw_bytes(raw, rng, 8 + size)
-        else:
-            text = json_text(header, rng)
-            claimed = len(text) if rng.random() < 0.9 else rng.choice((0, 2**63, 2**31, len(text) + 1, len(raw)))
-            content = claimed.to_bytes(8, "little") + text + data
-        path.write_bytes(content)
-        checkpoint = open_checkpoint(path.parent)
-        checkpoint.read(rng.choice(checkpoint.names()))
+    def mutate(head: bytes, rng: random.Random) -> bytes:
+        if rng.random() < 0.3:
+            return raw_bytes(head, rng)
+        text = json_bytes(head[8:], rng)
+        lengths = (0, 2**63, 2**31, len(text) + 1, len(raw), len(text) - 1)
+        claimed = len(text) if rng.random() < 0.9 else max(0, rng.choice(lengths))
+        return claimed.to_bytes(8, "little") + text
 
-    return feed
+    def read(head: bytes) -> None:
+        overwrite(path, head, len(head) + rest)
+        for stored in read_header(path).values():
+            if not stored.problem:
+                stored.load()
+
+    return Target((raw[: 8 + size],), mutate, read)

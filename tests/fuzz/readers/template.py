@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
+
+from fuzz.mutate import raw_bytes
+from fuzz.target import Target
+from tiny_models import CHAT_TEMPLATE
 
 from spqt_ti.generation.chat import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the fox " * 20}]
+_USUAL = """\
+{%- if messages[0]['role'] == 'system' %}{%- set m = messages[0]['content'] | trim %}{%- else %}{%- set m = '' %}
+{%- endif %}{{ bos_token }}{%- for message in messages %}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles') }}{%- endif %}
+{{ '[INST] ' + message['content'] | trim + ' [/INST]' }}
+{% generation %}{{ message.content ~ eos_token }}{% endgeneration %}
+{%- endfor %}{{ strftime_now('%d') }}{{ messages | tojson }}"""
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 VALUES = (
     "messages", "m", "m.content", "m['role']", "x", "l", "i", "0", "-1", "7", "10**9", "2**70", "'a'", "''", "[]", "{}",
@@ -33,14 +43,24 @@ METHODS = (
 )  # fmt: skip
 
 
-def prepare(folder: Path) -> Callable[[random.Random], None]:
+def prepare(folder: Path) -> Target:
     del folder
+    begin = "{% set ns = namespace(s='ab') %}{% set l = ['a', 'b'] %}{% set x = 'xy' %}"
 
-    def feed(rng: random.Random) -> None:
-        source = "{% set ns = namespace(s='ab') %}{% set l = ['a', 'b'] %}{% set x = 'xy' %}" + _block(rng, 3)
-        ChatTemplate(source, NAMES).render(MESSAGES, add_generation_prompt=rng.random() < 0.5)
+    def mutate(raw: bytes, rng: random.Random) -> bytes:
+        kind = rng.random()
+        if kind < 0.4:
+            return (begin + _block(rng, rng.choice((0, 0, 1, 2)))).encode()
+        if kind < 0.6:
+            return raw_bytes(raw, rng, 2000)
+        where = [0, *(i + 2 for i in range(min(len(raw), 2000)) if raw[i : i + 2] == b"%}"), len(raw)]
+        cut = rng.choice(where)
+        return raw[:cut] + _block(rng, rng.choice((0, 0, 1))).encode() + raw[cut:]
 
-    return feed
+    def read(raw: bytes) -> None:
+        ChatTemplate(raw.decode(errors="replace"), NAMES).render(MESSAGES, add_generation_prompt=len(raw) % 2 == 0)
+
+    return Target((begin.encode(), CHAT_TEMPLATE.encode(), _USUAL.encode()), mutate, read)
 
 
 def _block(rng: random.Random, depth: int) -> str:
@@ -50,11 +70,13 @@ def _block(rng: random.Random, depth: int) -> str:
 def _statement(rng: random.Random, depth: int) -> str:
     inner = _block(rng, depth - 1) if depth else "."
     value = _value(rng, 2)
+    # Seldom many turns: a template that uses up its steps takes as long as a hundred others.
+    many = "range(100000)" if rng.random() < 0.01 else "range(9)"
     return rng.choice(
         (
             f"{{{{ {value} }}}}",
-            f"{{% for m in {rng.choice(('messages', 'range(100000)', 'l', value))} %}}{inner}{{% endfor %}}",
-            f"{{% for i in range(99999) %}}{{% set ns.s = ns.s ~ ns.s %}}{inner}{{% endfor %}}",
+            f"{{% for m in {rng.choice(('messages', many, 'l', value))} %}}{inner}{{% endfor %}}",
+            f"{{% for i in {many} %}}{{% set ns.s = ns.s ~ ns.s %}}{inner}{{% endfor %}}",
             f"{{% if {value} %}}{inner}{{% else %}}b{{% endif %}}",
             f"{{% set l = [l, l] %}}{{% set x = {value} %}}{inner}",
             f"{{% set ns.s = {value} %}}",
@@ -65,10 +87,15 @@ def _statement(rng: random.Random, depth: int) -> str:
             f"{{% generation %}}{inner}{{% endgeneration %}}",
             f"{{% filter upper %}}{inner}{{% endfilter %}}",
             "{{ raise_exception('no') }}", "{% include 'x' %}", "{% break %}", "{{ strftime_now('%Y' * 99) }}",
-            "{{ {{ }}", "{% endfor %}", "{{ '" + "x" * 200 + "' }}", "{{ " + "(" * rng.choice((5, 300)) + "1",
-            "{{ " + "-" * rng.choice((5, 2000)) + "1 }}", "{{ " + "1 + " * rng.choice((5, 3000)) + "1 }}",
+            "{{ {{ }}", "{% endfor %}", "{{ '" + "x" * 200 + "' }}", "{{ " + "(" * _times(rng, 300) + "1",
+            "{{ " + "-" * _times(rng, 2000) + "1 }}", "{{ " + "1 + " * _times(rng, 3000) + "1 }}",
         )
     )  # fmt: skip
+
+
+def _times(rng: random.Random, most: int) -> int:
+    """Seldom many: the parser takes as long for them as for a hundred templates."""
+    return most if rng.random() < 0.01 else rng.choice((2, 5))
 
 
 def _value(rng: random.Random, depth: int) -> str:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from pathlib import Path
 
 from fuzz.mutate import raw_bytes
+from fuzz.target import Target, overwrite
 
-from spqt_ti.texts import paragraph_hashes, read_text
+from spqt_ti.texts import check_disjoint, paragraph_hashes, read_text
+
+WHOLE = "Ünïcode, naïve café, 日本語, and numbers.\r\n\r\nA second paragraph of more than forty characters.\n" * 3
 
 
-def prepare(folder: Path) -> Callable[[random.Random], None]:
+def prepare(folder: Path) -> Target:
     path = folder / "t.txt"
-    whole = (
-        "Ünïcode, naïve café, 日本語, and numbers.\r\n\r\nA second paragraph of more than forty characters.\n" * 9
-    ).encode()
 
-    def feed(rng: random.Random) -> None:
-        path.write_bytes(raw_bytes(whole, rng) if rng.random() < 0.8 else rng.randbytes(rng.randrange(200)))
-        paragraph_hashes(read_text(path))
+    def read(raw: bytes) -> None:
+        text = read_text(overwrite(path, raw))
+        check_disjoint(text + "x", {"paragraphs": paragraph_hashes(text[:20]), "text_sha256": ""})
 
-    return feed
+    return Target((WHOLE.encode(), b"\xff\xfea\0b\0", b"\xef\xbb\xbftext"), raw_bytes, read)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+import zlib
 from pathlib import Path
 
-from fuzz.mutate import json_text
-from tiny_models import random_weights, tiny_config, tiny_tokenizer_json, write_huggingface
+from fuzz.mutate import json_bytes
+from fuzz.target import CONFIG, Folder, Target, named, of_content, parts, small_tokenizer_json
 
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.sources.huggingface_tokenizer import read_tokenizer
@@ -19,11 +19,11 @@ TEXTS = ("the quick fox", "<|im_end|>x<|tool|>", "", "\0\x1b[31m", "é日本" * 
 REGEXES = (r"(a|a)+$", r"(a*)*b", r"(?<=a+)b", r"\p{Nope}", "(", r"a{1000000}", "")
 
 
-def prepare(folder: Path) -> Callable[[random.Random], None]:
-    config = tiny_config()
-    directory = write_huggingface(folder / "m", config, random_weights(config))
+def prepare(folder: Path) -> Target:
+    directory = folder / "m"
+    directory.mkdir()
     whole = {
-        "tokenizer.json": json.loads(tiny_tokenizer_json()),
+        "tokenizer.json": json.loads(small_tokenizer_json()),
         "tokenizer_config.json": {
             "eos_token": {"__type": "AddedToken", "content": "<|im_end|>", "lstrip": False, "special": True},
             "bos_token": "<|im_start|>", "additional_special_tokens": ["<|tool|>", "<|x|>"],
@@ -33,28 +33,39 @@ def prepare(folder: Path) -> Callable[[random.Random], None]:
         "special_tokens_map.json": {"pad_token": {"content": "<|pad|>", "lstrip": True}},
         "added_tokens.json": {"<|a|>": 301, "<|b|>": 302},
     }  # fmt: skip
+    for name, value in whole.items():
+        (directory / name).write_text(json.dumps(value))
+    files = Folder(directory)
+    seeds = [named(name, content) for name, content in files.whole.items()]
+    for regex in REGEXES:
+        split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        both = {"type": "Sequence", "pretokenizers": [split, whole["tokenizer.json"]["pre_tokenizer"]]}
+        seeds.append(named("tokenizer.json", json.dumps(whole["tokenizer.json"] | {"pre_tokenizer": both}).encode()))
+    for changes in _KINDS:
+        seeds.append(named("tokenizer.json", json.dumps(whole["tokenizer.json"] | changes).encode()))
 
-    def feed(rng: random.Random) -> None:
-        for name, value in whole.items():
-            (directory / name).write_text(json.dumps(value))
-        name = rng.choice(list(whole))
-        if name == "tokenizer.json" and rng.random() < 0.2:
-            value = json.loads(tiny_tokenizer_json())
-            split = {
-                "type": "Split",
-                "pattern": {"Regex": rng.choice(REGEXES)},
-                "behavior": "Isolated",
-                "invert": False,
-            }
-            value["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, value["pre_tokenizer"]]}
-            (directory / name).write_text(json.dumps(value))
-        else:
-            (directory / name).write_bytes(json_text(whole[name], rng))
+    def read(raw: bytes) -> None:
+        files.put(*parts(raw))
+        rng = random.Random(zlib.crc32(raw))  # what is asked of the tokenizer comes from the input alone
         text, template = read_tokenizer(directory)
-        tokenizer = Tokenizer(text, config, template)
+        tokenizer = Tokenizer(text, CONFIG, template)
         ids = tokenizer.encode(rng.choice(TEXTS), parse_special=rng.random() < 0.5)
-        tokenizer.decode([*ids, rng.randrange(config.vocab_size)], skip_special=rng.random() < 0.5)
-        if template:
+        tokenizer.decode([*ids, rng.randrange(CONFIG.vocab_size)], skip_special=rng.random() < 0.5)
+        if template and rng.random() < 0.1:  # a template takes longer than a tokenizer
             tokenizer.encode_chat([{"role": "user", "content": "x"}])
 
-    return feed
+    return Target(tuple(seeds), of_content(json_bytes), read)
+
+
+_METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+_KINDS = (
+    {"decoder": _METASPACE, "pre_tokenizer": _METASPACE},
+    {"normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}},
+    {"truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+     "padding": {"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                 "pad_type_id": 0, "pad_token": "[PAD]"}},
+    {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|im_end|>", "type_id": 0}},
+     {"Sequence": {"id": "A", "type_id": 0}}], "pair": [], "special_tokens": {
+         "<|im_end|>": {"id": "<|im_end|>", "ids": [2], "tokens": ["<|im_end|>"]}}}},
+)  # fmt: skip
