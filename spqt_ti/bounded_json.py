@@ -1,8 +1,7 @@
 """JSON that may be damaged or hostile: bounded in size, depth and number
 of values, nothing ambiguous, one error for every kind of fault.
 
-Stricter than Python's `json`: no NaN or Infinity, no whole number beyond 64 bits, no key twice with different values,
-no half of a surrogate pair, which no text can hold.
+Stricter than Python's `json`: no NaN or Infinity, no whole number beyond 64 bits, no key twice with different values.
 """
 
 from __future__ import annotations
@@ -45,8 +44,6 @@ def parse(text: str | bytes, most_values: int = MOST_VALUES) -> Any:
         raise JsonError(f"not valid JSON ({error})") from error
     if lists > DEEPEST:  # otherwise it cannot be deep, and looking takes as long
         _check_depth(value)
-    if "\\u" in decoded:
-        _check_characters(value)
     return value
 
 
@@ -101,13 +98,6 @@ def _bounded_integer(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
         raise JsonError(f"a whole number of {len(digits)} digits")
     return int(digits)
-
-
-def _check_characters(value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise JsonError(f"half of a surrogate pair ({error.object[error.start : error.end]!a})") from error
 
 
 def _check_depth(value: Any) -> None:

@@ -42,8 +42,6 @@ def test_reads_what_json_writes(value):
         ("-Infinity", "-Infinity is not"),
         ("1" * 5000, "5000 digits"),
         ('{"a": 1, "a": 2}', "'a' is there twice"),
-        ('{"a": "\\ud800"}', "half of a surrogate pair"),
-        ('{"\\udfffx": 1}', "half of a surrogate pair"),
         ("[" + "1," * (1 << 22) + "1]", "more than 4,194,304"),
     ],
 )
@@ -56,7 +54,6 @@ def test_what_is_just_accepted():
     assert parse('{"a": 1, "a": 1}') == {"a": 1}
     parse("[" * DEEPEST + "]" * DEEPEST)
     assert parse("-9223372036854775808") == -(2**63)
-    assert parse('"\\ud83d\\ude00 \\\\ud800"') == "\U0001f600 \\ud800"
 
 
 @pytest.mark.parametrize("text", ["[]", "1", "null", "true", '"x"'])

@@ -78,7 +78,7 @@ def read_tokenizer(directory: Path) -> tuple[str, str | None]:
                 tokenizer.add_tokens(missing)
                 text = str(tokenizer.to_str())
         return with_roles(text, tokens.named, additional=set(tokens.extra)), _chat_template(directory, config)
-    except (JsonError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # JsonError, halves of surrogate pairs
         raise CheckpointError(f"{path}: damaged ({error})") from error
     except CheckpointError as error:
         named = str(error).startswith(str(directory))

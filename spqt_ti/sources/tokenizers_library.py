@@ -4,6 +4,7 @@ becomes an error of this package. It raises plain Exception, and PyO3's PanicExc
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from spqt_ti.errors import CheckpointError, SpqtError
 _MOST_IDS = 1 << 22  # the library counts from 0 to the largest id, and keeps a list of those that are missing
 _MOST_ADDED = 1 << 21  # characters of all added tokens: speech models have 30 000 tokens of 20
 _MOST_PUT_IN = 1000  # tokens that a post-processor puts around a text, and times that it repeats the text
-_MOST_GROWTH = 256  # by which normalizers, one after the other, may lengthen a text
+_MOST_GROWTH = 256  # by which normalizers and pre-tokenizers, one after the other, may lengthen a text
 
 
 @contextlib.contextmanager
@@ -44,9 +45,9 @@ def check_bounds(fields: Mapping[str, Any]) -> None:
     characters = sum(len(content) for entry in entries if isinstance(content := entry.get("content"), str))
     if characters > _MOST_ADDED:
         raise CheckpointError(f"the tokenizer's added tokens have {characters} characters, more than {_MOST_ADDED}")
-    growth = _growth(fields.get("normalizer"))
+    growth = _growth(fields.get("normalizer")) * _growth(fields.get("pre_tokenizer"))
     if growth > _MOST_GROWTH:
-        raise CheckpointError(f"the tokenizer's normalizers may make a text {growth} times longer")
+        raise CheckpointError(f"the tokenizer's normalizers and pre-tokenizers may make a text {growth} times longer")
     put_in = _put_in(fields.get("post_processor"))
     if put_in > _MOST_PUT_IN:
         raise CheckpointError(f"the tokenizer's post-processor puts {put_in} tokens around a text")
@@ -77,13 +78,30 @@ def _put_in(processor: Any) -> int:
     return count
 
 
-def _growth(normalizer: Any) -> int:
-    """How many times longer a text may become; a character may be replaced, and be between two others."""
-    if not isinstance(normalizer, dict):
+def _growth(step: Any) -> int:
+    """How many times longer normalizers and pre-tokenizers may make a text, one after the other."""
+    if not isinstance(step, dict):
         return 1
     growth = 1
-    parts = normalizer.get("normalizers")
-    for part in parts if isinstance(parts, list) else ():
-        growth = min(growth * _growth(part), 1 << 62)
-    content = normalizer.get("content")
-    return growth * max(1, 2 * len(content)) if isinstance(content, str) else growth
+    for name in ("normalizers", "pretokenizers"):
+        parts = step.get(name)
+        for part in parts if isinstance(parts, list) else ():
+            growth = min(growth * _growth(part), 1 << 62)
+    if step.get("type") == "ByteLevel":  # a character beyond ASCII has at least two bytes, each of which becomes one
+        growth *= 2
+    content, prepended, table = (step.get(name) for name in ("content", "prepend", "precompiled_charsmap"))
+    if isinstance(content, str):  # takes a character's place, or stands between any two
+        growth *= max(1, 2 * len(content))
+    if isinstance(prepended, str):  # to each piece between added tokens
+        growth *= 1 + len(prepended)
+    return growth * _longest_replacement(table) if isinstance(table, str) else growth
+
+
+def _longest_replacement(table: str) -> int:
+    """Bytes that SentencePiece's table of characters puts in one's place: texts that end with NUL, behind a trie."""
+    try:
+        raw = base64.b64decode(table)
+    except ValueError:
+        return 1  # which the library refuses
+    texts = raw[4 + int.from_bytes(raw[:4], "little") :]
+    return max(1, *map(len, texts.split(b"\0")))

@@ -219,6 +219,7 @@ class State:
         report, data = self.load(), self.last.read_bytes() if self.last.exists() else b""
         size = int.from_bytes(data[:8], "little")
         report.findings.setdefault(how, data[8 : 8 + size])
+        report.inputs += 1  # so that the next turn makes other inputs
         self.save(report)
 
     def _keep(self, where: str, data: bytes) -> Path:

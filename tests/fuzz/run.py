@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -36,6 +37,8 @@ READERS = (
 )  # fmt: skip
 _SLICE = 60.0  # seconds that a reader gets at a time
 _LAST_BYTES = 1 << 20
+_MOST_BYTES = 4 << 30  # of a slice's process: an input that wants more ends it, and not the machine
+_MOST_CPU_SECONDS = 20.0  # after which an input is ended that nothing else can interrupt
 
 
 def fuzz(reader: str, inputs: int, seconds: float, seed: int = 0) -> Report:
@@ -57,7 +60,7 @@ def slice_of(reader: str, state_folder: Path, inputs: int, seconds: float, seed:
 
     state = State(state_folder, reader)
     report = state.load()
-    report.megabytes = max(report.megabytes, 0.0)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MOST_BYTES, _MOST_BYTES))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # panics of the tokenizers library are written there
     with tempfile.TemporaryDirectory(prefix="spqt-fuzz-", dir=_memory()) as folder, _Last(state.last) as last:
         feed(prepare(reader, Path(folder)), report, inputs, seconds, seed, coverage.Seen().grew, last.note)
@@ -82,6 +85,7 @@ class _Last:
     def note(self, data: bytes) -> None:
         size = min(len(data), _LAST_BYTES - 8)
         self._map[: 8 + size] = size.to_bytes(8, "little") + data[:size]
+        signal.setitimer(signal.ITIMER_PROF, _MOST_CPU_SECONDS)
 
 
 def _long(readers: list[str], state_folder: Path, inputs: int, seconds: float, seed: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -456,6 +457,15 @@ def test_end_of_turn():
     assert end_ids(metadata) == (1, 2, 3)
 
 
+def _sequence(of: str, parts: list) -> dict:
+    return {"type": "Sequence", of: parts}
+
+
+def _table(longest: int) -> str:
+    """SentencePiece's table of characters with an empty trie, and a text of this length."""
+    return base64.b64encode(bytes(4) + b"x" * longest + b"\0yz\0").decode()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -471,6 +481,11 @@ def test_end_of_turn():
             ),
             "times longer",
         ),
+        # Each doubles what is beyond ASCII.
+        (lambda f: f.update(pre_tokenizer=_sequence("pretokenizers", [f["pre_tokenizer"]] * 300)), "times longer"),
+        (lambda f: f.update(normalizer=_sequence("normalizers", [{"type": "ByteLevel"}] * 30)), "times longer"),
+        (lambda f: f.update(normalizer={"type": "Prepend", "prepend": "a" * 1000}), "times longer"),
+        (lambda f: f.update(normalizer={"type": "Precompiled", "precompiled_charsmap": _table(1000)}), "times longer"),
     ],
 )
 def test_a_tokenizer_that_takes_any_amount_of_memory(change, words):

@@ -174,3 +174,10 @@ def test_chat_template_of_the_settings(tmp_path):
     path = write_huggingface(tmp_path / "m", tiny_config(), WEIGHTS)
     assert read_tokenizer(path)[1] == CHAT_TEMPLATE
     assert json.loads(tiny_tokenizer_json())["added_tokens"][0]["id"] == 0
+
+
+def test_half_of_a_surrogate_pair_is_no_token(tmp_path):
+    directory = write_huggingface(tmp_path / "m", tiny_config(), WEIGHTS)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<\ud800>"}))
+    with pytest.raises(CheckpointError, match="surrogates"):
+        read_tokenizer(directory)
