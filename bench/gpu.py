@@ -22,7 +22,7 @@ from spqt_ti.benchmark import cublas, gpu
 from spqt_ti.benchmark.provenance import provenance
 from spqt_ti.benchmark.shapes import Shape, parse_shapes
 from spqt_ti.errors import SpqtError
-from spqt_ti.kernels.simt.splits import Split
+from spqt_ti.kernels.simt.division import Division
 from spqt_ti.tables import markdown_header, markdown_row
 
 FAILURES = Exception  # Taichi's, a driver's and a compiler's have nothing else in common
@@ -72,7 +72,7 @@ def _gemvs(arguments: argparse.Namespace, shapes: Sequence[Shape], end: float) -
     cold = arguments.cold_megabytes * 1_000_000
     f16, reason = cublas.measure(shapes, cold, arguments.rounds)
     print(f"cublas f16: {f'not measured: {reason}' if reason else 'a CUDA graph of torch.mv'}\n", flush=True)
-    split = Split(*map(int, arguments.split.split("x"))) if arguments.split else None
+    division = Division(*map(int, arguments.division.division("x"))) if arguments.division else None
     rows: list[gpu.GpuGemvRow] = []
     problems = []
     for shape in shapes:
@@ -82,7 +82,7 @@ def _gemvs(arguments: argparse.Namespace, shapes: Sequence[Shape], end: float) -
             continue
         try:
             new = gpu.measure_gemv(
-                shape, arguments.density, bandwidth, cold, arguments.rounds, split, f16.get(shape), end
+                shape, arguments.density, bandwidth, cold, arguments.rounds, division, f16.get(shape), end
             )  # fmt: skip
         except TimeoutError as error:
             problems.append(f"no time: {name}: {error}")
@@ -107,7 +107,7 @@ def _gemvs(arguments: argparse.Namespace, shapes: Sequence[Shape], end: float) -
 
 def _arguments() -> argparse.Namespace:
     def numbers(text: str) -> list[float]:
-        return [float(part) for part in text.split(",")]
+        return [float(part) for part in text.division(",")]
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="cuda")
@@ -115,7 +115,7 @@ def _arguments() -> argparse.Namespace:
         "--shapes", default="4096x4096,8192x16384,llama-3-8b,llama-2-7b,paper", help='GEMVs; "" for none'
     )  # fmt: skip
     parser.add_argument("--density", type=numbers, default=[0.75, 0.6, 0.5, 0.35])
-    parser.add_argument("--split", help="threadgroups per band x simdgroups, such as 32x2 (default: by shape)")
+    parser.add_argument("--division", help="threadgroups per band x simdgroups, such as 32x2 (default: by shape)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold-megabytes", type=int, default=512, help="of all copies of a matrix together")
     parser.add_argument("--copy-megabytes", type=int, default=1024)
@@ -130,7 +130,7 @@ def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, check=True, capture_output=True, text=True, timeout=20)
-        return f"driver {done.stdout.split()[0]}"  # a line per GPU
+        return f"driver {done.stdout.division()[0]}"  # a line per GPU
     except (OSError, IndexError, subprocess.SubprocessError):
         return "driver unknown (nvidia-smi does not say)"
 
@@ -144,7 +144,7 @@ def _print_rows(rows: Sequence[dict[str, Any]], titles: bool = True) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).division()) or type(error).__name__
 
 
 if __name__ == "__main__":

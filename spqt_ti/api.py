@@ -107,10 +107,10 @@ class Model:
             policy.check(self.container.fingerprint, self.llama.config.num_hidden_layers)
         with self.llama.exclusive():
             if policy is None:
-                self.llama.gates.clear()
+                self.llama.selectors.clear()
             else:
                 pays = [self.llama.choices[site].runs_sparse(policy.sparsity) for site in SITES]
-                policy.apply(self.llama.gates)
+                policy.apply(self.llama.selectors)
                 self.llama.thresholds[:, np.logical_not(pays)] = 0
             self._policy = policy
 
@@ -122,10 +122,10 @@ class Model:
         """
         identity = sha256(text if text is not None else uniform.sample_text())
         name = "calibration.json" if text is None else f"calibration-{identity[:12]}.json"
-        places = [self.container.path, cache_dir() / "calibrations" / self.container.fingerprint]
-        for place in places:
-            if (place / name).is_file():
-                found = uniform.Calibration.load(place / name)
+        folders = [self.container.path, cache_dir() / "calibrations" / self.container.fingerprint]
+        for folder in folders:
+            if (folder / name).is_file():
+                found = uniform.Calibration.load(folder / name)
                 if (found.model, found.text_sha256) == (self.container.fingerprint, identity):
                     return found
         text = uniform.sample_text() if text is None else text
@@ -133,13 +133,13 @@ class Model:
             fresh = uniform.calibrate(self.llama, self.container.fingerprint, text, self.tokenizer.encode(text))
         if self.llama.context < uniform.WINDOW < self.container.config.max_position_embeddings:
             return fresh  # a short context makes other thresholds: good enough for now, not to be kept
-        for place in places:
+        for folder in folders:
             try:
-                place.mkdir(parents=True, exist_ok=True)
-                fresh.save(place / name)
+                folder.mkdir(parents=True, exist_ok=True)
+                fresh.save(folder / name)
                 break
             except OSError:
-                continue  # not writable: the next place, or none at all
+                continue  # not writable: the next folder, or none at all
         return fresh
 
     def logits(self, token_ids: Sequence[int] | np.ndarray, *, mode: str = "prefill") -> np.ndarray:
@@ -323,8 +323,8 @@ def quantize_elsewhere(
 ) -> Container:  # fmt: skip
     """As `quantize`, in a process of its own, because a process has one backend. Raises ContainerError."""
     # Absolute: in the child a path may not begin with "-".
-    places = [str(path.absolute()) for path in (source, destination)]
-    command = python_command("spqt_ti.cli.main", "quantize", *places, "--force", "--layout", layout, "--scheme", scheme)
+    paths = [str(path.absolute()) for path in (source, destination)]
+    command = python_command("spqt_ti.cli.main", "quantize", *paths, "--force", "--layout", layout, "--scheme", scheme)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"])[-1]

@@ -49,8 +49,8 @@ def text(name: str, value: Any, error: Error = GenerationError) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as problem:
-        place = f"lone surrogate U+{ord(value[problem.start]):04X} at character {problem.start}"
-        raise error(f"{name} is not valid UTF-8 text ({place})") from None
+        where = f"lone surrogate U+{ord(value[problem.start]):04X} at character {problem.start}"
+        raise error(f"{name} is not valid UTF-8 text ({where})") from None
     return value
 
 

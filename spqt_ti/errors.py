@@ -48,3 +48,7 @@ class GenerationError(SpqtError):
 
 class AllocationError(SpqtError):
     """A budget cannot be shared out as asked: nothing keeps the limit, rates out of bounds, a plan of another model."""
+
+
+class ExecutionError(SpqtError):
+    """Evaluations cannot be run: no cluster answers, workers die or lack the model, results are of another sweep."""

@@ -1,4 +1,4 @@
-"""Gates, and their activations in float64, for the tests of both engines."""
+"""Selectors, and their activations in float64, for the tests of both engines."""
 
 import math
 

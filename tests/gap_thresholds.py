@@ -1,4 +1,4 @@
-"""Gates that no input lies near: rounding then flips none, and two ways to compute a sparse pass must agree."""
+"""Selectors that no input lies near: rounding then flips none, and two ways to compute a sparse pass must agree."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from spqt_ti.model.sites import SITES
 Weights = Mapping[tuple[int, str], np.ndarray]
 
 
-def open_gates(llama: Llama, tokens: Sequence[int], weights: Weights | None = None) -> float:
+def open_thresholds(llama: Llama, tokens: Sequence[int], weights: Weights | None = None) -> float:
     """Set every gate of `llama` so that about half of the inputs of `tokens` are skipped, with the threshold in the
     middle of the widest gap there. Returns the least relative distance of an input from its threshold.
 
-    `weights`: as a policy's. One masked pass per site, so that each is seen with all gates before it in force.
+    `weights`: as a policy's. One masked pass per site, so that each is seen with all selectors before it in force.
     """
     weights, nearest = weights or {}, np.inf
-    llama.gates.clear()
+    llama.selectors.clear()
     for layer, place in np.ndindex(llama.thresholds.shape):
         site = SITES[place]
         scores = np.abs(inputs_of(llama, tokens, layer, site)) * weights.get((layer, site), np.float32(1))
         low, high = widest_gap(np.sort(scores[scores > 0], axis=None))  # after relu half of them are 0
         llama.thresholds[layer, place] = (low + high) / 2
-        llama.gates.weigh(layer, site, weights.get((layer, site)))
+        llama.selectors.weigh(layer, site, weights.get((layer, site)))
         nearest = min(nearest, (high - low) / (high + low))
     llama.reset()
     return float(nearest)

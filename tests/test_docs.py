@@ -94,6 +94,6 @@ def test_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_glossary() -> None:
-    """25 words, one line each, no word twice."""
+    """A line per word, no word twice."""
     words = re.findall(r"^\| ([^|]+?) \|", text("docs/glossary.md"), re.MULTILINE)[1:]
-    assert len(words) == len(set(words)) == 25
+    assert len(words) == len(set(words)) >= 25

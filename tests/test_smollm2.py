@@ -18,7 +18,7 @@ import needs
 import numpy as np
 import pytest
 import tiny_containers
-from gap_thresholds import open_gates
+from gap_thresholds import open_thresholds
 
 import spqt_ti
 from spqt_ti.backend import available_threads
@@ -126,7 +126,7 @@ def test_masked_evaluation_is_decoding(model: spqt_ti.Model) -> None:
     the decode step give the same logits, to f32 rounding (as in test_logits).
     """
     tokens = model.tokenizer.encode(RECORDED["prompt"])
-    assert open_gates(model.llama, tokens) > 3e-4
+    assert open_thresholds(model.llama, tokens) > 3e-4
     masked = model.llama.prefill(tokens, "all", masked=True)
     decoded = model.logits(tokens, mode="decode")
     assert 0.4 < 1 - model.llama.active.sum() / (model.llama.inputs() * len(model.llama.active)).sum() < 0.6

@@ -2,7 +2,7 @@
 
     python bench/accuracy/decoded.py smollm2-135m --text evaluation.txt --policy policies/uniform-0.5.json --windows 8
 
-Both see the same gates, but rounding flips inputs that lie near a threshold, and flips grow from layer to layer
+Both see the same selectors, but rounding flips inputs that lie near a threshold, and flips grow from layer to layer
 (docs/log.md). So single logits differ, and what has to agree is the mean: differences are paired by token.
 """
 
@@ -75,7 +75,7 @@ def main() -> None:
             for path in arguments.policy:
                 policy = SparsityPolicy.load(path)
                 policy.check(model.container.fingerprint, llama.config.num_hidden_layers)
-                policy.apply(llama.gates)
+                policy.apply(llama.selectors)
                 masked, real = compare(
                     parts,
                     lambda window, llama=llama: prefilled(llama, window, False),

@@ -89,12 +89,12 @@ def compare(name: str | Path, backends: Sequence[str], tokens: int = 32) -> list
             for backend in progress(backends, desc="compare", unit="backends")
         ]
     rows = []
-    for place, work in enumerate(_WORKS):
-        standard = answers[0][1][place]
+    for number, work in enumerate(_WORKS):
+        standard = answers[0][1][number]
         for backend, (report, results) in zip(backends, answers, strict=True):
-            difference, agree, of = _agreement(work, results[place], standard)
+            difference, agree, of = _agreement(work, results[number], standard)
             rows.append(
-                Row(work.name, backend, report["device"], difference, agree, of, report["milliseconds"][place])
+                Row(work.name, backend, report["device"], difference, agree, of, report["milliseconds"][number])
             )  # fmt: skip
     return rows
 
@@ -126,7 +126,7 @@ def _ask(backend: str, path: Path, tokens: int, file: Path) -> tuple[dict[str, A
         last = (done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"])[-1]
         raise BackendError(report["error"] or f"{backend}: {last}")
     with np.load(file) as results:
-        return report, [results[f"arr_{place}"] for place in range(len(_WORKS))]
+        return report, [results[f"arr_{number}"] for number in range(len(_WORKS))]
 
 
 def _agreement(work: _Work, got: np.ndarray, standard: np.ndarray) -> tuple[float | None, int | None, int | None]:

@@ -27,7 +27,7 @@ from spqt_ti.kernels.cpu.workers import make_wait_for_all
 COLD_BYTES = 512 << 20
 WARM_BYTES = 1 << 30  # that a launch reads of a matrix that stays in the cache: launching takes 0.1 to 0.2 ms
 COLLECTIONS = 1000  # in a launch
-COPIES, TURNS, STRIDE, ARRIVALS = range(4)  # of Zigzag.plan: STRIDE between lists, ARRIVALS: where the barrier counts
+COPIES, TURNS, STRIDE, ARRIVALS = range(4)  # of Zigzag.rounds: STRIDE between lists, ARRIVALS: where the barrier counts
 
 Key = TypeVar("Key", bound=Hashable)
 Run = TypeVar("Run")
@@ -97,7 +97,7 @@ class Rows:
         self.rows, self.cols, self.threads = rows, cols, threads
         data, self.copies, self.turns = stored_bytes(rows, cols, "row", warm)
         self.nbytes, self.superblocks = data.size, -(-cols // 256)
-        quants, headers = row_layout.split(data, rows, cols, q4_k_decoder.DECODER)
+        quants, headers = row_layout.unpack(data, rows, cols, q4_k_decoder.DECODER)
         self.weights = upload(quants, u32x16, self.copies), upload(headers, u32x4, self.copies)
         self.vectors = (
             upload(normal_x(cols, self.superblocks * row_layout.X_VECTORS), f32x16),
@@ -128,7 +128,7 @@ class Zigzag:
         self.threads = threads
         self.shape = zigzag.ZigzagShape(rows, cols, panel_bands or preferred_panel_bands())
         data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm)
-        quants, tail, headers = zigzag.split(data, self.shape, q4_k_decoder.DECODER)
+        quants, tail, headers = zigzag.unpack(data, self.shape, q4_k_decoder.DECODER)
         self.weights = (
             upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies),
             upload(headers, u32x4, self.copies, QUAD_BANDS - 1),
@@ -139,7 +139,7 @@ class Zigzag:
         arrivals = (threads + 1) * stride + threads * WORKSPACE_INTEGERS
         self.lists = ndarray(ti.i32, (arrivals + 1,))
         host_view(self.lists)[:cols] = np.arange(cols)  # the active list of dense products
-        self.plan = [self.copies, self.turns, stride, arrivals]
+        self.rounds = [self.copies, self.turns, stride, arrivals]
         self.scratch = ndarray(f32x16, (threads * (self.shape.padded_rows // 16 + SCRATCH_VECTORS),))
 
     def read_bytes(self, kernel: str, density: float) -> float:
@@ -148,13 +148,13 @@ class Zigzag:
 
     def run(self, kernel: str, density: float) -> None:
         """One launch; the full kernel collects its index in every product."""
-        host_view(self.lists)[self.plan[ARRIVALS]] = 0
+        host_view(self.lists)[self.rounds[ARRIVALS]] = 0
         threshold = -1.0 if kernel == "zigzag" else threshold_for(self.shape.cols, density)
         launch = make_skipping_launch(self.threads) if kernel == "b2" else make_zigzag_launch(self.threads)
         shape = self.shape
         geometry = [shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands]
         addresses = [*map(address, self.weights), address(self.lists)]
-        launch(*self.weights, self.x, self.lists, self.scratch, addresses, geometry, threshold, self.plan)
+        launch(*self.weights, self.x, self.lists, self.scratch, addresses, geometry, threshold, self.rounds)
         ti.sync()
 
 
@@ -202,20 +202,20 @@ def make_zigzag_launch(workers: int):
     def launch(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), x: array_of(f32x16),
         lists: array_of(ti.i32), a: array_of(f32x16), addresses: i64x4, geometry: i32x4, threshold: ti.f32,
-        plan: i32x4,
+        rounds: i32x4,
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             quants_address, tail_address, headers_address = addresses[0], addresses[1], addresses[2]
             cols, full_bands, tail_bands, panel_bands = geometry[0], geometry[1], geometry[2], geometry[3]
-            stride = plan[STRIDE]
+            stride = rounds[STRIDE]
             lowest = threshold
             bands = full_bands + tail_bands
             workspace = addresses[3] + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64)
             scratch = workers * bands * 16 + worker * SCRATCH_VECTORS
             sums = ti.static(Sums(a, 0, scratch))
-            for turn in range(plan[TURNS]):
-                copy = turn % plan[COPIES]
+            for turn in range(rounds[TURNS]):
+                copy = turn % rounds[COPIES]
                 first_quants = copy * full_bands * cols * 2
                 first_tail = copy * tail_bands * cols
                 first_headers = copy * bands * cols
@@ -231,7 +231,7 @@ def make_zigzag_launch(workers: int):
                     active = (worker + 1) * stride
                     count = collect(x, 0, (cols + 15) // 16, lowest, lists, addresses[3], active)
                 gemv(matrix, ti.static(Inputs(x, 0, lists, active, count)), sums, workspace, worker)
-                wait_for_all(lists, plan[ARRIVALS], (turn + 1) * workers)
+                wait_for_all(lists, rounds[ARRIVALS], (turn + 1) * workers)
 
     return launch
 
@@ -246,20 +246,20 @@ def make_skipping_launch(workers: int):
     def launch(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), x: array_of(f32x16),
         lists: array_of(ti.i32), a: array_of(f32x16), addresses: i64x4, geometry: i32x4, threshold: ti.f32,
-        plan: i32x4,
+        rounds: i32x4,
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             quants_address, tail_address, headers_address = addresses[0], addresses[1], addresses[2]
             cols, full_bands, tail_bands, panel_bands = geometry[0], geometry[1], geometry[2], geometry[3]
-            stride = plan[STRIDE]
+            stride = rounds[STRIDE]
             lowest = threshold
             bands = full_bands + tail_bands
             workspace = addresses[3] + ti.cast(((workers + 1) * stride + worker * WORKSPACE_INTEGERS) * 4, ti.i64)
             scratch = workers * bands * 16 + worker * SCRATCH_VECTORS
             sums = ti.static(Sums(a, 0, scratch))
-            for turn in range(plan[TURNS]):
-                copy = turn % plan[COPIES]
+            for turn in range(rounds[TURNS]):
+                copy = turn % rounds[COPIES]
                 first_quants = copy * full_bands * cols * 2
                 first_tail = copy * tail_bands * cols
                 first_headers = copy * bands * cols
@@ -271,7 +271,7 @@ def make_skipping_launch(workers: int):
                 )  # fmt: skip
                 chosen = (worker + 1) * stride
                 gemv(matrix, ti.static(Inputs(x, 0, lists, chosen, 0)), lowest, sums, workspace, worker)
-                wait_for_all(lists, plan[ARRIVALS], (turn + 1) * workers)
+                wait_for_all(lists, rounds[ARRIVALS], (turn + 1) * workers)
 
     return launch
 

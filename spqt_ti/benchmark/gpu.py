@@ -18,10 +18,10 @@ from spqt_ti.api import Model, load
 from spqt_ti.backend import kernel_seconds, ti
 from spqt_ti.benchmark.gemv_drivers import stored_bytes
 from spqt_ti.benchmark.shapes import Shape
+from spqt_ti.kernels.simt.division import Division
 from spqt_ti.kernels.simt.gemv import ZigzagGemv
 from spqt_ti.kernels.simt.row_gemv import RowGemv
 from spqt_ti.kernels.simt.row_words import RowWords
-from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import floats4, make_copy_all, zeros
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
@@ -95,7 +95,7 @@ def device_seconds(submission: Submission) -> float:
 
 def measure_gemv(
     shape: Shape, densities: Sequence[float], bandwidth: float, cold_bytes: int, rounds: int,
-    split: Split | None = None, cublas: Sequence[float] | None = None, end: float = float("inf"),
+    division: Division | None = None, cublas: Sequence[float] | None = None, end: float = float("inf"),
 ) -> list[GpuGemvRow]:  # fmt: skip
     """All kernels on one shape, the sparse ones at each density; `bandwidth` from `copy_bandwidth`, `cublas` its
     seconds where they are known. Stops after fewer rounds when `time.monotonic` comes to `end`; TimeoutError before the
@@ -103,7 +103,7 @@ def measure_gemv(
     """
     cold_bytes = min(cold_bytes, int(bandwidth * COLD_SECONDS))
     copies = max(2, -(-cold_bytes // stored_bytes(*shape, "zigzag", warm=True)[0].size))
-    timings = list(_timings(shape, densities, copies, split))
+    timings = list(_timings(shape, densities, copies, division))
     _run_rounds(timings, copies, rounds, end)
     if cublas is not None:
         times = list(cublas)
@@ -213,12 +213,12 @@ def missed_targets(rows: Sequence[GpuGemvRow]) -> Iterator[str]:
             yield f"{label}: {row.speedup_over_dense:.2f}x dense, slower"
 
 
-def _timings(shape: Shape, densities: Sequence[float], copies: int, split: Split | None) -> Iterator[_Timing]:
+def _timings(shape: Shape, densities: Sequence[float], copies: int, division: Division | None) -> Iterator[_Timing]:
     rows, cols = shape
     x = np.random.default_rng(1).standard_normal(cols, dtype=np.float32)
     row_data, zigzag_data = (stored_bytes(rows, cols, layout, warm=True)[0] for layout in ("row", "zigzag"))
     row, naive = (RowGemv(row_data, RowWords(rows, cols), skips, copies) for skips in (False, True))
-    zigzag, b2 = (ZigzagGemv(zigzag_data, ZigzagWords(rows, cols), split, fly, copies) for fly in (False, True))
+    zigzag, b2 = (ZigzagGemv(zigzag_data, ZigzagWords(rows, cols), division, fly, copies) for fly in (False, True))
     for driver in (row, naive, zigzag, b2):
         driver.load(x)
 

@@ -48,9 +48,9 @@ def _draw(lines: Iterable[tuple[str, Sequence[Point]]], x: str, y: str, path: st
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes: Any = figure.add_subplot(xlabel=x, ylabel=y)
     for label, points in lines:
-        places, values, errors = zip(*sorted(points), strict=True)
+        xs, values, errors = zip(*sorted(points), strict=True)
         shown = None if not any(errors) else errors
-        axes.errorbar(places, values, shown, marker="o", capsize=3, label=label, linestyle="-" if shown else ":")
+        axes.errorbar(xs, values, shown, marker="o", capsize=3, label=label, linestyle="-" if shown else ":")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

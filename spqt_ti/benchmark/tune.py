@@ -11,9 +11,9 @@ import numpy as np
 
 from spqt_ti import __version__
 from spqt_ti.backend import Runtime, ti
+from spqt_ti.benchmark.divisions import measure_divisions
 from spqt_ti.benchmark.gemv_drivers import Zigzag, interleaved
 from spqt_ti.benchmark.shapes import Shape
-from spqt_ti.benchmark.splits import measure_splits
 from spqt_ti.errors import TuningError
 from spqt_ti.model.tuning import TunedShape, Tuning, tuning_path
 from spqt_ti.progress import progress
@@ -34,7 +34,7 @@ def tune_shapes(
     workers = runtime.workers(threads)
     for shape in progress(shapes, desc="tune", unit="shapes"):
         if workers is None:
-            tuned = measure_splits(shape, DENSITIES, TYPICAL, rounds)
+            tuned = measure_divisions(shape, DENSITIES, TYPICAL, rounds)
         else:
             tuned = [_measure(shape, workers, bands, rounds) for bands in _useful(shape)]
         yield min(tuned, key=lambda candidate: candidate.dense + candidate.sparse_time(TYPICAL))

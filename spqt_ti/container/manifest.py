@@ -106,7 +106,7 @@ class Manifest:
         data = (json.dumps(content, indent=2) + "\n").encode()
         return data.replace(_NO_DIGEST, hashlib.sha256(data).hexdigest().encode(), 1)
 
-    def plan(self, file: Path, config: ModelConfig) -> dict[str, MatrixInfo]:
+    def matrices_of(self, file: Path, config: ModelConfig) -> dict[str, MatrixInfo]:
         """The model's matrices as they are stored; ContainerError unless the manifest lists exactly those."""
         unlike = damaged(file, f"its list of matrices is not that of {CONFIG}")
         if config.num_hidden_layers > len(self.matrices):  # first: a damaged number of layers may be billions

@@ -55,7 +55,7 @@ class Container:
     tokenizer_json: str = field(repr=False)
     matrices: Mapping[str, MatrixInfo] = field(repr=False)
     extra: Mapping[str, ExtraTensor] = field(repr=False)
-    _places: Mapping[str, _Place] = field(repr=False)
+    _extents: Mapping[str, _Extent] = field(repr=False)
 
     @classmethod
     def open(cls, directory: str | Path, verify: bool = True) -> Container:
@@ -80,7 +80,7 @@ class Container:
 
     def names(self) -> list[str]:
         """Names of all stored tensors."""
-        return list(self._places)
+        return list(self._extents)
 
     def matrix(self, layer: int, site: Site) -> MatrixInfo:
         """The matrix that reads a site's inputs. ContainerError for a layer that the model has not."""
@@ -106,7 +106,7 @@ class Container:
     def bias(self, layer: int, site: Site) -> F32Array | None:
         """Bias f32 [rows] of a site's matrix; None where the model has none."""
         name = f"{self.matrix(layer, site).name}.bias"
-        return self.read(name) if name in self._places else None
+        return self.read(name) if name in self._extents else None
 
     def read_matrix(self, matrix: MatrixInfo) -> U8Array:
         """Stored bytes u8 [nbytes] of a matrix, mapped read-only: nothing is read before it is used."""
@@ -114,13 +114,13 @@ class Container:
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """A stored tensor, mapped read-only. ContainerError where the model was replaced since it was opened."""
-        if name not in self._places:
+        if name not in self._extents:
             raise ContainerError(f"{self.path}: there is no tensor {name}")
-        place = self._places[name]
-        with reported(place.file, "cannot be read"), open(place.file, "rb") as stream:
-            if _signature(stream.fileno()) != place.signature:
-                raise ContainerError(f"{place.file}: the model was replaced after it was opened; open it again")
-            mapped = np.memmap(stream, place.info.dtype, "r", place.offset, place.info.shape)
+        extent = self._extents[name]
+        with reported(extent.file, "cannot be read"), open(extent.file, "rb") as stream:
+            if _signature(stream.fileno()) != extent.signature:
+                raise ContainerError(f"{extent.file}: the model was replaced after it was opened; open it again")
+            mapped = np.memmap(stream, extent.info.dtype, "r", extent.offset, extent.info.shape)
         return np.asarray(mapped)
 
     def dequantize(self, which: str | MatrixInfo) -> F32Array:
@@ -195,7 +195,7 @@ _Signature = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Extent:
     """Where a tensor's bytes are, and how to know the file again."""
 
     file: Path
@@ -215,7 +215,7 @@ def _open(path: Path, verify: bool) -> Container:
     manifest = Manifest.read(file)
     signatures = _check_files(path, manifest, verify)
     config = _read_config(path)
-    matrices = manifest.plan(file, config)
+    matrices = manifest.matrices_of(file, config)
     expected = expected_tensors(config, matrices, manifest.extra)
     return Container(
         path=path,
@@ -228,7 +228,7 @@ def _open(path: Path, verify: bool) -> Container:
         tokenizer_json=_read_text(path / TOKENIZER),
         matrices=matrices,
         extra={tensor.name: tensor for tensor in manifest.extra},
-        _places=_read_places(path, signatures, expected),
+        _extents=_read_extents(path, signatures, expected),
     )
 
 
@@ -256,14 +256,14 @@ def _read_config(path: Path) -> ModelConfig:
         raise ContainerError(f"{path / CONFIG}: {error}") from error
 
 
-def _read_places(
+def _read_extents(
     path: Path, signatures: Mapping[str, _Signature], expected: Mapping[str, TensorInfo]
-) -> dict[str, _Place]:
+) -> dict[str, _Extent]:
     """Place of every expected tensor, in that order; ContainerError for one missing, other, or too many."""
     weight_map = _read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict):
         raise damaged(path / INDEX, "weight_map is missing")
-    found: dict[str, _Place] = {}
+    found: dict[str, _Extent] = {}
     for shard in sorted({name for name in weight_map.values() if isinstance(name, str)}):
         if shard not in signatures:
             raise damaged(path / INDEX, f"it names {shard!r}, a file that {MANIFEST} does not list")
@@ -274,13 +274,13 @@ def _read_places(
             raise damaged(file, f"tensor {name} is missing, expected {info}")
         if found[name].info != info:
             raise damaged(file, f"tensor {name} is {found[name].info}, expected {info}")
-    for name, place in found.items():
+    for name, extent in found.items():
         if name not in expected:
-            raise damaged(place.file, f"tensor {name} is not part of this model")
+            raise damaged(extent.file, f"tensor {name} is not part of this model")
     return {name: found[name] for name in expected}
 
 
-def _read_header(file: Path, signature: _Signature) -> dict[str, _Place]:
+def _read_header(file: Path, signature: _Signature) -> dict[str, _Extent]:
     """Tensors of one safetensors file; its library verifies that the header fits the file."""
     try:
         with safe_open(file, framework="numpy"):
@@ -294,14 +294,14 @@ def _read_header(file: Path, signature: _Signature) -> dict[str, _Place]:
         except JsonError as error:
             raise damaged(file, f"not a whole safetensors file ({error})") from error
     header.pop("__metadata__", None)
-    return {name: _place(file, signature, 8 + size, name, entry) for name, entry in header.items()}
+    return {name: _extent(file, signature, 8 + size, name, entry) for name, entry in header.items()}
 
 
-def _place(file: Path, signature: _Signature, data_start: int, name: str, entry: Mapping[str, Any]) -> _Place:
+def _extent(file: Path, signature: _Signature, data_start: int, name: str, entry: Mapping[str, Any]) -> _Extent:
     if entry["dtype"] not in DTYPES:
         raise damaged(file, f"tensor {name} is {entry['dtype']}, expected one of: {', '.join(DTYPES)}")
     info = TensorInfo(DTYPES[entry["dtype"]], tuple(entry["shape"]))
-    return _Place(file, signature, data_start + entry["data_offsets"][0], info)
+    return _Extent(file, signature, data_start + entry["data_offsets"][0], info)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -319,7 +319,7 @@ def _read_text(file: Path) -> str:
 
 
 def _signature(file: Path | int) -> _Signature:
-    """What tells a file from the one that takes its place."""
+    """What tells a file from the one that replaces it."""
     status = os.stat(file)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

@@ -78,7 +78,7 @@ def quantize_columns(w: F32Array, factor: Factor, scheme: Scheme, quantize: Call
     are those of `quantize` on every column.
     """
     rows, cols = w.shape
-    place = _ColumnPlaces(rows, cols, scheme)
+    columns = _Columns(rows, cols, scheme)
     errors = np.zeros((cols, rows))  # d_j of the columns in their order
     ordered = np.ascontiguousarray(w.T[factor.order]).astype(np.float64)  # [cols, rows]
     out = np.empty(layouts.nbytes(rows, cols, "zigzag", scheme), np.uint8)
@@ -89,7 +89,7 @@ def quantize_columns(w: F32Array, factor: Factor, scheme: Scheme, quantize: Call
             target = targets[j - start] + factor.weights[start:j, j] @ errors[start:j]
             data = quantize(np.ascontiguousarray(target, np.float32)[:, None])
             errors[j] = ordered[j] - layouts.dequantize_matrix(data, rows, 1, "zigzag", scheme)[:, 0]
-            place.put(out, int(factor.order[j]), data)
+            columns.put(out, int(factor.order[j]), data)
     return out
 
 
@@ -99,7 +99,7 @@ def loss(difference: npt.NDArray[np.floating], hessian: F64Array) -> float:
     return float(np.sum((d @ hessian) * d))
 
 
-class _ColumnPlaces:
+class _Columns:
     """Where a column's bytes lie in a zigzag matrix: a piece in each band."""
 
     def __init__(self, rows: int, cols: int, scheme: Scheme) -> None:
@@ -111,7 +111,7 @@ class _ColumnPlaces:
             start += size * cols
 
     def put(self, out: U8Array, column: int, data: U8Array) -> None:
-        """The bytes of one column, bands one after the other, to their places."""
+        """The bytes of one column, bands one after the other, to their offsets."""
         read = 0
         for start, size in self._pieces:
             at = start + column * size

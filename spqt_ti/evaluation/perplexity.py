@@ -95,14 +95,14 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
     llama.reset()
     llama.warm_up_prefill()
     for window in progress(parts, desc="evaluate", unit="windows"):
-        llama.gates.clear()
+        llama.selectors.clear()
         dense = log_softmax(_logits(llama, window, None))
         for policy, score in zip(policies, scores, strict=True):
-            llama.gates.clear()
+            llama.selectors.clear()
             if policy is not None:
-                policy.apply(llama.gates)
+                policy.apply(llama.selectors)
             _score(score, window, dense, log_softmax(_logits(llama, window, score.active)))
-    llama.gates.clear()
+    llama.selectors.clear()
     llama.reset()
     return scores
 

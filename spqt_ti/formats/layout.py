@@ -84,10 +84,10 @@ def superblocks(data: U8Array, rows: int, cols: int, layout: str, scheme: Scheme
     if layout == "row" or rows % BAND == 0:
         return data.reshape(-1, scheme.bytes)
     full = rows // BAND * cols
-    split = full * _column_bytes(scheme)
+    whole = full * _column_bytes(scheme)
     columns = np.zeros((full + cols, _column_bytes(scheme)), np.uint8)
-    columns[:full] = data[:split].reshape(full, columns.shape[1])
-    columns[full:, _tail_bytes(rows, scheme)] = data[split:].reshape(cols, -1)
+    columns[:full] = data[:whole].reshape(full, columns.shape[1])
+    columns[full:, _tail_bytes(rows, scheme)] = data[whole:].reshape(cols, -1)
     return columns.reshape(-1, scheme.bytes)
 
 
@@ -121,10 +121,10 @@ def _column_bytes(scheme: Scheme) -> int:
 
 
 def _tail_bytes(rows: int, scheme: Scheme) -> npt.NDArray[np.intp]:
-    """Places, in a column of a whole band, of the bytes that a last band stores (none where bands are whole)."""
+    """Indices, in a column of a whole band, of the bytes that a last band stores (none where bands are whole)."""
     whole, rest = divmod(rows % BAND, scheme.values)
-    places = np.arange(whole * scheme.bytes)
-    return np.concatenate([places, whole * scheme.bytes + scheme.kept(rest)]) if rest else places
+    kept = np.arange(whole * scheme.bytes)
+    return np.concatenate([kept, whole * scheme.bytes + scheme.kept(rest)]) if rest else kept
 
 
 def _pad(w: F32Array, rows_to: int = 1, cols_to: int = 1) -> F32Array:

@@ -61,7 +61,7 @@ class Scheme:
         return self.bytes * 8 / self.values
 
     def kept(self, count: int) -> npt.NDArray[np.intp]:
-        """Places of the bytes that the first `count` values (1 to `values`) of a superblock need, ascending."""
+        """Indices of the bytes that the first `count` values (1 to `values`) of a superblock need, ascending."""
         units = -(-count // self.unit)
         parts = [
             np.arange(plane.start, plane.start + (units * plane.per_unit if plane.per_unit else plane.size))

@@ -1,4 +1,4 @@
-"""What the runner asks of a kind of device: gates, a decode step and a prefill that share weights and KV cache.
+"""What the runner asks of a kind of device: selectors, a decode step and a prefill that share weights and KV cache.
 
 `cpu.engine` builds them for a few workers (CPU), `simt.engine` for groups of threads (GPU).
 """
@@ -14,7 +14,7 @@ import numpy as np
 from spqt_ti.container import Container, MatrixInfo
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.faults import CacheFault
-from spqt_ti.model.gates import Gates
+from spqt_ti.model.selectors import Selectors
 from spqt_ti.model.sites import Traffic
 
 CHUNK = 256  # tokens per prefill launch: enough to make decoding a strip of weights cheap, small enough for the caches
@@ -131,7 +131,7 @@ class EngineKind:
 class Engine:
     """A model on a device."""
 
-    gates: Gates
+    selectors: Selectors
     decode: Decode
     prefill: Prefill
     traffic: Traffic

@@ -66,14 +66,14 @@ class Llama:
         self.choices = choose(config, known, runtime.workers(threads), kind)
         divisions = {site: choice.division for site, choice in self.choices.items()}
         engine = kind.build(container, self.context, divisions, self.threads, exact)
-        self.gates, self._decode, self._prefill = engine.gates, engine.decode, engine.prefill
+        self.selectors, self._decode, self._prefill = engine.selectors, engine.decode, engine.prefill
         self.traffic, self._cache = engine.traffic, engine.cache
         self._position = self.sequence = 0
         self._lock = threading.RLock()
 
     @property
     def position(self) -> int:
-        """Tokens of the sequence so far. Setting it goes back to an earlier place: that is another sequence."""
+        """Tokens of the sequence so far. Setting it goes back to an earlier position: that is another sequence."""
         return self._position
 
     @position.setter
@@ -96,7 +96,7 @@ class Llama:
     @property
     def thresholds(self) -> np.ndarray:
         """f32 [layers, 4] in the order of SITES; writing to it changes what decoding skips. 0 runs a site dense."""
-        return self.gates.thresholds
+        return self.selectors.thresholds
 
     @property
     def active(self) -> np.ndarray:

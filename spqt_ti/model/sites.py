@@ -1,4 +1,4 @@
-"""The four places of a layer where inputs are collected, in the order in which a token meets them; and what is counted
+"""The four points of a layer where inputs are collected, in the order in which a token meets them; and what is counted
 by them.
 """
 
@@ -14,7 +14,7 @@ from spqt_ti.model.config import ModelConfig
 
 
 class Site(IntEnum):
-    """A place of a layer where inputs are collected, and the matrix that reads them: projections that share an input,
+    """A point of a layer where inputs are collected, and the matrix that reads them: projections that share an input,
     stacked.
     """
 

@@ -75,21 +75,21 @@ class Metadata(Mapping[str, Any]):
     So text in keys that nobody needs may be in any encoding. CheckpointError for a value that cannot be decoded.
     """
 
-    def __init__(self, path: Path, data: bytes, places: Mapping[str, tuple[GGUFValueType, int]]) -> None:
-        self._path, self._data, self._places = path, data, places
+    def __init__(self, path: Path, data: bytes, offsets: Mapping[str, tuple[GGUFValueType, int]]) -> None:
+        self._path, self._data, self._offsets = path, data, offsets
 
     def __getitem__(self, key: str) -> Any:
-        kind, start = self._places[key]
+        kind, start = self._offsets[key]
         return _Cursor(self._path, self._data, start).value(kind, key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._offsets)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._places
+        return key in self._offsets
 
 
 def read_header(path: Path) -> tuple[Metadata, dict[str, GgufTensor]]:
@@ -191,25 +191,25 @@ class _Header(_Cursor):
         for count, most, what in ((tensor_count, _MAX_TENSORS, "tensors"), (field_count, _MAX_FIELDS, "metadata keys")):
             if count > most:
                 raise self.damaged(f"{count} {what}, more than {most}")
-        places = self.places(field_count)
+        offsets = self.offsets(field_count)
         if self.position > _MAX_METADATA:
             raise self.damaged(f"the metadata have {self.position} bytes, more than {_MAX_METADATA}")
         # A copy: the file may be closed, or written anew, before a value is wanted.
-        metadata = Metadata(self.path, self.data[: self.position], places)
+        metadata = Metadata(self.path, self.data[: self.position], offsets)
         entries = [self.entry() for _ in range(tensor_count)]
         return metadata, self.placed(entries, metadata.get("general.alignment", 32))
 
-    def places(self, count: int) -> dict[str, tuple[GGUFValueType, int]]:
+    def offsets(self, count: int) -> dict[str, tuple[GGUFValueType, int]]:
         """Key -> type and position of every value; the position is then behind the last."""
-        places: dict[str, tuple[GGUFValueType, int]] = {}
+        offsets: dict[str, tuple[GGUFValueType, int]] = {}
         for _ in range(count):
             key = _printable(self.text("a metadata key", _MAX_KEY))
-            if key in places:
+            if key in offsets:
                 raise self.damaged(f"the metadata key {key[:80]} is there twice")
             kind = self.kind(key)
-            places[key] = (kind, self.position)
+            offsets[key] = (kind, self.position)
             self.step_over(kind, key)
-        return places
+        return offsets
 
     def step_over(self, kind: GGUFValueType, key: str, depth: int = 0) -> None:
         if kind == GGUFValueType.STRING:
@@ -281,10 +281,10 @@ class _Header(_Cursor):
         tensors = {e.name: GgufTensor(e.name, e.shape, e.kind, start + e.offset, e.path) for e in entries}
         if len(tensors) != len(entries):
             raise self.damaged("two tensors have the same name")
-        self.check_places(tensors, alignment)
+        self.check_extents(tensors, alignment)
         return tensors
 
-    def check_places(self, tensors: Mapping[str, GgufTensor], alignment: int) -> None:
+    def check_extents(self, tensors: Mapping[str, GgufTensor], alignment: int) -> None:
         """No tensor shares bytes with another, or a small file could ask for any amount of work."""
         previous: GgufTensor | None = None
         for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):

@@ -80,20 +80,20 @@ def declared_ends(metadata: Mapping[str, Any]) -> tuple[int, ...]:
 def end_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
     """Every id at which llama.cpp ends a text: the declared ones, and those that it knows by their text."""
     tokens = _tokens(metadata)
-    place = {token: i for i, token in enumerate(tokens) if token}
+    ids = {token: i for i, token in enumerate(tokens) if token}
     found = [token for token in declared_ends(metadata) if token < len(tokens)]
     for name, texts in _CODE_ENDS:
         declared = special_token(metadata, name)
         if declared is not None and declared < len(tokens):
             found.append(declared)
         elif declared is None:
-            found += [place[text] for text in texts if text in place][:1]
-    known = _known_ends(place)
+            found += [ids[text] for text in texts if text in ids][:1]
+    known = _known_ends(ids)
     return tuple(dict.fromkeys([*found, *known.values()]))
 
 
-def _known_ends(place: Mapping[str, int]) -> dict[str, int]:
-    known = {text: place[text] for text in _ENDS if text in place}
+def _known_ends(ids: Mapping[str, int]) -> dict[str, int]:
+    known = {text: ids[text] for text in _ENDS if text in ids}
     if ({"<|return|>", "<|call|>"} <= known.keys()) or ({"<|calls|>", "<|flush|>"} <= known.keys()):
         known.pop("<|end|>", None)  # there it ends a message, not the text
     if "<|tool_response>" in known:
@@ -103,11 +103,11 @@ def _known_ends(place: Mapping[str, int]) -> dict[str, int]:
 
 def _control_by_text(metadata: Mapping[str, Any], tokens: list[str]) -> set[int]:
     """Ids of tokens that are control tokens by their text, whatever type the file gives them."""
-    place = {token: i for i, token in enumerate(tokens) if token}
-    found = set(_known_ends(place).values())
+    ids = {token: i for i, token in enumerate(tokens) if token}
+    found = set(_known_ends(ids).values())
     for name, texts in (*_CODE_ENDS, *_CODE_PARTS):
         if special_token(metadata, name) is None:
-            found |= {place[text] for text in texts if text in place}
+            found |= {ids[text] for text in texts if text in ids}
     return found
 
 
@@ -225,7 +225,7 @@ def _add_post_processor(
 ) -> None:
     """BOS before and EOS after a text, as the file says."""
     parts, special = ["$A"], []
-    for name, default, place in (("bos", add_bos, 0), ("eos", False, 2)):
+    for name, default, index in (("bos", add_bos, 0), ("eos", False, 2)):
         flag = metadata.get(f"tokenizer.ggml.add_{name}_token", default)
         if not isinstance(flag, bool):
             raise CheckpointError(f"tokenizer.ggml.add_{name}_token is {flag!r:.80}, expected true or false")
@@ -235,7 +235,7 @@ def _add_post_processor(
         if token is None or not tokens[token]:
             _LOG.warning("tokenizer.ggml.add_%s_token is true, but the file names no such token: none is added", name)
             continue
-        parts.insert(place, tokens[token])
+        parts.insert(index, tokens[token])
         special.append((tokens[token], token))
     if special:
         tokenizer.post_processor = processors.TemplateProcessing(single=parts, special_tokens=special)

@@ -32,7 +32,7 @@ def open_directory(directory: Path) -> Checkpoint:
     weights = _weight_files(directory)
     for file in weights.files:
         for name, stored in read_header(file).items():
-            if weights.places.get(name, file) != file:
+            if weights.files_of.get(name, file) != file:
                 continue  # the index names another file for it
             if name in tensors:
                 raise CheckpointError(f"{file}: tensor {name} is in {Path(tensors[name].location).name} as well")
@@ -67,7 +67,7 @@ class _Weights:
     """Files of weights, and where an index says that a tensor is."""
 
     files: list[Path]
-    places: dict[str, Path] = field(default_factory=dict)
+    files_of: dict[str, Path] = field(default_factory=dict)
 
 
 def _weight_files(directory: Path) -> _Weights:
@@ -90,23 +90,23 @@ def _shards(directory: Path, index: Path) -> _Weights:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing")
-    places: dict[str, Path] = {}
+    files_of: dict[str, Path] = {}
     for name, shard in weight_map.items():
         # An index must not lead out of its directory.
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.isprintable():
             raise CheckpointError(
                 f"{index}: tensor {name:.80} is said to be in {shard!r:.80}, not a file of this directory"
             )
-        places[name] = directory / shard
-    files = list(dict.fromkeys(places.values()))
+        files_of[name] = directory / shard
+    files = list(dict.fromkeys(files_of.values()))
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file}: this shard is missing, though {index.name} lists it")
-    return _Weights(files, places)
+    return _Weights(files, files_of)
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Names, shapes and places of the tensors of one safetensors file. Its library verifies header and length."""
+    """Names, shapes and files of the tensors of one safetensors file. Its library verifies header and length."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > _MOST_HEADER:

@@ -105,7 +105,7 @@ class _Tokens:
                 fields |= read_json(directory / _SPECIAL_MAP)
             if (directory / _ADDED).is_file():
                 older = read_json(directory / _ADDED)
-                numbered = _numbered({str(place): name for name, place in older.items()}, directory / _ADDED)
+                numbered = _numbered({str(index): name for name, index in older.items()}, directory / _ADDED)
         extra: Any = next((fields[name] for name in _EXTRA if fields.get(name)), [])
         named = {name: value for name, value in fields.items() if value and name.endswith("_token")}
         if isinstance(extra, dict):
@@ -120,7 +120,7 @@ class _Tokens:
         }
         extras = [_Token.of(value, f"{path}: {_EXTRA[1]}") for value in extra]
         return cls(
-            tuple(numbered[place] for place in sorted(numbered)),
+            tuple(numbered[index] for index in sorted(numbered)),
             {name: token.content for name, token in tokens.items()},
             {token.content: token for token in extras},
             tokens,
@@ -142,9 +142,9 @@ class _Tokens:
 
 
 def _numbered(decoder: Any, path: Path) -> dict[int, _Token]:
-    if not isinstance(decoder, dict) or not all(place.isascii() and place.isdigit() for place in decoder):
+    if not isinstance(decoder, dict) or not all(index.isascii() and index.isdigit() for index in decoder):
         raise CheckpointError(f"{path}: added tokens are not listed by their numbers")
-    return {int(place): _Token.of(value, f"{path}: added token {place}") for place, value in decoder.items()}
+    return {int(index): _Token.of(value, f"{path}: added token {index}") for index, value in decoder.items()}
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:

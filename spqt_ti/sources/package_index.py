@@ -70,7 +70,7 @@ class Settings:
 
 
 def find_wheel(settings: Settings, distribution: str, version: str) -> RemoteFile:
-    """The wheel of a version that runs anywhere; PackageIndexError with each place's reason where none has it."""
+    """The wheel of a version that runs anywhere; PackageIndexError with each index's reason where none has it."""
     name = re.sub(r"[-_.]+", "-", distribution).lower()
     wanted = re.compile(rf"{re.escape(name.replace('-', '_'))}-{re.escape(version)}(-\d\w*)?-py3-none-any\.whl", re.I)
     pages = [*settings.links, *(f"{index.rstrip('/')}/{name}/" for index in settings.indexes)]

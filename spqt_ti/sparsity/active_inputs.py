@@ -22,10 +22,10 @@ class ActiveInputs:
 
     def __call__(self, layer: int, site: str, inputs: np.ndarray) -> None:
         """Count a chunk: masked inputs f32 [tokens, cols]."""
-        place = layer, SITES.index(site)
-        skips = self._llama.thresholds[place] > 0
-        self.total[place] += np.count_nonzero(inputs) if skips else inputs.size
-        self._tokens[place] += len(inputs)
+        at = layer, SITES.index(site)
+        skips = self._llama.thresholds[at] > 0
+        self.total[at] += np.count_nonzero(inputs) if skips else inputs.size
+        self._tokens[at] += len(inputs)
 
     @property
     def share_skipped(self) -> np.ndarray:

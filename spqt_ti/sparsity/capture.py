@@ -38,8 +38,8 @@ class Magnitudes:
 
     def arrays(self, done: int) -> dict[str, np.ndarray]:
         """What `restore` takes: the bins that are not empty, and how many tokens were counted."""
-        places = np.flatnonzero(self.counts)
-        return {"places": places, "counts": self.counts.reshape(-1)[places], "done": np.array(done)}
+        bins = np.flatnonzero(self.counts)
+        return {"places": bins, "counts": self.counts.reshape(-1)[bins], "done": np.array(done)}
 
     def restore(self, arrays: KeptArrays | None) -> int:
         """Take the counts that `arrays` gave (None: nothing); returns how many tokens they are of.
@@ -48,13 +48,13 @@ class Magnitudes:
         """
         if arrays is None:
             return 0
-        places = arrays.take("places", "iu", (None,))
-        counts, done = arrays.take("counts", "iu", places.shape), int(arrays.take("done", "iu", ()))
-        if places.size and not 0 <= places.min() <= places.max() < self.counts.size:
-            raise arrays.damaged("places outside the histograms")
+        bins = arrays.take("places", "iu", (None,))
+        counts, done = arrays.take("counts", "iu", bins.shape), int(arrays.take("done", "iu", ()))
+        if bins.size and not 0 <= bins.min() <= bins.max() < self.counts.size:
+            raise arrays.damaged("bins outside the histograms")
         if done < 0 or (counts.size and counts.min() < 0):
             raise arrays.damaged("negative counts")
-        self.counts.reshape(-1)[places] = counts
+        self.counts.reshape(-1)[bins] = counts
         return done
 
     def quantiles(self, levels: Sequence[float]) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from spqt_ti.atomic import written_whole
 from spqt_ti.bounded_json import JsonError, parse_object, read_bytes
 from spqt_ti.errors import PolicyError
-from spqt_ti.model.gates import Gates
+from spqt_ti.model.selectors import Selectors
 from spqt_ti.model.sites import SITES
 
 FORMAT = 2
@@ -66,15 +66,15 @@ class SparsityPolicy:
         if len(self.thresholds) != layers:
             raise PolicyError(f"the policy has {len(self.thresholds)} layers, the model {layers}")
 
-    def apply(self, gates: Gates) -> None:
-        """Make these the gates of a model that `check` accepts; PolicyError if weights do not fit it."""
-        gates.clear()
-        gates.thresholds[:] = self.thresholds
+    def apply(self, selectors: Selectors) -> None:
+        """Make these the selectors of a model that `check` accepts; PolicyError if weights do not fit it."""
+        selectors.clear()
+        selectors.thresholds[:] = self.thresholds
         for (layer, site), c in self.weights.items():
             try:
-                gates.weigh(layer, site, c)
+                selectors.weigh(layer, site, c)
             except ValueError as error:
-                gates.clear()
+                selectors.clear()
                 raise PolicyError(f"layer {layer}: {error}") from error
 
     def to_json(self) -> str:
@@ -106,7 +106,7 @@ class SparsityPolicy:
                 _f32(fields["thresholds"]),
                 _typed(fields["model"], "model", str),
                 _typed(fields["calibration"], "calibration", dict),
-                {_place(name): _f32(c) for name, c in weights.items()},
+                {_layer_and_site(name): _f32(c) for name, c in weights.items()},
             )
         except KeyError as error:
             raise PolicyError(f"not a sparsity policy: {error} is missing") from error
@@ -137,7 +137,7 @@ def write_text(path: Path, text: str) -> None:
         raise PolicyError(f"{path}: cannot be written: {error}") from error
 
 
-def _place(name: str) -> tuple[int, str]:
+def _layer_and_site(name: str) -> tuple[int, str]:
     """`3.down` -> (3, "down")."""
     layer, _, site = name.partition(".")
     if site not in SITES or f"{int(layer)}" != layer:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spqt_ti.kernels.cpu.schemes import q4_k
-from spqt_ti.kernels.cpu.zigzag import split
+from spqt_ti.kernels.cpu.zigzag import unpack
 from spqt_ti.kernels.shared.geometry import ZigzagShape
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "drawings.py"
@@ -26,7 +26,7 @@ def test_orders(drawings: dict, bands: int) -> None:
     shape = ZigzagShape(bands * 256, 3)
     stored = np.zeros((bands * 3, 144), np.uint8)
     stored[:, 16:20] = np.arange(bands * 3, dtype="<u4")[:, None].view(np.uint8)
-    quants, _, _ = split(stored.reshape(-1), shape, q4_k.DECODER)
+    quants, _, _ = unpack(stored.reshape(-1), shape, q4_k.DECODER)
     names = list(drawings["stored_order"](shape))
     assert [names[number] for number in quants[::2, 0]] == list(drawings["panel_order"](shape))
 

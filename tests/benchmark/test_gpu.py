@@ -61,7 +61,7 @@ def test_what_fails_is_a_line_and_the_rest_goes_on(backend_name: str, tmp_path: 
         "1",
     ]
     command = [sys.executable, str(SCRIPT), "--backend", backend_name, "--model", str(tmp_path / "absent"), *small]
-    done = subprocess.run([*command, "--split", "3x4"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--division", "3x4"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert any(line.startswith("decoding: not measured: ") and "absent" in line for line in lines)

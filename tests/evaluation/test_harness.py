@@ -141,10 +141,10 @@ def test_a_policy_counts(dense: SpqtLM, policy: Path, tasks: TaskManager) -> Non
     (first, *_) = evaluate("spqt", tasks, "choices", model_args=arguments)["samples"]
     whole = dense.tok_encode(QUESTIONS[0]["question"] + QUESTIONS[0]["choices"][0])
     model = tiny_containers.llama("gqa")
-    SparsityPolicy.load(policy).apply(model.gates)
+    SparsityPolicy.load(policy).apply(model.selectors)
     model.reset()
     logits = model.prefill(whole, "all", masked=True).astype(np.float64)
-    model.gates.clear()
+    model.selectors.clear()
     count = len(whole) - len(dense.tok_encode(QUESTIONS[0]["question"]))
     logits = logits[-count - 1 : -1]
     expected = (logits[np.arange(count), whole[-count:]] - np.log(np.exp(logits).sum(-1))).sum()

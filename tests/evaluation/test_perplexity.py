@@ -25,7 +25,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def policy() -> SparsityPolicy:
     model = tiny_containers.llama("gqa")
-    model.gates.clear()
+    model.selectors.clear()
     return uniform.calibrate(model, "model", "text", TOKENS).policy(0.5)
 
 
@@ -50,14 +50,14 @@ def test_sparse_is_real_decoding(policy: SparsityPolicy) -> None:
     """
     model = tiny_containers.llama("gqa")
     (score,) = evaluate(model, PARTS[:1], [policy])
-    policy.apply(model.gates)
+    policy.apply(model.selectors)
     model.reset()
     decoded = log_softmax(np.stack([model.decode(token).copy() for token in PARTS[0]]))
     half = CONTEXT // 2
     expected = [-decoded[i, PARTS[0][i + 1]] for i in range(half, CONTEXT - 1)]
     assert np.median(np.abs(score.nll[0] - expected)) < 1e-3
     assert np.mean(score.nll[0]) == pytest.approx(np.mean(expected), abs=0.05)
-    model.gates.clear()
+    model.selectors.clear()
 
 
 def test_what_sparsity_costs(policy: SparsityPolicy) -> None:

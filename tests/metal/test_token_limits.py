@@ -8,15 +8,15 @@ from metal import limits
 from metal.tasks import Kernel
 from metal.translation import checked, translate
 
-from spqt_ti.kernels.simt.attention import CacheLayout
+from spqt_ti.kernels.simt.attention import CacheShape
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
-from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.simt import arrays
 from spqt_ti.model.simt.chunk_kernels import make_chunk_kernels
-from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
+from spqt_ti.model.simt.maps import FloatMap, IntegerMap
 from spqt_ti.model.simt.token_kernels import make_token_kernels
-from spqt_ti.model.simt.weights import WeightLayout
+from spqt_ti.model.simt.weights import WeightMap
 
 LLAMA_3_8B = ModelConfig(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
@@ -55,13 +55,20 @@ def constants_of(config: ModelConfig) -> Constants:
 @pytest.fixture(scope="module")
 def kernels(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
     folder, constants = tmp_path_factory.mktemp("kernels"), constants_of(config)
-    layout = WeightLayout.plan(config)
-    cache = CacheLayout(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, CONTEXT)
-    gates = GatePlan.plan(config.num_hidden_layers, config.intermediate_size)
-    plans = layout, constants, cache, gates, FloatPlan.plan(layout, constants, gates), IntegerPlan.plan(layout)
+    weight_map = WeightMap.of(config)
+    cache = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, CONTEXT)
+    selectors = SelectorMap.of(config.num_hidden_layers, config.intermediate_size)
+    maps = (
+        weight_map,
+        constants,
+        cache,
+        selectors,
+        FloatMap.of(weight_map, constants, selectors),
+        IntegerMap.of(weight_map),
+    )
     translated = []
-    begin, layer_launches, end = make_chunk_kernels(*plans)
-    for kernel in (*make_token_kernels(*plans), begin, *(launch.kernel for launch in layer_launches), end):
+    begin, layer_launches, end = make_chunk_kernels(*maps)
+    for kernel in (*make_token_kernels(*maps), begin, *(launch.kernel for launch in layer_launches), end):
         place = folder / kernel.__name__
         place.mkdir()
         translated.append(translate(kernel.__name__, checked(kernel), place))

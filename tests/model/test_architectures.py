@@ -66,7 +66,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float = EXACT
 def fresh(name: str, exact: bool = True) -> Llama:
     model = tiny_containers.llama(name, exact=exact)
     model.reset()
-    model.gates.clear()
+    model.selectors.clear()
     return model
 
 
@@ -85,7 +85,7 @@ def test_sparse(architecture: str) -> None:
     """Half of the inputs skipped everywhere, with thresholds that no input lies near."""
     name, tokens = model_of(architecture), TOKENS[:8]
     model = fresh(name)
-    assert gap_thresholds.open_gates(model, tokens) > 1e-5
+    assert gap_thresholds.open_thresholds(model, tokens) > 1e-5
     expected = expected_logits(tiny_containers.container(name), tokens, model.thresholds.copy())
     assert_close(model.prefill(tokens, "all", masked=True), expected)
     model.reset()

@@ -38,7 +38,7 @@ def fresh(case: str, threads: int = tiny_containers.THREADS) -> Llama:
     """The case's runner, dense and empty."""
     model = tiny_containers.llama(case, threads)
     model.reset()
-    model.gates.clear()
+    model.selectors.clear()
     return model
 
 
@@ -252,7 +252,7 @@ def test_weighted_inputs() -> None:
     generator, weights, active = np.random.default_rng(3), {}, np.zeros((len(tokens), 2, len(SITES)), int)
     for layer, site in ((0, "qkv"), (0, "down"), (1, "o"), (1, "gate_up")):
         weights[layer, site] = np.exp(generator.standard_normal(model.inputs()[SITES.index(site)])).astype(np.float32)
-        model.gates.weigh(layer, site, weights[layer, site])
+        model.selectors.weigh(layer, site, weights[layer, site])
 
     def gap(layer: int, site: str, x: np.ndarray) -> np.ndarray:
         scores, place = np.abs(x) * weights.get((layer, site), 1.0), (layer, SITES.index(site))
@@ -432,7 +432,7 @@ def test_refused_context(context: int) -> None:
 def test_layers_one_by_one_are_prefill(masked: bool) -> None:
     """Embedding, layers and head give prefill's logits, bit for bit, also from a later layer on."""
     model, tokens = tiny_containers.llama("gqa"), np.random.default_rng(2).integers(0, 300, 40).tolist()
-    model.gates.clear()
+    model.selectors.clear()
     model.thresholds[:] = 0.3
     model.reset()
     expected = model.prefill(tokens, "all", masked)
@@ -443,7 +443,7 @@ def test_layers_one_by_one_are_prefill(masked: bool) -> None:
     (last,) = model.layers(states[0], 1, masked)
     np.testing.assert_array_equal(last, states[1])
     np.testing.assert_array_equal(model.head(states[-1][30:]), expected[30:])
-    model.gates.clear()
+    model.selectors.clear()
 
 
 def test_longest_sequence_of_hidden_states() -> None:

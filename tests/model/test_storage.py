@@ -54,10 +54,10 @@ def decode_all(model: Llama) -> np.ndarray:
 def sparse(model: Llama) -> llama_float64.Mask:
     """Thresholds between the model's inputs, one site weighted; what they leave of an input."""
     rng = np.random.default_rng(0)
-    model.gates.clear()
+    model.selectors.clear()
     model.thresholds[:] = [[0.31, 0.11, 0.32, 0.07], [0.33, 0.12, 0.3, 0.06]]
-    model.gates.weigh(1, "down", rng.uniform(0.5, 2, model.inputs()[3]).astype(np.float32))
-    return lambda layer, site, x: model.gates.masked(layer, SITES.index(site), x)
+    model.selectors.weigh(1, "down", rng.uniform(0.5, 2, model.inputs()[3]).astype(np.float32))
+    return lambda layer, site, x: model.selectors.masked(layer, SITES.index(site), x)
 
 
 def assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
@@ -67,7 +67,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5)
 @stored
 def test_dense(storage: tuple[str, str]) -> None:
     model, weights = model_of(storage, True)
-    model.gates.clear()
+    model.selectors.clear()
     expected = llama_float64.forward(model.config, weights, TOKENS)
     assert_close(decode_all(model), expected)
     assert model.best_token() == int(np.argmax(model._decode.logits()))
@@ -78,7 +78,7 @@ def test_dense(storage: tuple[str, str]) -> None:
 @pytest.mark.parametrize("storage", [CASES[1], CASES[3]], ids=str)
 def test_by_default(storage: tuple[str, str]) -> None:
     model, weights = model_of(storage, False)
-    model.gates.clear()
+    model.selectors.clear()
     expected = llama_float64.forward(model.config, weights, TOKENS)
     assert_close(decode_all(model), expected, 1e-3)
 
@@ -92,7 +92,7 @@ def test_sparse(storage: tuple[str, str]) -> None:
     decoded = decode_all(model)
     assert_close(decoded, expected)
     read = model.active == model.inputs()
-    matrices = [[place.kind.rows for place in layer] for layer in model._decode._weights.plan.places.sites]
+    matrices = [[matrix.kind.rows for matrix in layer] for layer in model._decode._weights.map.matrices.sites]
     np.testing.assert_array_equal(read, matrices)
     model.reset()
     assert_close(model.prefill(TOKENS, logits="all", masked=True), expected)

@@ -11,7 +11,7 @@ from tiny_models import tiny_config
 
 from spqt_ti.kernels.shared.geometry import tiles_for
 from spqt_ti.model.cpu import weights as cpu
-from spqt_ti.model.cpu.places import traffic as cpu_traffic
+from spqt_ti.model.cpu.matrix_maps import traffic as cpu_traffic
 from spqt_ti.model.simt import weights as simt
 from spqt_ti.model.sites import inputs_per_site, inputs_skipped, matrix_shapes, realised_sparsity
 
@@ -31,7 +31,7 @@ def test_cpu_reads_the_arrays_it_has() -> None:
     """Bytes of a dense token are those of the weights' arrays, without what is spare at their end."""
     container = tiny_containers.container("gqa")
     tiny_containers.llama("gqa")  # starts the backend
-    config, (quants, tail, headers) = container.config, cpu.Weights(container, 64, {}).plan.places.sizes
+    config, (quants, tail, headers) = container.config, cpu.Weights(container, 64, {}).map.matrices.sizes
     head = tiles_for(config.vocab_size) * config.hidden_size * (64 + 4)
     layers = 64 * quants + 32 * tail + 16 * headers
     assert cpu_traffic(config).bytes_per_token(everything(config)) == layers + head
@@ -40,7 +40,7 @@ def test_cpu_reads_the_arrays_it_has() -> None:
 @pytest.mark.parametrize("intermediate", INTERMEDIATE)
 def test_gpu_reads_the_arrays_it_has(intermediate: int) -> None:
     config = config_of(intermediate)
-    sizes = simt.WeightLayout.plan(config).sizes()
+    sizes = simt.WeightMap.of(config).sizes()
     head = tiles_for(config.vocab_size) * config.hidden_size * (64 + 4)
     expected = 4 * (sizes["quants"] + sizes["headers"]) + head
     assert simt.traffic(config).bytes_per_token(everything(config)) == expected

@@ -15,10 +15,10 @@ from spqt_ti import backend
 from spqt_ti.backend import Runtime
 from spqt_ti.backend.capabilities import of_device
 from spqt_ti.backend.devices import Device
-from spqt_ti.benchmark import gemv_drivers, splits, tune
+from spqt_ti.benchmark import divisions, gemv_drivers, tune
 from spqt_ti.cli.main import main
 from spqt_ti.errors import TuningError
-from spqt_ti.kernels.simt.splits import Split, default_split
+from spqt_ti.kernels.simt.division import Division, default_division
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.model import dispatch
 from spqt_ti.model.config import ModelConfig
@@ -114,8 +114,8 @@ def test_damaged_file(text: str) -> None:
     [
         (ON_CPU, "33", "between 1 and 32 bands can be side by side, not '33'"),
         (ON_CPU, "8x2", "between 1 and 32 bands can be side by side, not '8x2'"),
-        (ON_GPU, "3x4", "a split must be one of 1x1, .*, not '3x4'"),
-        (ON_GPU, "1x16", "a split must be one of 1x1, .*, not '1x16'"),
+        (ON_GPU, "3x4", "a division must be one of 1x1, .*, not '3x4'"),
+        (ON_GPU, "1x16", "a division must be one of 1x1, .*, not '1x16'"),
     ],
 )
 def test_what_kernels_do_not_do(shape: TunedShape, division: str, message: str) -> None:
@@ -159,22 +159,22 @@ def test_choices_on_a_gpu() -> None:
     choices = choose(CONFIG, None, ON_CPU, ON_GPU)
     tuned, default = choices["qkv"], choices["down"]
     assert (tuned.division, tuned.max_density, tuned.tuned) == ("8x2", 0.9, True)
-    assert (default.division, default.tuned) == (str(default_split(1, 320)), False)
+    assert (default.division, default.tuned) == (str(default_division(1, 320)), False)
 
 
-def test_a_split_that_cannot_add_up_the_heads(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_division_that_cannot_add_up_the_heads(caplog: pytest.LogCaptureFixture) -> None:
     """The list of o has a segment per head; those that fit are taken, others would not compile."""
     config = dataclasses.replace(CONFIG, hidden_size=2048, num_attention_heads=128, num_key_value_heads=128)
 
-    def choice(split: Split) -> dispatch.Choice:
-        return choose(config, None, TunedShape(2048, 2048, 1, 0, 1, str(split)))["o"]
+    def choice(division: Division) -> dispatch.Choice:
+        return choose(config, None, TunedShape(2048, 2048, 1, 0, 1, str(division)))["o"]
 
-    assert choice(Split(8, 2)).division == "8x2"
+    assert choice(Division(8, 2)).division == "8x2"
     assert caplog.messages == []
-    refused = choice(Split(8, 1))
-    assert (refused.division, refused.tuned) == (str(default_split(8, 2048)), False)
+    refused = choice(Division(8, 1))
+    assert (refused.division, refused.tuned) == (str(default_division(8, 2048)), False)
     (message,) = caplog.messages
-    assert message.startswith("o: the tuned split 8x1 cannot add up a list of 128 segments")
+    assert message.startswith("o: the tuned division 8x1 cannot add up a list of 128 segments")
 
 
 def test_each_device_has_a_file() -> None:
@@ -216,18 +216,18 @@ def test_tune_then_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 def test_tune_a_gpu_then_decode(
     backend_name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As above, with few candidates, because each is compiled; the logits are those of the default splits."""
-    few = [Split(1, 1), Split(2, 2)]
-    monkeypatch.setattr(splits, "candidates", lambda *_: few)
-    monkeypatch.setattr(splits, "COLD_BYTES", 100_000)
-    monkeypatch.setattr(splits, "NEAR", 1e9)
+    """As above, with few candidates, because each is compiled; the logits are those of the default divisions."""
+    few = [Division(1, 1), Division(2, 2)]
+    monkeypatch.setattr(divisions, "candidates", lambda *_: few)
+    monkeypatch.setattr(divisions, "COLD_BYTES", 100_000)
+    monkeypatch.setattr(divisions, "NEAR", 1e9)
     container = tiny_containers.container("gqa")
     model, shapes = str(container.path), matrix_shapes(container.config)
     tuned_one = shapes["qkv"]
     assert main(["tune", "--shapes", f"{tuned_one.rows}x{tuned_one.cols}", "--rounds", "1"]) == 0
     output = capsys.readouterr()
     titles, _, row, _, where, _ = output.out.splitlines()
-    assert titles == "| rows x cols | split | dense us | sparse us, d of inputs active | skipping pays up to |"
+    assert titles == "| rows x cols | division | dense us | sparse us, d of inputs active | skipping pays up to |"
     kept = Tuning.load(backend.look_up(backend_name).name)
     assert where == f"kept in {tuning_path(kept.device)}"
     (measured,) = kept.shapes
@@ -245,7 +245,7 @@ def test_tune_a_gpu_then_decode(
     assert {site: choice.division for site, choice in llama.choices.items()} == wanted
     by_default = tiny_containers.llama("gqa")
     by_default.reset()
-    by_default.gates.clear()
+    by_default.selectors.clear()
     for token in (17, 203, 5):
         expected = by_default.decode(token)
         np.testing.assert_allclose(llama.decode(token), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -256,14 +256,14 @@ def test_copies_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ZigzagWords(256, 1024)
     size = 144 * 1024
     for memory, array, expected in (
-        (64 << 30, 4 << 30, -(-splits.COLD_BYTES // size)),
+        (64 << 30, 4 << 30, -(-divisions.COLD_BYTES // size)),
         (64 << 30, 1 << 20, (1 << 20) // (128 * 1024)),
         (10 * size, 4 << 30, 5),
         (size, 4 << 30, 1),
     ):
         limits = of_device("cuda", Device("a GPU", True, memory, 32 << 10, 1024, array))
         monkeypatch.setattr(backend, "_runtime", Runtime("cuda", 1, "a GPU", limits))
-        assert splits._copies(words, size) == expected
+        assert divisions._copies(words, size) == expected
 
 
 def test_dry_run_and_reset(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,7 +153,7 @@ def test_no_tokens():
 def test_goes_on_where_it_was(cut, tmp_path, monkeypatch):
     """Interrupted in window `cut` of five: windows that were counted are not run again, and the counts are the same."""
     model, tokens = tiny_containers.llama("gqa"), np.random.default_rng(7).integers(0, 300, 300).tolist()
-    model.gates.clear()
+    model.selectors.clear()
     whole = capture(model, tokens, 512)
     monkeypatch.setattr(capturing, "SAVE_SECONDS", 0.0)
     checkpoint, run, ran = Checkpoint(tmp_path), model.prefill, []

@@ -140,8 +140,8 @@ def test_compressed_files_are_not_unpacked(kept: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"places": np.array([2**40])}, "places outside"),
-        ({"places": np.array([-1])}, "places outside"),
+        ({"places": np.array([2**40])}, "bins outside"),
+        ({"places": np.array([-1])}, "bins outside"),
         ({"counts": np.array([1, 2])}, r"counts is int64 \[2\]"),
         ({"counts": np.array([-1])}, "negative"),
         ({"done": np.array(-1)}, "negative"),

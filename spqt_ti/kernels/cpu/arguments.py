@@ -27,7 +27,7 @@ class Matrix(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The input that begins at vector x[x_base], and `count` places of a list of columns, from `first` on."""
+    """The input that begins at vector x[x_base], and `count` entries of a list of columns, from `first` on."""
 
     x: Any
     x_base: Any

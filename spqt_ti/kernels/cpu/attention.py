@@ -77,7 +77,7 @@ def make_writers(shape: CacheShape):
     return write_key, write_value
 
 
-class Places(NamedTuple):
+class Offsets(NamedTuple):
     """First vectors of what an attention writes: scores (scratch), weighted values, and their maxima and sums."""
 
     scores: Any
@@ -90,8 +90,8 @@ def make_attend(shape: CacheShape, queries_per_kv: int, windowed: bool = False):
 
     Arguments: the cache with the first vector of the head's keys, behind which its values lie; `a` with the first
     vector of the queries (one after the other); the pages first_page..last_page-1 of the positions from `begin`
-    (which is in the first page of all, and 0 unless `windowed`) to `position`; Places in `a`, with scratch at `scores`:
-    queries_per_kv * context / 16 vectors. It writes, for head h, the sum over p of exp(s_p - m) v_p to the
+    (which is in the first page of all, and 0 unless `windowed`) to `position`; offsets in `a`, with scratch at
+    `scores`: queries_per_kv * context / 16 vectors. It writes, for head h, the sum over p of exp(s_p - m) v_p to the
     head_dim / 16 vectors from a[out + h head_dim / 16], and m and the sum of exp(s_p - m) to lanes 0 and 1 of
     a[softmax + h].
     """
@@ -183,14 +183,14 @@ def make_attend(shape: CacheShape, queries_per_kv: int, windowed: bool = False):
     @ti.func
     def attend(
         cache: ti.template(), keys, a: ti.template(), query, first_page, last_page, begin, position,
-        places: ti.template(),
+        offsets: ti.template(),
     ):  # fmt: skip
         values = keys + shape.half_stride
         for party in ti.static(range(len(parties))):
             first = ti.static(parties[party][0])
-            scores = places.scores + first * pages
-            out = places.out + first * head_vectors
-            queries, softmax = query + first * head_vectors, places.softmax + first
+            scores = offsets.scores + first * pages
+            out = offsets.out + first * head_vectors
+            queries, softmax = query + first * head_vectors, offsets.softmax + first
             score_funcs[party](cache, keys, a, queries, first_page, last_page, begin, position, scores)
             sum_funcs[party](cache, values, first_page, last_page, begin, position, a, scores, out, softmax)
 

@@ -18,7 +18,7 @@ def make_collect():
     of active inputs, and (x, x_base, weights, weights_base, ...), the same of |x| times weights[weights_base...].
 
     They write the active indices of the vectors x[x_base : x_base + vectors] to `active`, at this address, from
-    `active_base`. Branch-free: indices are written wherever they may belong and the place advances only past active
+    `active_base`. Branch-free: indices are written wherever they may belong and the end advances only past active
     ones, so 16 * vectors + 1 entries from there on are scratch.
     """
     native16 = native.load_vnni()

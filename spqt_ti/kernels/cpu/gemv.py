@@ -27,13 +27,13 @@ from spqt_ti.kernels.cpu.tile_sums import (
 )
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x4, u32x4, u32x8, u32x16, vectors_for
 from spqt_ti.kernels.cpu.workers import share_start
-from spqt_ti.kernels.cpu.zigzag import panel_height, split
+from spqt_ti.kernels.cpu.zigzag import panel_height, unpack
 from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS, Planes, ZigzagShape
 
 _RUN = 8  # superblocks whose addresses are planned at once
 SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // QUAD_BANDS) * QUAD_VECTORS + SPARE_VECTORS  # of a worker
 
-# What is fetched next, as a list of variables: the superblock, superblocks left in its column, place in the active
+# What is fetched next, as a list of variables: the superblock, superblocks left in its column, entry in the active
 # list, first band and height of the panel; then what does not change.
 (NEXT, LEFT, PLACE, PANEL, HEIGHT, QUANTS, HEADERS, FIRST, LAST, COLS, FULL_BANDS, PANEL_BANDS, WORKSPACE) = range(13)
 
@@ -44,8 +44,8 @@ def preferred_panel_bands() -> int:
 
 
 def make_stream(planes: Planes):
-    """Build the ti.funcs that fetch superblocks into L2 in the order of memory, ahead of their use: `plan` writes the
-    addresses of the next ones to the beginning of the workspace, `fetch` asks for what stands at one place of it.
+    """Build the ti.funcs that fetch superblocks into L2 in the order of memory, ahead of their use: `schedule` writes
+    the addresses of the next ones to the beginning of the workspace, `fetch` asks for what stands at one entry of it.
 
     Without it, skipping is slower than reading everything once weights exceed the cache: the hardware's prefetcher
     finds no pattern in the pieces. Planning is apart because its branches would cost the loop that multiplies its
@@ -70,7 +70,7 @@ def make_stream(planes: Planes):
             ahead[LEFT] = 1
 
     @ti.func
-    def plan(active: ti.template(), ahead: ti.template(), count):
+    def schedule(active: ti.template(), ahead: ti.template(), count):
         if ti.static(prefetches):
             done = 0
             while done < count:
@@ -91,9 +91,9 @@ def make_stream(planes: Planes):
                 done += taken
 
     @ti.func
-    def fetch(place):
+    def fetch(entry):
         if ti.static(prefetches):
-            at = place
+            at = entry
             helpers.prefetch_listed128(at)
             for line in ti.static(range(2, quant_bytes // 64)):
                 offset = ti.cast(64 * line, ti.i64)
@@ -109,7 +109,7 @@ def make_stream(planes: Planes):
                 helpers.prefetch64(words)
                 helpers.prefetch64(header)
 
-    return plan, fetch, fetch_tail
+    return schedule, fetch, fetch_tail
 
 
 @ti.func
@@ -124,14 +124,14 @@ def tile_columns(count, dense):
 
 def _make_full_bands(exact: bool, decoder: Decoder):
     """Build the ti.func that computes the rows of the full bands for a part of the active list."""
-    plan, fetch, fetch_tail = make_stream(decoder.planes)
+    schedule, fetch, fetch_tail = make_stream(decoder.planes)
     add_tile, write_rows = make_add_tile(fetch, exact, decoder)
     quant_vectors, header_vectors = decoder.planes.quant_vectors, decoder.planes.header_vectors
     has_tail = decoder.make_tail_band is not None  # asked in an `if` of its own: Taichi compiles both sides of `and`
 
     @ti.func
     def full_bands_of(m: ti.template(), inputs: ti.template(), first, last, sums: ti.template(), out, workspace):
-        """Rows of the full bands, at a[out], for the places first..last-1 of the active list."""
+        """Rows of the full bands, at a[out], for the entries first..last-1 of the active list."""
         ahead = [
             0, 0, first, 0, panel_height(m.panel_bands, m.full_bands),
             m.quants_address + (ti.cast(m.quants_base, ti.i64) << 6),
@@ -142,7 +142,7 @@ def _make_full_bands(exact: bool, decoder: Decoder):
         columns = tile_columns(last - first, inputs.count == m.cols)
         for _ in range((ahead[HEIGHT] + QUAD_BANDS - 1) // QUAD_BANDS):
             count = ti.min(columns, last - first) * ti.min(QUAD_BANDS, ahead[HEIGHT])
-            plan(inputs.active, ahead, count)
+            schedule(inputs.active, ahead, count)
             for i in range(count):
                 fetch(workspace + (ti.cast(i, ti.i64) << 3))
         start = 0
@@ -164,7 +164,7 @@ def _make_full_bands(exact: bool, decoder: Decoder):
                         fetch_tail(inputs.active, low, high, tail_words, tail_headers)
                 for quad in range(quads):
                     bands = ti.min(QUAD_BANDS, height - quad * QUAD_BANDS)
-                    plan(inputs.active, ahead, (high - low) * bands)
+                    schedule(inputs.active, ahead, (high - low) * bands)
                     quad_sums = sums.scratch + quad * QUAD_VECTORS
                     add_tile(
                         ti.static(
@@ -251,7 +251,7 @@ class ZigzagMatrix:
     ) -> None:  # fmt: skip
         shape = replace(shape, planes=decoder.planes)
         self.shape, self.workers, self.exact = shape, workers, exact
-        quants, tail, headers = split(data, shape, decoder)
+        quants, tail, headers = unpack(data, shape, decoder)
         self._quants = _upload(quants, u32x16)
         self._tail = _upload(tail, u32x8)
         self._headers = _upload(headers, u32x4, QUAD_BANDS - 1)  # headers are read four at a time

@@ -19,10 +19,10 @@ def make_head(cols: int):
 
     @ti.func
     def logits_tile(
-        words: ti.template(), scales: ti.template(), tile, x: ti.template(), x_base, out: ti.template(), place
+        words: ti.template(), scales: ti.template(), tile, x: ti.template(), x_base, out: ti.template(), entry
     ):
         """Logits of the 64 rows of `tile` for the vector that begins at vector x[x_base]; writes 4 vectors at
-        out[place].
+        out[entry].
         """
         totals = [f32x16(0.0) for _ in ti.static(range(4))]
         for block in range(blocks):
@@ -39,7 +39,7 @@ def make_head(cols: int):
                 exact = sums[b] * ti.static(2.0 ** (-8 * b) if b < 3 else 1.0) - 128.0 * x_sum
                 totals[b] += exact * scales[(tile * blocks + block) * 4 + b]
         for b in ti.static(range(4)):
-            out[place + b] = totals[b]
+            out[entry + b] = totals[b]
 
     @ti.func
     def embed(words: ti.template(), scales: ti.template(), row, vector):

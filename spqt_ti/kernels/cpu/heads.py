@@ -22,7 +22,7 @@ class HeadConstants:
     window: int | None = None
 
 
-def make_place_head(shape: CacheShape, heads: int, places: HeadConstants):
+def make_place_head(shape: CacheShape, heads: int, offsets: HeadConstants):
     """Build the ti.func that takes a head from its product, bias included, to where attention reads it.
 
     Arguments: `a` and the vector at which the head begins; constants; cache; layer; the head's number among the `heads`
@@ -30,17 +30,17 @@ def make_place_head(shape: CacheShape, heads: int, places: HeadConstants):
     rotated, in place; those of k and v go into the cache.
     """
     head_dim, head_vectors, kv_heads = shape.head_dim, shape.head_dim // 16, shape.kv_heads
-    half_stride, normalised = shape.half_stride, places.q_norm is not None
+    half_stride, normalised = shape.half_stride, offsets.q_norm is not None
     write_key, write_value = make_writers(shape)
 
     @ti.func
     def place_head(a: ti.template(), at, constants: ti.template(), cache: ti.template(), layer, head, position):
         if head < heads + kv_heads:
             if ti.static(normalised):
-                weight = layer * places.stride + ti.select(head < heads, places.q_norm, places.k_norm)
-                factor = 1.0 / ti.sqrt(square_sum(a, at, at + head_vectors) / head_dim + places.eps)
+                weight = layer * offsets.stride + ti.select(head < heads, offsets.q_norm, offsets.k_norm)
+                factor = 1.0 / ti.sqrt(square_sum(a, at, at + head_vectors) / head_dim + offsets.eps)
                 scaled_copy(a, at, constants, weight, factor, at, head_vectors)
-            rotate(a, at * 16, constants, places.rope * 16 + position * head_dim, head_dim // 2)
+            rotate(a, at * 16, constants, offsets.rope * 16 + position * head_dim, head_dim // 2)
         keys = layer * shape.layer_stride + (head - heads) * 2 * half_stride
         if head >= heads and head < heads + kv_heads:
             write_key(cache, keys, position, a, at * 16)
@@ -50,15 +50,15 @@ def make_place_head(shape: CacheShape, heads: int, places: HeadConstants):
     return place_head
 
 
-def make_first_seen(places: HeadConstants):
+def make_first_seen(offsets: HeadConstants):
     """Build the ti.func of the first position that a token at `position` attends to in a layer."""
-    windowed = places.window is not None
+    windowed = offsets.window is not None
 
     @ti.func
     def first_seen(constants: ti.template(), layer, position):
         first = 0
         if ti.static(windowed):
-            window = ti.cast(constants[layer * places.stride + places.window][0], ti.i32)
+            window = ti.cast(constants[layer * offsets.stride + offsets.window][0], ti.i32)
             first = ti.max(0, position + 1 - window)
         return first
 

@@ -7,7 +7,7 @@ in the low nibble of byte b, and the column 32 further in the high one. With q t
 
 Every worker brings x into the order of the lanes once per call and then uses it for all its rows. There are two inner
 loops, as in tile_sums.py. The exact one multiplies in f32: a nibble is masked where it lies, and the power of two of
-its place is in x. Where the CPU has AVX-512 VNNI, x is rounded to 16 bits instead (a step is 1/32639 of the largest |x|
+its index is in x. Where the CPU has AVX-512 VNNI, x is rounded to 16 bits instead (a step is 1/32639 of the largest |x|
 of a sub-block) and split into two signed bytes; one instruction multiplies 64 nibbles by their high bytes, another by
 the low ones. The minima are multiplied by the sums of the rounded x, so nothing but x is rounded.
 
@@ -29,7 +29,7 @@ from spqt_ti.kernels.cpu.row_layout import (
     RowInputs,
     RowMatrix,
     row_superblocks,
-    split,
+    unpack,
     zero_up_to,
 )
 from spqt_ti.kernels.cpu.schemes import q4_k
@@ -105,7 +105,7 @@ def make_row_gemv(
 
 
 def _make_fetch():
-    """Build the ti.func that asks for a superblock AHEAD places ahead of `within`, in one of `count` rows side by side.
+    """Build the ti.func that asks for the superblock AHEAD of `within` by AHEAD, in one of `count` rows side by side.
 
     The hardware's prefetcher follows one row in order, and loses several of them. Without the native helpers it does
     nothing.
@@ -341,7 +341,7 @@ class RowGemv:
     ) -> None:  # fmt: skip
         self.rows, self.cols, self.workers, self.exact, self.decoder = rows, cols, workers, exact, decoder
         self.superblocks = row_superblocks(cols)
-        quants, headers = split(data, rows, cols, decoder)
+        quants, headers = unpack(data, rows, cols, decoder)
         self._quants = _upload(quants, u32x16)
         self._headers = _upload(headers, u32x4)
         self._x = _upload(np.zeros((self.superblocks * X_VECTORS, 16), np.float32), f32x16)

@@ -44,7 +44,7 @@ def row_superblocks(cols: int) -> int:
     return -(-cols // COLUMNS)
 
 
-def split(data: np.ndarray, rows: int, cols: int, decoder: Decoder) -> tuple[np.ndarray, np.ndarray]:
+def unpack(data: np.ndarray, rows: int, cols: int, decoder: Decoder) -> tuple[np.ndarray, np.ndarray]:
     """Stored bytes (u8 [nbytes]) -> quants u32 [superblocks * quant vectors, 16] and headers u32 [superblocks * header
     vectors, 4].
 
@@ -55,7 +55,7 @@ def split(data: np.ndarray, rows: int, cols: int, decoder: Decoder) -> tuple[np.
     superblock = COLUMNS // scheme.values * scheme.bytes
     missing = row_superblocks(cols) * superblock - stored.shape[1]
     padded = np.pad(stored, ((0, 0), (0, missing))) if missing else stored
-    quants, headers = decoder.split(padded.reshape(-1, superblock))
+    quants, headers = decoder.unpack(padded.reshape(-1, superblock))
     return quants.reshape(-1, 16), headers.reshape(-1, 4)
 
 

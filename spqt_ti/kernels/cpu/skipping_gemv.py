@@ -29,7 +29,7 @@ def make_skipping_gemv(workers: int, exact: bool = False):
     prefetches = helpers is not None
 
     @ti.func
-    def no_fetch(place):
+    def no_fetch(entry):
         pass
 
     add_tile, write_rows = make_add_tile(no_fetch, exact, q4_k.DECODER)

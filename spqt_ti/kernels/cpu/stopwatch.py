@@ -39,8 +39,8 @@ def make_stopwatch(enabled: bool):
     @ti.func
     def add_ticks(clock: ti.template(), last: ti.template(), phase):
         now = read_clock()
-        place = clock.first + phase
-        clock.ticks[place] = clock.ticks[place] + (now - last)
+        entry = clock.first + phase
+        clock.ticks[entry] = clock.ticks[entry] + (now - last)
         last = now
 
     @ti.func

@@ -27,7 +27,7 @@ def uses_integers(exact: bool) -> bool:
 
 @ti.func
 def input_of(inputs: ti.template(), j, high):
-    """Input of place j of the active list; zero from place `high` on, where a tile of columns ends."""
+    """Input of entry j of the active list; zero from entry `high` on, where a tile of columns ends."""
     column = inputs.active[ti.min(j, high - 1)]
     return ti.select(j < high, value(inputs.x, inputs.x_base * 16 + column), 0.0)
 
@@ -37,7 +37,7 @@ def make_add_tile(fetch, exact: bool, decoder):
 
     Arguments: a Panel, the quad's first band in it and its number of bands; Inputs; low, high; the quad's Sums, with
     SPARE_VECTORS of scratch; the address of the worker's workspace of WORKSPACE_INTEGERS i32, on a cache line. It
-    begins with the addresses of what is needed later: for every superblock, `fetch` is called with the place of the
+    begins with the addresses of what is needed later: for every superblock, `fetch` is called with the entry of the
     next of them.
 
     Returns it and the ti.func `write_rows(a, sums_at, band, out)` that turns a band's sums into the rows
@@ -58,8 +58,8 @@ def make_add_tile(fetch, exact: bool, decoder):
             fetch(fetch_at)
             fetch_at += 8
             column = inputs.active[j]
-            place = column * panel.height + band
-            add_superblock(panel, place, value(inputs.x, inputs.x_base * 16 + column), sums, offsets)
+            entry = column * panel.height + band
+            add_superblock(panel, entry, value(inputs.x, inputs.x_base * 16 + column), sums, offsets)
         for i in ti.static(range(16)):
             a[sums_at + i] = sums[i]
         a[offsets_at] = offsets

@@ -12,7 +12,7 @@ def share_start(total, worker, workers):
 
 
 def make_wait_for_all():
-    """Build the barrier: a ti.func that spins until `target` arrivals, its own included, are counted at a place.
+    """Build the barrier: a ti.func that spins until `target` arrivals, its own included, are counted at an index.
 
     A barrier costs 0.2-0.5 us; returning from a kernel and launching the next costs a thread wake-up, 25-30 us. Where
     the native helpers are, a worker that waits long gives its core away: another process may have its colleague's, and
@@ -22,10 +22,10 @@ def make_wait_for_all():
     relaxes = helpers is not None
 
     @ti.func
-    def wait_for_all(arrivals: ti.template(), place, target):
-        ti.atomic_add(arrivals[place], 1)
+    def wait_for_all(arrivals: ti.template(), index, target):
+        ti.atomic_add(arrivals[index], 1)
         turns = 0
-        while ti.atomic_or(arrivals[place], 0) < target:
+        while ti.atomic_or(arrivals[index], 0) < target:
             if ti.static(relaxes):
                 helpers.relax(turns)
 

@@ -12,7 +12,7 @@ from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.shared.geometry import HALF_PANEL_BANDS, ZigzagShape
 
 
-def split(data: np.ndarray, shape: ZigzagShape, decoder: Decoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def unpack(data: np.ndarray, shape: ZigzagShape, decoder: Decoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stored bytes (u8 [nbytes]) as words, superblocks in the order panel, column, band of the panel.
 
     Returns quants u32 [quant_vectors, 16], tail u32 [tail_vectors, 8] and headers u32 [headers, 4] (the tail's last).
@@ -23,8 +23,8 @@ def split(data: np.ndarray, shape: ZigzagShape, decoder: Decoder) -> tuple[np.nd
     columns = superblocks.reshape(shape.bands, shape.cols, layout.BAND // scheme.values * scheme.bytes)
     bands, planes = columns[: shape.full_bands], shape.planes
     panels = [bands[start : start + height].transpose(1, 0, 2) for start, height in shape.panels]
-    parts = [decoder.split(panel.reshape(-1, columns.shape[2])) for panel in panels]
-    tail_quants, tail_headers = decoder.split(columns[shape.full_bands :].reshape(-1, columns.shape[2]))
+    parts = [decoder.unpack(panel.reshape(-1, columns.shape[2])) for panel in panels]
+    tail_quants, tail_headers = decoder.unpack(columns[shape.full_bands :].reshape(-1, columns.shape[2]))
     quants = np.concatenate([np.zeros((0, 16 * planes.quant_vectors), np.uint32), *(part[0] for part in parts)])
     headers = np.concatenate([*(part[1] for part in parts), tail_headers])
     return quants.reshape(-1, 16), np.ascontiguousarray(tail_quants[:, :8]), headers.reshape(-1, 4)

@@ -98,7 +98,7 @@ def _redo(
     layout: str,
     scheme: Scheme,
 ) -> None:
-    """Quantise the superblocks of these numbers with NumPy, into their places in `out`."""
+    """Quantise the superblocks of these numbers with NumPy, into their entries in `out`."""
     rows, cols = w.shape
     within = np.arange(scheme.values)
     if layout == "zigzag":

@@ -14,7 +14,7 @@ def half(bits):
     return ti.cast(ti.bit_cast(ti.cast(bits & 0xFFFF, ti.u16), ti.f16), ti.f32)
 
 
-# Weight of a nibble left in its place in a word, at [2 byte + high]; the top one is shifted down instead.
+# Weight of a nibble left where it is in a word, at [2 byte + high]; the top one is shifted down instead.
 NIBBLE_UNIT = (*(2.0 ** (-4 * k) for k in range(7)), 1.0)
 
 

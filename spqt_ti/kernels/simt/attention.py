@@ -21,7 +21,7 @@ _IN_FLIGHT = 16  # loads of a thread, at most
 
 
 @dataclass(frozen=True)
-class CacheLayout:
+class CacheShape:
     """Geometry of the KV cache. Keys and values of one layer and head are adjacent."""
 
     layers: int
@@ -43,15 +43,15 @@ class CacheLayout:
         return self.layers * self.layer_stride
 
 
-def make_attention(layout: CacheLayout, threads: int):
+def make_attention(shape: CacheShape, threads: int):
     """Build the ti.func of one thread of a group of `threads` that attends with one query.
 
     Arguments: cache; first entry of the keys of layer and head in it; `own`, shared f32 [3 head_dim]: the query, and
     key and value of its position, written before the group's last barrier; the first position that the query sees; its
-    own; t. The result comes in the place of the query, for the whole group. Raises ValueError for heads of more entries
+    own; t. The result replaces the query, for the whole group. Raises ValueError for heads of more entries
     than threads.
     """
-    head_dim, context = layout.head_dim, layout.context
+    head_dim, context = shape.head_dim, shape.context
     if head_dim > threads or 3 * head_dim > SHARED or threads > SHARED:
         raise ValueError(f"{threads} threads cannot attend with heads of {head_dim}")
     scale = 1.0 / head_dim**0.5
@@ -103,7 +103,7 @@ def make_attention(layout: CacheLayout, threads: int):
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
         weights = ti.simt.block.SharedArray((SHARED,), ti.f32)
         pieces = ti.simt.block.SharedArray((SHARED,), ti.f32)  # parts * threads
-        values = keys + layout.half_stride
+        values = keys + shape.half_stride
         product, added = 0.0, 0.0
         if t < head_dim:
             product = own[t] * own[head_dim + t]
@@ -149,11 +149,11 @@ def _divisor(run: int) -> int:
     return max(n for n in range(1, _IN_FLIGHT + 1) if run % n == 0)
 
 
-def make_load_own(layout: CacheLayout):
+def make_load_own(shape: CacheShape):
     """Build the ti.func that fills `own` of `make_attention` with the query at a[query:] and what the cache has for its
     position.
     """
-    head_dim, context = layout.head_dim, layout.context
+    head_dim, context = shape.head_dim, shape.context
 
     @ti.func
     def load_own(cache: ti.template(), keys, a: ti.template(), query, position, own: ti.template(), t):
@@ -161,7 +161,7 @@ def make_load_own(layout: CacheLayout):
         if t < head_dim:
             own[t] = a[query + t]
             own[head_dim + t] = cache[keys + t * context + position]
-            own[2 * head_dim + t] = cache[keys + layout.half_stride + position * head_dim + t]
+            own[2 * head_dim + t] = cache[keys + shape.half_stride + position * head_dim + t]
         ti.simt.block.sync()
 
     return load_own
@@ -178,22 +178,22 @@ def make_store_own(head_dim: int):
     return store_own
 
 
-def make_append_own(layout: CacheLayout):
+def make_append_own(shape: CacheShape):
     """Build the ti.func that puts key and value of `own` into the cache."""
-    head_dim, context = layout.head_dim, layout.context
+    head_dim, context = shape.head_dim, shape.context
 
     @ti.func
     def append_own(cache: ti.template(), keys, position, own: ti.template(), t):
         if t < head_dim:
             cache[keys + t * context + position] = own[head_dim + t]
-            cache[keys + layout.half_stride + position * head_dim + t] = own[2 * head_dim + t]
+            cache[keys + shape.half_stride + position * head_dim + t] = own[2 * head_dim + t]
 
     return append_own
 
 
-def make_write_pair(layout: CacheLayout):
+def make_write_pair(shape: CacheShape):
     """Build the ti.func that puts entries d and d + head_dim / 2 of a key or a value into the cache."""
-    head_dim, context, half = layout.head_dim, layout.context, layout.head_dim // 2
+    head_dim, context, half = shape.head_dim, shape.context, shape.head_dim // 2
 
     @ti.func
     def write_pair(cache: ti.template(), keys, is_key, position, d, low, high):
@@ -201,7 +201,7 @@ def make_write_pair(layout: CacheLayout):
             cache[keys + d * context + position] = low
             cache[keys + (d + half) * context + position] = high
         else:
-            values = keys + layout.half_stride + position * head_dim
+            values = keys + shape.half_stride + position * head_dim
             cache[values + d] = low
             cache[values + d + half] = high
 

@@ -2,9 +2,9 @@
 kernels/cpu/collect.py.
 
 Two ways. In the token, a group collects a segment in ascending order: each thread has a run of neighbouring inputs, and
-one scan over the threads' counts places them; segments stay where they are (see active_list.py). `make_collect_kernel`
-makes one list of segments of 1024 inputs each: either a segment reserves its place with one atomic (ascending inside a
-segment, the order of segments is open), or a second pass places the segments in order.
+one scan over the threads' counts says where they go; segments stay where they are (see active_list.py).
+`make_collect_kernel` makes one list of segments of 1024 inputs each: either a segment reserves its entries with one
+atomic (ascending inside a segment, the order of segments is open), or a second pass puts the segments in order.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ _THREADS_LOG2 = _THREADS.bit_length() - 1
 
 
 class Inputs(NamedTuple):
-    """Inputs in an array: the place of the first."""
+    """Inputs in an array: the offset of the first."""
 
     values: Any
     at: Any
@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
 
 class Rule(NamedTuple):
     """Which inputs are active: |x| > threshold, or |x| * weight > threshold where they are weighted; the weights are in
-    an array from a place on.
+    an array from an offset on.
     """
 
     threshold: Any
@@ -93,14 +93,14 @@ def make_collect_segment(segments: Segments, threads: int):
         ti.simt.block.sync()
         counts[t] = mine
         total = exclusive_scan(counts, t, threads)
-        place = active.entries + first + counts[t]
+        entry = active.entries + first + counts[t]
         for k in range(run):
             i = t * run + k
             # Not `and`: Taichi calls a function on its right in any case.
             if first + i < end:  # noqa: SIM102
                 if satisfies(inputs, i, rule, first + i):
-                    active.integers[place] = first + i
-                    place += 1
+                    active.integers[entry] = first + i
+                    entry += 1
         if t == 0:
             active.integers[active.lengths + segment] = total
 
@@ -108,7 +108,7 @@ def make_collect_segment(segments: Segments, threads: int):
 
 
 def make_zero_inactive(segments: Segments, threads: int):
-    """Build the ti.func that puts zeros in the place of a segment's inputs that are not active, with the threads of
+    """Build the ti.func that puts zeros over a segment's inputs that are not active, with the threads of
     `make_collect_segment`: each looks at the same inputs.
     """
     run = -(-segments.length // threads)

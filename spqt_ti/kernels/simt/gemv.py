@@ -16,9 +16,9 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.active_list import ActiveList, Segments, make_list_reader, spread, whole
 from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment
+from spqt_ti.kernels.simt.division import LANES, Division, default_division
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
 from spqt_ti.kernels.simt.schemes.decoder import PARTS, Matrix, words4
-from spqt_ti.kernels.simt.splits import LANES, Split, default_split
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, SLOTS, ZigzagWords
@@ -29,14 +29,14 @@ _COLLECT_THREADS = 256
 _ARRAYS = ("quants", "headers", "a", "integers")  # that the kernels below take
 
 
-def group_count(shape: ZigzagWords, split: Split) -> int:
+def group_count(shape: ZigzagWords, division: Division) -> int:
     """Threadgroups of a GEMV."""
-    return shape.bands * split.groups
+    return shape.bands * division.groups
 
 
-def partial_size(shape: ZigzagWords, split: Split) -> int:
+def partial_size(shape: ZigzagWords, division: Division) -> int:
     """Entries of the partial sums [groups][padded rows]."""
-    return split.groups * shape.padded_rows
+    return division.groups * shape.padded_rows
 
 
 class _Band(NamedTuple):
@@ -51,29 +51,29 @@ class _Band(NamedTuple):
     part: Any
 
 
-def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None, skips_on_the_fly: bool = False):
-    """Build the ti.func of one thread of the GEMV, the i-th of `group_count(...) * split.threads`, which returns the
+def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None = None, skips_on_the_fly: bool = False):
+    """Build the ti.func of one thread of the GEMV, the i-th of `group_count(...) * division.threads`, which returns the
     number of active inputs.
 
-    Arguments: i; the matrix; a and the place of x in it; the active list (`listed` 0: every input, in order); a
-    threshold; the place of the partial sums in a. `segments`: of the list, by default one. With `skips_on_the_fly` (B2
+    Arguments: i; the matrix; a and the offset of x in it; the active list (`listed` 0: every input, in order); a
+    threshold; the offset of the partial sums in a. `segments`: of the list, by default one. With `skips_on_the_fly` (B2
     of the paper) no list is read: all columns are split over the simdgroups, which leave out those with |x| <=
     threshold. Raises ValueError for more segments than a group can add up, and for more than four simdgroups.
     """
-    if split.simdgroups * BAND > SHARED:
-        raise ValueError(f"the sums of {split.simdgroups} simdgroups do not fit the shared memory of a task")
+    if division.simdgroups * BAND > SHARED:
+        raise ValueError(f"the sums of {division.simdgroups} simdgroups do not fit the shared memory of a task")
     segments = segments or whole(shape.cols)
-    sum_lengths, segment_of, place_of = make_list_reader(segments, split.threads)
+    sum_lengths, segment_of, place_of = make_list_reader(segments, division.threads)
     bands, cols, pieces, last_parts = shape.bands, shape.cols, shape.pieces, shape.last_parts
     decoder = shape.decoder
     loads, has_minimum, units, half_stride = decoder.loads, decoder.has_minimum, decoder.units, decoder.half_stride
     entry, load_header, step_and_minimum = decoder.entry, decoder.load_header, decoder.step_and_minimum
     packed, quant, first_value = decoder.packed, decoder.quant, decoder.first_value
     whole_entries, last_entries = decoder.entries(PARTS), decoder.entries(last_parts)
-    workers, threads = split.groups * split.simdgroups, split.threads
-    simdgroups = split.simdgroups
+    workers, threads = division.groups * division.simdgroups, division.threads
+    simdgroups = division.simdgroups
     # Shifts, because // on i32 is Python's, which is slow.
-    threads_log2, groups_log2, workers_log2 = log2(threads), log2(split.groups), log2(workers)
+    threads_log2, groups_log2, workers_log2 = log2(threads), log2(division.groups), log2(workers)
 
     @ti.func
     def add_columns(
@@ -117,7 +117,7 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
         group = i >> threads_log2
         band = group >> groups_log2
         slot, part = (t & (LANES - 1)) >> 3, t & (PARTS - 1)
-        worker = (group & (split.groups - 1)) * simdgroups + (t >> 5)
+        worker = (group & (division.groups - 1)) * simdgroups + (t >> 5)
         count = 0 + cols
         if listed:  # the same for all groups
             count = sum_lengths(active, starts, t)
@@ -166,14 +166,14 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
         ti.simt.block.sync()
         for turn in ti.static(range(BAND // LANES)):
             shared[turn * threads + t] = 0.0
-        place = (t >> 5) * BAND + first_value(part)
+        offset = (t >> 5) * BAND + first_value(part)
         for byte, half in ti.static(ti.ndrange(4, 2)):
             sums[2 * byte + half, :] = sums[2 * byte + half, :] * units[2 * byte + half] - minima[half]
         for turn in range(SLOTS):
             ti.simt.block.sync()
             if slot == turn:
                 for word, byte, half in ti.static(ti.ndrange(4, 4, 2)):
-                    at = place + (4 * word + byte + half_stride * half)
+                    at = offset + (4 * word + byte + half_stride * half)
                     shared[at] = shared[at] + sums[2 * byte + half, word]
         ti.simt.block.sync()
         for turn in ti.static(range(-(-BAND // threads))):
@@ -182,44 +182,44 @@ def make_gemv(shape: ZigzagWords, split: Split, segments: Segments | None = None
                 total = 0.0
                 for s in ti.static(range(simdgroups)):
                     total += shared[s * BAND + row]
-                a[partial + ((group & (split.groups - 1)) * bands + band) * BAND + row] = total
+                a[partial + ((group & (division.groups - 1)) * bands + band) * BAND + row] = total
         return count
 
     return gemv
 
 
-def make_sum_of_groups(shape: ZigzagWords, split: Split):
+def make_sum_of_groups(shape: ZigzagWords, division: Division):
     """Build the ti.func that adds up the groups' partial sums of a row, in order."""
     padded_rows = shape.padded_rows
 
     @ti.func
     def sum_of_groups(a: ti.template(), partial, row):
         total = a[partial + row]
-        for group in ti.static(range(1, split.groups)):
+        for group in ti.static(range(1, division.groups)):
             total += a[partial + group * padded_rows + row]
         return total
 
     return sum_of_groups
 
 
-def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = False):
+def make_gemv_kernel(shape: ZigzagWords, division: Division, skips_on_the_fly: bool = False):
     """Build the kernel (quants, headers, a, integers, copy, listed, threshold): one product, for tests and benchmarks,
     with the `copy`-th of the matrices in the arrays.
 
     a f32: x [cols], then y [padded rows], then the partial sums; integers i32: the active list [cols], its length.
     """
-    gemv = make_gemv(shape, split, skips_on_the_fly=skips_on_the_fly)
-    sum_of_groups = make_sum_of_groups(shape, split)
+    gemv = make_gemv(shape, division, skips_on_the_fly=skips_on_the_fly)
+    sum_of_groups = make_sum_of_groups(shape, division)
     cols, y = shape.cols, shape.cols
     partial = y + shape.padded_rows
-    threads = group_count(shape, split) * split.threads
+    threads = group_count(shape, division) * division.threads
 
     @ti.kernel
     def multiply(
         quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), integers: array_of(ti.i32),
         copy: ti.i32, listed: ti.i32, threshold: ti.f32,
     ):  # fmt: skip
-        ti.loop_config(block_dim=split.threads)
+        ti.loop_config(block_dim=division.threads)
         for i in range(threads):
             quants_at, headers_at = copy * shape.quants, copy * shape.headers
             matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
@@ -231,17 +231,17 @@ def make_gemv_kernel(shape: ZigzagWords, split: Split, skips_on_the_fly: bool = 
     return multiply
 
 
-def make_full_kernel(shape: ZigzagWords, split: Split):
+def make_full_kernel(shape: ZigzagWords, division: Division):
     """Build the kernel (quants, headers, a, integers, copy, threshold): collect the active inputs, then the product
     over them, without the host knowing their number. Arrays as for `make_gemv_kernel`, with a length for each segment
     of the list.
     """
     segments = spread(shape.cols)
-    gemv, sum_of_groups = make_gemv(shape, split, segments), make_sum_of_groups(shape, split)
+    gemv, sum_of_groups = make_gemv(shape, division, segments), make_sum_of_groups(shape, division)
     collect = make_collect_segment(segments, _COLLECT_THREADS)
     cols, y = shape.cols, shape.cols
     partial = y + shape.padded_rows
-    threads, collect_threads_log2 = group_count(shape, split) * split.threads, log2(_COLLECT_THREADS)
+    threads, collect_threads_log2 = group_count(shape, division) * division.threads, log2(_COLLECT_THREADS)
 
     @ti.kernel
     def collect_and_multiply(
@@ -256,7 +256,7 @@ def make_full_kernel(shape: ZigzagWords, split: Split):
             inputs = ti.static(Inputs(a, values))
             rule = ti.static(Rule(threshold, a, 0, False))
             collect(inputs, segment, rule, ti.static(ActiveList(integers, 0, cols)), shared, t)
-        ti.loop_config(block_dim=split.threads)
+        ti.loop_config(block_dim=division.threads)
         for i in range(threads):
             quants_at, headers_at = copy * shape.quants, copy * shape.headers
             matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
@@ -275,30 +275,30 @@ class ZigzagGemv:
     """
 
     def __init__(
-        self, data: np.ndarray, shape: ZigzagWords, split: Split | None = None, skips_on_the_fly: bool = False,
+        self, data: np.ndarray, shape: ZigzagWords, division: Division | None = None, skips_on_the_fly: bool = False,
         copies: int = 1,
     ) -> None:  # fmt: skip
         self.shape, self._skips_on_the_fly = shape, skips_on_the_fly
-        quants, headers = shape.split(data)
+        quants, headers = shape.unpack(data)
         self.arrays = {
             "quants": upload(np.tile(quants, (copies, 1))),
             "headers": upload(np.tile(headers, (copies, 1))),
             "integers": zeros(ti.i32, shape.cols + spread(shape.cols).count),
         }
         self._listed = 0
-        self._divide(split or default_split(shape.bands, shape.cols))
+        self._divide(division or default_division(shape.bands, shape.cols))
 
-    def _divide(self, split: Split) -> None:
-        shape, self.split = self.shape, split
-        self.arrays["a"] = zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, split))
-        self._kernel = make_gemv_kernel(shape, split, self._skips_on_the_fly)
-        self._full = functools.cache(functools.partial(make_full_kernel, shape, split))
+    def _divide(self, division: Division) -> None:
+        shape, self.division = self.shape, division
+        self.arrays["a"] = zeros(ti.f32, shape.cols + shape.padded_rows + partial_size(shape, division))
+        self._kernel = make_gemv_kernel(shape, division, self._skips_on_the_fly)
+        self._full = functools.cache(functools.partial(make_full_kernel, shape, division))
 
-    def with_split(self, split: Split) -> "ZigzagGemv":
-        """The same weights in memory, multiplied with another split; load x anew."""
+    def with_division(self, division: Division) -> "ZigzagGemv":
+        """The same weights in memory, multiplied with another division; load x anew."""
         other = copy.copy(self)
         other.arrays = dict(self.arrays)
-        other._divide(split)
+        other._divide(division)
         return other
 
     def __call__(self, x: np.ndarray, active: np.ndarray | None = None, threshold: float = 0.0) -> np.ndarray:

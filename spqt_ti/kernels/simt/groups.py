@@ -70,17 +70,17 @@ def group_max(shared: ti.template(), t, value, threads: ti.template()):
 
 
 @ti.func
-def group_best(values: ti.template(), places: ti.template(), t, threads: ti.template()):
-    """The highest of f32 values[0:threads] comes to values[0] and its entry of i32 `places` to places[0], the lowest
+def group_best(values: ti.template(), entries: ti.template(), t, threads: ti.template()):
+    """The highest of f32 values[0:threads] comes to values[0] and its entry of i32 `entries` to entries[0], the lowest
     entry among equals. Read them at `zero(t)`.
     """
     for level in ti.static(range(1, threads.bit_length())):
         ti.simt.block.sync()
         if t < (threads >> level):
             other = t + (threads >> level)
-            if values[other] > values[t] or (values[other] == values[t] and places[other] < places[t]):
+            if values[other] > values[t] or (values[other] == values[t] and entries[other] < entries[t]):
                 values[t] = values[other]
-                places[t] = places[other]
+                entries[t] = entries[other]
     ti.simt.block.sync()
 
 

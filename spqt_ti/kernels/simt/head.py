@@ -29,7 +29,7 @@ class Tiles(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The highest logit of each part of the vocabulary, and its row: places in an array of f32 and in one of i32."""
+    """The highest logit of each part of the vocabulary, and its row: offsets in an array of f32 and in one of i32."""
 
     values: Any
     values_at: Any
@@ -74,10 +74,10 @@ def make_score_tile(cols: int, rows: int):
         tiles: ti.template(), tile, a: ti.template(), x, logits: ti.template(), best: ti.template(), t
     ):  # fmt: skip
         """Logits of the 64 rows of `tile` for a[x : x + cols] to logits[64 tile :]; the highest of them to the tile's
-        place in `best`. One that is not a finite number counts as HIGHEST there.
+        entry in `best`. One that is not a finite number counts as HIGHEST there.
         """
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # _SLICES * TILE_ROWS
-        places = ti.simt.block.SharedArray((SHARED,), ti.i32)
+        row_of = ti.simt.block.SharedArray((SHARED,), ti.i32)
         lane = t & 15
         totals = ti.Vector([0.0] * 4)
         block = t >> 4
@@ -112,11 +112,11 @@ def make_score_tile(cols: int, rows: int):
                 total = LOWEST
         ti.simt.block.sync()
         shared[t] = total
-        places[t] = row
-        group_best(shared, places, t, TILE_ROWS)
+        row_of[t] = row
+        group_best(shared, row_of, t, TILE_ROWS)
         if t == 0:
             best.values[best.values_at + tile] = shared[t]
-            best.rows[best.rows_at + tile] = places[t]
+            best.rows[best.rows_at + tile] = row_of[t]
 
     return score_tile
 
@@ -128,9 +128,9 @@ def make_score_rows(rows: int, row_of: Any):
 
     @ti.func
     def score_rows(group, a: ti.template(), partial, logits: ti.template(), best: ti.template(), t):
-        """Logits of the rows from THREADS * group on; the highest of them to the group's place in `best`."""
+        """Logits of the rows from THREADS * group on; the highest of them to the group's entry of `best`."""
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
-        places = ti.simt.block.SharedArray((SHARED,), ti.i32)
+        row_of = ti.simt.block.SharedArray((SHARED,), ti.i32)
         row = group * THREADS + t
         total = LOWEST
         if row < rows:
@@ -139,11 +139,11 @@ def make_score_rows(rows: int, row_of: Any):
             total = rank_of(total)
         ti.simt.block.sync()
         shared[t] = total
-        places[t] = row
-        group_best(shared, places, t, THREADS)
+        row_of[t] = row
+        group_best(shared, row_of, t, THREADS)
         if t == 0:
             best.values[best.values_at + group] = shared[t]
-            best.rows[best.rows_at + group] = places[t]
+            best.rows[best.rows_at + group] = row_of[t]
 
     return score_rows
 
@@ -155,7 +155,7 @@ def make_best_token(rows: int, parts: int):
     def best_token(best: ti.template(), t):
         """For every thread of a group; the lowest row among equals. -1 where a logit is not a finite number."""
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
-        places = ti.simt.block.SharedArray((SHARED,), ti.i32)
+        row_of = ti.simt.block.SharedArray((SHARED,), ti.i32)
         highest = LOWEST
         row = rows
         part = t
@@ -166,9 +166,9 @@ def make_best_token(rows: int, parts: int):
             part += THREADS
         ti.simt.block.sync()
         shared[t] = highest
-        places[t] = row
-        group_best(shared, places, t, THREADS)
-        return ti.select(shared[zero(t)] < HIGHEST, places[zero(t)], -1)
+        row_of[t] = row
+        group_best(shared, row_of, t, THREADS)
+        return ti.select(shared[zero(t)] < HIGHEST, row_of[zero(t)], -1)
 
     return best_token
 

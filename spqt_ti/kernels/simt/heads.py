@@ -21,42 +21,42 @@ class HeadConstants:
     window: int | None = None
 
 
-def make_place_pair(head_dim: int, places: HeadConstants):
+def make_place_pair(head_dim: int, offsets: HeadConstants):
     """Build the ti.func that normalises, where the model does that, and rotates a pair of a head of q or k.
 
     Arguments: the f32 array; both values; d; layer; position; whether it is q; the norm's factor for the head (see
     `inverse_size`), which a model without such norms does not use. Returns both values.
     """
-    half, normalised = head_dim // 2, places.q_norm is not None
+    half, normalised = head_dim // 2, offsets.q_norm is not None
 
     @ti.func
     def place_pair(a: ti.template(), low, high, d, layer, position, is_query, factor):
         if ti.static(normalised):
-            weight = layer * places.stride + ti.select(is_query, places.q_norm, places.k_norm) + d
+            weight = layer * offsets.stride + ti.select(is_query, offsets.q_norm, offsets.k_norm) + d
             low *= factor * a[weight]
             high *= factor * a[weight + half]
-        angle = places.rope + position * head_dim + d
+        angle = offsets.rope + position * head_dim + d
         return rotated(low, high, a[angle], a[angle + half])
 
     return place_pair
 
 
-def make_inverse_size(head_dim: int, places: HeadConstants):
+def make_inverse_size(head_dim: int, offsets: HeadConstants):
     """Build the ti.func of a norm's factor, from the sum of a head's squares."""
 
     @ti.func
     def inverse_size(squares):
-        return 1.0 / ti.sqrt(squares / head_dim + places.eps)
+        return 1.0 / ti.sqrt(squares / head_dim + offsets.eps)
 
     return inverse_size
 
 
-def make_place_own(head_dim: int, threads: int, places: HeadConstants):
+def make_place_own(head_dim: int, threads: int, offsets: HeadConstants):
     """Build the ti.func by which a group of `threads` normalises and rotates q and k in shared `own` (q, k and v, see
     attention.py), which its threads have written and have not met at a barrier since.
     """
     half = head_dim // 2
-    place_pair, inverse_size = make_place_pair(head_dim, places), make_inverse_size(head_dim, places)
+    place_pair, inverse_size = make_place_pair(head_dim, offsets), make_inverse_size(head_dim, offsets)
 
     @ti.func
     def place_own(a: ti.template(), own: ti.template(), layer, position, t):
@@ -82,15 +82,15 @@ def make_place_own(head_dim: int, threads: int, places: HeadConstants):
     return place_own
 
 
-def make_first_seen(places: HeadConstants):
+def make_first_seen(offsets: HeadConstants):
     """Build the ti.func of the first position that a token at `position` attends to in a layer."""
-    windowed = places.window is not None
+    windowed = offsets.window is not None
 
     @ti.func
     def first_seen(a: ti.template(), layer, position):
         first = 0
         if ti.static(windowed):
-            first = ti.max(0, position + 1 - ti.cast(a[layer * places.stride + places.window], ti.i32))
+            first = ti.max(0, position + 1 - ti.cast(a[layer * offsets.stride + offsets.window], ti.i32))
         return first
 
     return first_seen

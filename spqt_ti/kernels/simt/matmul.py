@@ -20,7 +20,7 @@ _THREADS_LOG2, _COLUMNS_LOG2 = log2(THREADS), log2(_COLUMNS)
 def make_zigzag_matmul(shape: ZigzagWords, tokens: int):
     """Build the ti.func of thread i of `zigzag_matmul_threads(...)`, for up to `tokens` (a multiple of TOKENS).
 
-    Arguments: i; the matrix; a; the place of X [tokens][cols] and Y [tokens][padded rows] in a; how many tokens there
+    Arguments: i; the matrix; a; the offset of X [tokens][cols] and Y [tokens][padded rows] in a; how many tokens there
     are; the rule by which inputs that are not active count as zero (threshold below 0: none). Groups whose tokens are
     not there do nothing.
     """

@@ -16,7 +16,7 @@ class Matmul:
 
     def __init__(self, data: np.ndarray, shape: Words, tokens: int) -> None:
         self._shape = shape
-        quants, headers = shape.split(data)
+        quants, headers = shape.unpack(data)
         self._quants, self._headers = upload(quants), upload(headers)
         self._y = shape.cols + tokens * shape.cols
         self._a = zeros(ti.f32, self._y + tokens * shape.padded_rows)

@@ -10,11 +10,11 @@ from spqt_ti.formats.scheme import Scheme
 from spqt_ti.kernels.simt import gemv, row_gemv
 from spqt_ti.kernels.simt.active_list import Segments, make_list_reader
 from spqt_ti.kernels.simt.collect import Inputs, Rule
+from spqt_ti.kernels.simt.division import Division, default_division
 from spqt_ti.kernels.simt.groups import SHARED
 from spqt_ti.kernels.simt.matmul import make_zigzag_matmul, zigzag_matmul_threads
 from spqt_ti.kernels.simt.row_matmul import make_row_matmul, row_matmul_threads
 from spqt_ti.kernels.simt.row_words import ROWS, RowWords
-from spqt_ti.kernels.simt.splits import Split, default_split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 
 Words = ZigzagWords | RowWords
@@ -27,18 +27,18 @@ def words_of(rows: int, cols: int, scheme: Scheme, layout: str) -> Words:
     return (RowWords if layout == "row" else ZigzagWords)(rows, cols, scheme)
 
 
-def split_of(shape: Words, split: Split | None = None) -> Split:
-    """How a matrix's GEMV is split: a row-layout one always in groups of four rows, a zigzag one by `split`, by default
-    `default_split`.
+def division_of(shape: Words, division: Division | None = None) -> Division:
+    """How a matrix's GEMV is shared out: a row-layout one always in groups of four rows, a zigzag one by `division`,
+    by default `default_division`.
     """
     if isinstance(shape, RowWords):
-        return Split(1, ROWS)
-    return split or default_split(shape.bands, shape.cols)
+        return Division(1, ROWS)
+    return division or default_division(shape.bands, shape.cols)
 
 
-def partial_size(shape: Words, split: Split) -> int:
+def partial_size(shape: Words, division: Division) -> int:
     """Entries of a GEMV's partial sums."""
-    return split.groups * shape.padded_rows
+    return division.groups * shape.padded_rows
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Product:
     group: int
 
 
-def make_product(shape: Words, split: Split, segments: Segments) -> Product:
-    """Build the GEMV of a matrix whose active lists come in these segments; `split` as of `split_of`."""
+def make_product(shape: Words, division: Division, segments: Segments) -> Product:
+    """Build the GEMV of a matrix whose active lists come in these segments; `division` as of `division_of`."""
     if isinstance(shape, RowWords):
         multiply, threads = _make_row_multiply(shape, segments), row_gemv.row_gemv_threads(shape)
         return Product(multiply, True, _row_of_one, threads, row_gemv.THREADS)
-    threads = gemv.group_count(shape, split) * split.threads
-    multiply = _make_zigzag_multiply(shape, split, segments)
-    return Product(multiply, False, gemv.make_sum_of_groups(shape, split), threads, split.threads)
+    threads = gemv.group_count(shape, division) * division.threads
+    multiply = _make_zigzag_multiply(shape, division, segments)
+    return Product(multiply, False, gemv.make_sum_of_groups(shape, division), threads, division.threads)
 
 
 def make_matmul(shape: Words, tokens: int):
@@ -85,8 +85,8 @@ def _row_of_one(a: ti.template(), partial, row):
     return a[partial + row]
 
 
-def _make_zigzag_multiply(shape: ZigzagWords, split: Split, segments: Segments):
-    multiply_columns = gemv.make_gemv(shape, split, segments)
+def _make_zigzag_multiply(shape: ZigzagWords, division: Division, segments: Segments):
+    multiply_columns = gemv.make_gemv(shape, division, segments)
 
     @ti.func
     def multiply(i, matrix: ti.template(), a: ti.template(), x, active: ti.template(), listed, partial):

@@ -9,10 +9,10 @@ import numpy as np
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.collect import Inputs, Rule, satisfies
+from spqt_ti.kernels.simt.division import LANES
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
 from spqt_ti.kernels.simt.row_words import ROWS, RowWords
 from spqt_ti.kernels.simt.schemes.decoder import PARTS, PIECE, Matrix, words4
-from spqt_ti.kernels.simt.splits import LANES
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 
@@ -28,7 +28,7 @@ def row_gemv_threads(shape: RowWords) -> int:
 def make_row_gemv(shape: RowWords, skips: bool):
     """Build the ti.func of thread i of `row_gemv_threads(...)`, in groups of THREADS.
 
-    Arguments: i; the matrix; the inputs x; an array and the place of y [padded rows] in it; the rule by which inputs
+    Arguments: i; the matrix; the inputs x; an array and the offset of y [padded rows] in it; the rule by which inputs
     are active. A threshold below 0: all are; without `skips` it is not looked at.
     """
     rows, cols, pieces, per_row = shape.rows, shape.cols, shape.pieces, shape.per_row
@@ -120,7 +120,7 @@ class RowGemv:
 
     def __init__(self, data: np.ndarray, shape: RowWords, skips: bool = False, copies: int = 1) -> None:
         self._shape = shape
-        quants, headers = shape.split(data)
+        quants, headers = shape.unpack(data)
         self.arrays = {
             "quants": upload(np.tile(quants, (copies, 1))),
             "headers": upload(np.tile(headers, (copies, 1))),

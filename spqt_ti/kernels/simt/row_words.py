@@ -51,7 +51,7 @@ class RowWords:
         """Entries of headers in all."""
         return self.decoder.header_entries(self.pieces)
 
-    def split(self, data: np.ndarray) -> tuple[U32Array, U32Array]:
+    def unpack(self, data: np.ndarray) -> tuple[U32Array, U32Array]:
         """Stored bytes (u8 [nbytes]) -> quants u32 [self.quants, 4] and headers u32 [self.headers, 4].
 
         Raises QuantizationError if the number of bytes is not that of the shape.

@@ -8,9 +8,9 @@ import numpy as np
 
 from spqt_ti.formats import layout, q4_k
 from spqt_ti.formats.scheme import Scheme
+from spqt_ti.kernels.simt.division import LANES
 from spqt_ti.kernels.simt.schemes import Decoder, decoder_of
 from spqt_ti.kernels.simt.schemes.decoder import PARTS, PIECE, U32Array
-from spqt_ti.kernels.simt.splits import LANES
 
 BAND = PIECE
 SLOTS = LANES // PARTS  # pieces that a simdgroup has at work
@@ -58,7 +58,7 @@ class ZigzagWords:
         """Entries of headers in all."""
         return self.decoder.header_entries(self.pieces)
 
-    def split(self, data: np.ndarray) -> tuple[U32Array, U32Array]:
+    def unpack(self, data: np.ndarray) -> tuple[U32Array, U32Array]:
         """Stored bytes (u8 [nbytes]) -> quants u32 [self.quants, 4] and headers u32 [self.headers, 4].
 
         Raises QuantizationError if the number of bytes is not that of the shape.

@@ -15,7 +15,7 @@ from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.kernels.cpu.stopwatch import seconds_per_tick
 from spqt_ti.kernels.cpu.vectors import f32x16
 from spqt_ti.model.cpu.decode_kernel import Phase, make_decode_kernel
-from spqt_ti.model.cpu.plans import POSITION, SITE_TABLE, STEPS, TOKEN, IntegerPlan, Long, Scratch
+from spqt_ti.model.cpu.maps import POSITION, SITE_TABLE, STEPS, TOKEN, IntegerMap, Long, Scratch
 from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.sites import SITES
@@ -24,24 +24,24 @@ from spqt_ti.model.sites import SITES
 class DecodeStep:
     """Runs tokens one after the other through `weights`, on a KV cache that prefill shares.
 
-    The gates in `weights` say per layer and site which inputs are skipped. `exact`: multiply in f32 throughout.
+    The selectors in `weights` say per layer and site which inputs are skipped. `exact`: multiply in f32 throughout.
     """
 
     def __init__(
         self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int, exact: bool = False
     ) -> None:  # fmt: skip
-        config = weights.plan.config
+        config = weights.map.config
         self._weights, self._cache = weights, cache
-        self._scratch_plan = scratch = Scratch.plan(weights.plan, workers)
+        self._scratch_map = scratch = Scratch.of(weights.map, workers)
         self._scratch = ndarray(f32x16, (scratch.vectors,))
         self._view = host_view(self._scratch)
         self._view[:] = 0
         sites = config.num_hidden_layers * len(SITES)
-        self._integers = IntegerPlan.plan(weights.plan, workers)
+        self._integers = IntegerMap.of(weights.map, workers)
         self._ints = ndarray(ti.i32, (self._integers.size,))
         self._ints_view = host_view(self._ints)
         self._ints_view[:] = 0
-        table = weights.plan.site_table().reshape(-1)
+        table = weights.map.site_table().reshape(-1)
         self._ints_view[SITE_TABLE:][: table.size] = table
         most = scratch.input_stride * 16
         self._ints_view[self._integers.everything :][:most] = np.arange(most)
@@ -51,10 +51,10 @@ class DecodeStep:
         self._warm = False
         self._longs = ndarray(ti.i64, (Long.TICKS + len(Phase),))
         arrays = {Long.QUANTS: weights.quants, Long.TAIL: weights.tail, Long.HEADERS: weights.headers}
-        for place, array in (arrays | {Long.INTEGERS: self._ints}).items():
-            host_view(self._longs)[place] = address(array)
+        for index, array in (arrays | {Long.INTEGERS: self._ints}).items():
+            host_view(self._longs)[index] = address(array)
         self._make_kernel = functools.partial(
-            make_decode_kernel, weights.plan, cache_shape, scratch, self._integers, workers, exact
+            make_decode_kernel, weights.map, cache_shape, scratch, self._integers, workers, exact
         )
         self._kernel = self._make_kernel()
 
@@ -102,6 +102,6 @@ class DecodeStep:
 
     def logits(self) -> np.ndarray:
         """Logits of the last token, f32 [vocabulary]: a view that the next `run` overwrites."""
-        plan = self._weights.plan
-        vectors = self._view[self._scratch_plan.logits :][: plan.logit_vectors]
-        return vectors.reshape(-1)[: plan.config.vocab_size]
+        weight_map = self._weights.map
+        vectors = self._view[self._scratch_map.logits :][: weight_map.logit_vectors]
+        return vectors.reshape(-1)[: weight_map.config.vocab_size]

@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.cpu.attention import LOWEST, CacheShape, Places, make_attend
+from spqt_ti.kernels.cpu.attention import LOWEST, CacheShape, Offsets, make_attend
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.head import make_head
 from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
@@ -20,9 +20,9 @@ from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, lan
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.words import INFINITY_BITS
-from spqt_ti.model.cpu.plans import POSITION, STEPS, TOKEN, IntegerPlan, Long, Scratch, site_row
+from spqt_ti.model.cpu.maps import POSITION, STEPS, TOKEN, IntegerMap, Long, Scratch, site_row
 from spqt_ti.model.cpu.products import make_decode_product, make_head_product
-from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
+from spqt_ti.model.cpu.weights import SiteField, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
 
 
@@ -73,7 +73,7 @@ class Launch(NamedTuple):
 
 @functools.cache
 def make_decode_kernel(
-    weights: WeightsPlan, cache_shape: CacheShape, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool,
+    weights: WeightMap, cache_shape: CacheShape, scratch: Scratch, ints: IntegerMap, workers: int, exact: bool,
     profile: bool = False,
 ):  # fmt: skip
     """The decode step of a model of these shapes, for a fixed number of workers; `exact`: in f32 throughout; `profile`:
@@ -89,18 +89,18 @@ def make_decode_kernel(
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constant("attention_norm"), weights.layer_constant("ffn_norm")
     constants_stride, final_norm = weights.constants_stride, weights.final_norm
-    gates, gate_plan = weights.gates, weights.gate_plan
+    selectors, selector_map = weights.selectors, weights.selector_map
     tiles, head_tile, vocabulary = weights.vocabulary_tiles, weights.head_tile, config.vocab_size
     # A factor that makes infinity of what the cache cannot hold: an f16 ends at 65504.
     overflow = 3.4028234e38 / 65504.0 if cache_shape.half else 1.0
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
     # What a model has not compiles to nothing: asked in an `if` of its own, as Taichi compiles both sides of `and`.
-    products = [make_decode_product(kind, weights, scratch, workers, exact) for kind in weights.places.kinds]
-    zigzag_kinds = sum(not kind.rows for kind in weights.places.kinds)  # they are the first
-    has_rows, head_place = zigzag_kinds < len(products), weights.places.head
-    tiled_head = head_place is None
-    head_product: Any = head_place and make_head_product(head_place, scratch, ints, workers, exact)
+    products = [make_decode_product(kind, weights, scratch, workers, exact) for kind in weights.matrices.kinds]
+    zigzag_kinds = sum(not kind.rows for kind in weights.matrices.kinds)  # they are the first
+    has_rows, head_map = zigzag_kinds < len(products), weights.matrices.head
+    tiled_head = head_map is None
+    head_product: Any = head_map and make_head_product(head_map, scratch, ints, workers, exact)
     one_kind, logit_vectors = len(products) == 1, weights.logit_vectors
     collect, collect_weighted = make_collect()
     attend = make_attend(cache_shape, queries_per_kv, weights.head_constants.window is not None)
@@ -130,9 +130,9 @@ def make_decode_kernel(
     def multiply(d: ti.template(), layer, site, x):
         """Collect the active inputs of a site, x beginning at vector a[x], and multiply its matrix by them."""
         at = site_row(layer, site)
-        place = layer * SITE_COUNT + site
+        selector = layer * SITE_COUNT + site
         cols = d.integers[at + SiteField.COLS]
-        threshold = value(d.constants, gates * 16 + place)
+        threshold = value(d.constants, selectors * 16 + selector)
         if ti.static(has_rows):  # noqa: SIM102
             if d.integers[at + SiteField.KIND] >= zigzag_kinds:  # every input is read, and the product asks the gate
                 threshold = 0.0
@@ -140,22 +140,22 @@ def make_decode_kernel(
         count = cols
         if threshold > 0.0:
             active = ints.lists + d.worker * ints.list_stride
-            if value(d.constants, (gates * 16 + gate_plan.weighted) + place) > 0.0:
-                first = gates + gate_plan.weights + place * gate_plan.stride
+            if value(d.constants, (selectors * 16 + selector_map.weighted) + selector) > 0.0:
+                first = selectors + selector_map.weights + selector * selector_map.stride
                 count = collect_weighted(
                     d.a, x, d.constants, first, cols >> 4, threshold, d.integers, d.integers_address, active
                 )
             else:
                 count = collect(d.a, x, cols >> 4, threshold, d.integers, d.integers_address, active)
         if d.worker == 0:
-            d.integers[ints.counts + place] += count
+            d.integers[ints.counts + selector] += count
         mark(d.clock, Phase.COLLECT)
         if ti.static(one_kind):
-            products[0](d, at, place, x, active, count)
+            products[0](d, at, selector, x, active, count)
         else:
             for k in ti.static(range(len(products))):
                 if d.integers[at + SiteField.KIND] == k:
-                    products[k](d, at, place, x, active, count)
+                    products[k](d, at, selector, x, active, count)
         mark(d.clock, Phase.GEMV_QKV + site)
 
     @ti.func
@@ -210,7 +210,7 @@ def make_decode_kernel(
             softmax = scratch.softmax + d.worker * heads + head
             attend(
                 d.cache, keys, d.a, scratch.query + head * head_vectors, first, last, begin, position,
-                ti.static(Places(scores, out, softmax)),
+                ti.static(Offsets(scores, out, softmax)),
             )  # fmt: skip
 
     @ti.func

@@ -10,9 +10,9 @@ from spqt_ti.kernels.shared.geometry import MOST_PANEL_BANDS
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.cpu.cache import WorkerCache
 from spqt_ti.model.cpu.decode import DecodeStep
-from spqt_ti.model.cpu.gates import WorkerGates
-from spqt_ti.model.cpu.places import traffic
+from spqt_ti.model.cpu.matrix_maps import traffic
 from spqt_ti.model.cpu.prefill import Prefill
+from spqt_ti.model.cpu.selectors import WorkerSelectors
 from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.engine import Engine, EngineKind
 
@@ -27,10 +27,10 @@ def build(container: Container, context: int, divisions: Mapping[str, str | None
     weights = Weights(container, context, {site: _panel_bands(text) for site, text in divisions.items()})
     shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context, half=not exact)
     cache = WorkerCache(shape)
-    gates = WorkerGates(weights)
+    selectors = WorkerSelectors(weights)
     decode = DecodeStep(weights, cache.array, shape, workers, exact)
     return Engine(
-        gates, decode, Prefill(weights, cache.array, shape, workers), traffic(config, container.matrices), cache
+        selectors, decode, Prefill(weights, cache.array, shape, workers), traffic(config, container.matrices), cache
     )
 
 

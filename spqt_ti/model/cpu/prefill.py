@@ -11,7 +11,7 @@ import numpy as np
 from spqt_ti.backend import host_view, ndarray, ti
 from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.kernels.cpu.vectors import f32x16
-from spqt_ti.model.cpu.plans import COUNT, LAYER, LOGIT_ROWS, MASKED, SITE_TABLE, START, ChunkPlan
+from spqt_ti.model.cpu.maps import COUNT, LAYER, LOGIT_ROWS, MASKED, SITE_TABLE, START, ChunkMap
 from spqt_ti.model.cpu.prefill_kernels import make_prefill_kernels
 from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.engine import CHUNK, Observer, Tokens
@@ -23,17 +23,17 @@ class Prefill:
 
     def __init__(self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int) -> None:
         self._weights, self._cache = weights, cache
-        self._plan = ChunkPlan.plan(weights.plan, workers)
-        self._scratch = ndarray(f32x16, (self._plan.vectors,))
+        self._chunk_map = ChunkMap.of(weights.map, workers)
+        self._scratch = ndarray(f32x16, (self._chunk_map.vectors,))
         self._view = host_view(self._scratch)
         self._view[:] = 0
-        table = weights.plan.site_table().reshape(-1)
+        table = weights.map.site_table().reshape(-1)
         self._integers = ndarray(ti.i32, (SITE_TABLE + table.size,))
         host_view(self._integers)[SITE_TABLE:] = table
         self._tokens = ndarray(ti.i32, (CHUNK,))
         self._warm = False
         self._embed, self._run_layer, self._logits = make_prefill_kernels(
-            weights.plan, cache_shape, self._plan, workers
+            weights.map, cache_shape, self._chunk_map, workers
         )
 
     def warm_up(self, position: int) -> None:
@@ -51,7 +51,7 @@ class Prefill:
         `logits`.
         """
         self.embed(tokens)
-        for layer in range(self._weights.plan.config.num_hidden_layers):
+        for layer in range(self._weights.map.config.num_hidden_layers):
             self.run_layer(layer, start, len(tokens), masked)
             if observer is not None:
                 ti.sync()
@@ -82,22 +82,22 @@ class Prefill:
         self._states(len(states))[:] = states
 
     def _states(self, count: int) -> np.ndarray:
-        hidden = self._weights.plan.config.hidden_size
+        hidden = self._weights.map.config.hidden_size
         return self._view[: count * hidden // 16].reshape(count, hidden)
 
     def _input(self, site: str, count: int) -> np.ndarray:
-        cols = self._weights.plan.places.shape(Site[site.upper()]).cols
-        start = self._plan.inputs[SITES.index(site)]
+        cols = self._weights.map.matrices.shape(Site[site.upper()]).cols
+        start = self._chunk_map.inputs[SITES.index(site)]
         return self._view[start : start + count * cols // 16].reshape(count, cols)
 
     def logits(self, first: int, last: int) -> np.ndarray:
         """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
-        w, stride = self._weights, self._weights.plan.logit_vectors
+        w, stride = self._weights, self._weights.map.logit_vectors
         rows = []
         for begin in range(first, last, LOGIT_ROWS):
             count = min(LOGIT_ROWS, last - begin)
             self._logits(w.words, w.scales, w.quants, w.headers, w.constants, self._scratch, begin, count)
             ti.sync()
-            view = self._view[self._plan.logits :][: count * stride].reshape(count, -1)
-            rows.append(view[:, : w.plan.config.vocab_size].copy())
-        return np.concatenate(rows) if rows else np.zeros((0, w.plan.config.vocab_size), np.float32)
+            view = self._view[self._chunk_map.logits :][: count * stride].reshape(count, -1)
+            rows.append(view[:, : w.map.config.vocab_size].copy())
+        return np.concatenate(rows) if rows else np.zeros((0, w.map.config.vocab_size), np.float32)

@@ -8,7 +8,7 @@ import functools
 from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.cpu.attention import CacheShape, Places, make_attend
+from spqt_ti.kernels.cpu.attention import CacheShape, Offsets, make_attend
 from spqt_ti.kernels.cpu.head import make_head
 from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
 from spqt_ti.kernels.cpu.matmul import Tokens, make_vocabulary_matmul
@@ -17,14 +17,14 @@ from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
 from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
-from spqt_ti.model.cpu.plans import COUNT, LAYER, MASKED, START, ChunkPlan, site_row
+from spqt_ti.model.cpu.maps import COUNT, LAYER, MASKED, START, ChunkMap, site_row
 from spqt_ti.model.cpu.products import make_chunk_head, make_chunk_product, make_kept
-from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
+from spqt_ti.model.cpu.weights import SiteField, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
 
 
 class Launch(NamedTuple):
-    """What a worker's part of a launch works on: the arrays of `run_layer`, and what it is to do (see plans.py)."""
+    """What a worker's part of a launch works on: the arrays of `run_layer`, and what it is to do (see maps.py)."""
 
     quants: Any
     tail: Any
@@ -41,7 +41,7 @@ class Launch(NamedTuple):
 
 
 @functools.cache
-def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: ChunkPlan, workers: int):
+def make_prefill_kernels(weights: WeightMap, cache_shape: CacheShape, chunk: ChunkMap, workers: int):
     """The kernels (embed tokens, run one layer, compute logits) for a model of these shapes."""
     config = weights.config
     hidden, width = config.hidden_size // 16, config.intermediate_size // 16
@@ -52,14 +52,14 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
     attention_norm, ffn_norm = weights.layer_constant("attention_norm"), weights.layer_constant("ffn_norm")
     constants_stride, final_norm = weights.constants_stride, weights.final_norm
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
-    inputs, output, stride = plan.inputs, plan.output, plan.output_stride
+    inputs, output, stride = chunk.inputs, chunk.output, chunk.output_stride
     head_tile, tiles = weights.head_tile, weights.vocabulary_tiles
     _, embed = make_head(config.hidden_size)
-    products = [make_chunk_product(kind, plan.tiles, workers) for kind in weights.places.kinds]
+    products = [make_chunk_product(kind, chunk.tiles, workers) for kind in weights.matrices.kinds]
     one_kind, kept = len(products) == 1, make_kept(weights)
-    head_place = weights.places.head
-    tiled_head, logit_vectors = head_place is None, weights.logit_vectors
-    score_head: Any = head_place and make_chunk_head(head_place, plan.tiles, workers)
+    head_map = weights.matrices.head
+    tiled_head, logit_vectors = head_map is None, weights.logit_vectors
+    score_head: Any = head_map and make_chunk_head(head_map, chunk.tiles, workers)
     attend = make_attend(cache_shape, queries_per_kv, weights.head_constants.window is not None)
     place_head = make_place_head(cache_shape, heads, weights.head_constants)
     first_seen = make_first_seen(weights.head_constants)
@@ -91,9 +91,9 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
     @ti.func
     def mask(d: ti.template(), site, first, vectors):
         """Zero what the decode step would skip; NaN stays, to be noticed."""
-        place = d.layer * SITE_COUNT + site
+        selector = d.layer * SITE_COUNT + site
         for i in range(vectors):
-            d.a[first + i] = kept(d.constants, place, d.a[first + i], i)
+            d.a[first + i] = kept(d.constants, selector, d.a[first + i], i)
 
     @ti.func
     def normalise(a: ti.template(), constants: ti.template(), weight, token, target):
@@ -131,13 +131,13 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
             for kv_head in range(kv_heads):
                 head = kv_head * queries_per_kv
                 keys = d.layer * cache_layer + kv_head * 2 * half_stride
-                scores = plan.scores + d.worker * plan.scores_stride
+                scores = chunk.scores + d.worker * chunk.scores_stride
                 out = inputs[Site.O] + token * attention + head * head_vectors
-                softmax = plan.softmax + d.worker * queries_per_kv
+                softmax = chunk.softmax + d.worker * queries_per_kv
                 attend(
                     d.cache, keys, d.a, output + token * stride + head * head_vectors, begin >> 4, (position >> 4) + 1,
                     begin, position,
-                    ti.static(Places(scores, out, softmax)),
+                    ti.static(Offsets(scores, out, softmax)),
                 )  # fmt: skip
                 for h in range(queries_per_kv):
                     for v in range(head_vectors):
@@ -226,9 +226,9 @@ def make_prefill_kernels(weights: WeightsPlan, cache_shape: CacheShape, plan: Ch
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
             x, number = inputs[Site.QKV] + first * hidden, count
-            tokens = ti.static(Tokens(x, hidden, plan.logits, logit_vectors, number))
+            tokens = ti.static(Tokens(x, hidden, chunk.logits, logit_vectors, number))
             if ti.static(tiled_head):
-                tile = plan.tiles + worker * ROW_TILE_VECTORS
+                tile = chunk.tiles + worker * ROW_TILE_VECTORS
                 vocabulary_matmul(words, scales, head_tile, tiles, a, tile, tokens, worker)
             else:
                 score_head(quants, headers, a, tokens, worker)

@@ -11,43 +11,43 @@ from spqt_ti.kernels.cpu.row_gemv import make_row_gemv
 from spqt_ti.kernels.cpu.row_layout import X_VECTORS, RowInputs, RowMatrix, row_superblocks
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS, make_row_matmul
 from spqt_ti.kernels.cpu.vectors import f32x16, value
-from spqt_ti.model.cpu.places import Kind, MatrixPlace
-from spqt_ti.model.cpu.plans import IntegerPlan, Scratch
-from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
+from spqt_ti.model.cpu.maps import IntegerMap, Scratch
+from spqt_ti.model.cpu.matrix_maps import Kind, MatrixMap
+from spqt_ti.model.cpu.weights import SiteField, WeightMap
 
 
-def make_kept(weights: WeightsPlan):
-    """Build the ti.func (constants, place, v, i) of vector i of a site's input, v, with zeros for what its gate skips
-    (NaN stays, to be noticed); `place`: of the threshold, layer * 4 + site.
+def make_kept(weights: WeightMap):
+    """Build the ti.func (constants, selector, v, i) of vector i of a site's input, v, with zeros for what its
+    threshold skips (NaN stays, to be noticed); `selector`: number of layer and site, layer * SITE_COUNT + site.
     """
-    gates, plan = weights.gates, weights.gate_plan
+    selectors, selector_map = weights.selectors, weights.selector_map
 
     @ti.func
-    def kept(constants: ti.template(), place, v, i):
+    def kept(constants: ti.template(), selector, v, i):
         result = v
-        threshold = value(constants, gates * 16 + place)
+        threshold = value(constants, selectors * 16 + selector)
         if threshold > 0.0:
             score = ti.max(v, 0.0 - v)
-            if value(constants, (gates * 16 + plan.weighted) + place) > 0.0:
-                score = score * constants[gates + plan.weights + place * plan.stride + i]
+            if value(constants, (selectors * 16 + selector_map.weighted) + selector) > 0.0:
+                score = score * constants[selectors + selector_map.weights + selector * selector_map.stride + i]
             result = f32x16(*[ti.select(score[k] <= threshold, 0.0, v[k]) for k in ti.static(range(16))])
         return result
 
     return kept
 
 
-def make_decode_product(kind: Kind, weights: WeightsPlan, scratch: Scratch, workers: int, exact: bool):
-    """Build the ti.func (d, at, place, x, active, count) of a worker's part of W x, x beginning at vector a[x].
+def make_decode_product(kind: Kind, weights: WeightMap, scratch: Scratch, workers: int, exact: bool):
+    """Build the ti.func (d, at, selector, x, active, count) of a worker's part of W x, x beginning at vector a[x].
 
     Zigzag: of the `count` columns listed from integer `active`; the workers' partial sums go to scratch.partial. Rows:
-    of all columns; what the threshold at `place` skips is zero, and whole sums go to scratch.partial.
+    of all columns; what the threshold at `selector` skips is zero, and whole sums go to scratch.partial.
     """
     if kind.rows:
         return _make_rows_of_token(kind, weights, scratch, workers, exact)
     gemv = make_gemv(workers, exact, kind.decoder)
 
     @ti.func
-    def multiply(d: ti.template(), at, place, x, active, count):
+    def multiply(d: ti.template(), at, selector, x, active, count):
         cols = d.integers[at + SiteField.COLS]
         quants = d.integers[at + SiteField.QUANTS]
         tail = d.integers[at + SiteField.TAIL]
@@ -68,11 +68,11 @@ def make_decode_product(kind: Kind, weights: WeightsPlan, scratch: Scratch, work
     return multiply
 
 
-def _make_rows_of_token(kind: Kind, weights: WeightsPlan, scratch: Scratch, workers: int, exact: bool):
+def _make_rows_of_token(kind: Kind, weights: WeightMap, scratch: Scratch, workers: int, exact: bool):
     row_gemv, kept = make_row_gemv(workers, False, False, exact, kind.decoder), make_kept(weights)
 
     @ti.func
-    def multiply(d: ti.template(), at, place, x, active, count):
+    def multiply(d: ti.template(), at, selector, x, active, count):
         vectors = d.integers[at + SiteField.COLS] >> 4
         superblocks = (vectors + X_VECTORS - 1) // X_VECTORS
         quants = d.integers[at + SiteField.QUANTS]
@@ -80,7 +80,7 @@ def _make_rows_of_token(kind: Kind, weights: WeightsPlan, scratch: Scratch, work
         rows = d.integers[at + SiteField.ROWS]
         masked = scratch.masked + d.worker * scratch.masked_stride
         for i in range(vectors):
-            d.a[masked + i] = kept(d.constants, place, d.a[x + i], i)
+            d.a[masked + i] = kept(d.constants, selector, d.a[x + i], i)
         for i in range(vectors, superblocks * X_VECTORS):
             d.a[masked + i] = f32x16(0.0)
         matrix = ti.static(
@@ -93,12 +93,15 @@ def _make_rows_of_token(kind: Kind, weights: WeightsPlan, scratch: Scratch, work
     return multiply
 
 
-def make_head_product(place: MatrixPlace, scratch: Scratch, ints: IntegerPlan, workers: int, exact: bool):
+def make_head_product(matrix_map: MatrixMap, scratch: Scratch, ints: IntegerMap, workers: int, exact: bool):
     """Build the ti.func (d, x) of a worker's logits, at scratch.logits, of a head that is not made of tiles."""
-    shape = place.shape
+    shape = matrix_map.shape
     cols, vectors = shape.cols, shape.cols // 16
-    if place.kind.rows:
-        row_gemv, superblocks = make_row_gemv(workers, False, False, exact, place.kind.decoder), row_superblocks(cols)
+    if matrix_map.kind.rows:
+        row_gemv, superblocks = (
+            make_row_gemv(workers, False, False, exact, matrix_map.kind.decoder),
+            row_superblocks(cols),
+        )
 
         @ti.func
         def head_rows(d: ti.template(), x):
@@ -109,21 +112,21 @@ def make_head_product(place: MatrixPlace, scratch: Scratch, ints: IntegerPlan, w
                     d.a[masked + i] = d.a[x + i]
             matrix = ti.static(
                 RowMatrix(
-                    d.quants, place.quants, d.headers, place.headers, d.quants_address, d.headers_address, shape.rows,
-                    superblocks,
+                    d.quants, matrix_map.quants, d.headers, matrix_map.headers, d.quants_address, d.headers_address,
+                    shape.rows, superblocks,
                 )
             )  # fmt: skip
             order = scratch.rows + d.worker * scratch.rows_stride
             row_gemv(matrix, ti.static(RowInputs(d.a, masked, 0.0)), d.a, order, d.a, scratch.logits, d.worker)
 
         return head_rows
-    gemv, bands = make_gemv_by_bands(workers, exact, place.kind.decoder), shape.full_bands
+    gemv, bands = make_gemv_by_bands(workers, exact, matrix_map.kind.decoder), shape.full_bands
 
     @ti.func
     def head_bands(d: ti.template(), x):
         matrix = ti.static(
             Matrix(
-                d.quants, place.quants, d.tail, 0, d.headers, place.headers, d.quants_address, d.tail_address,
+                d.quants, matrix_map.quants, d.tail, 0, d.headers, matrix_map.headers, d.quants_address, d.tail_address,
                 d.headers_address, cols, bands, 0, shape.panel_bands,
             )
         )  # fmt: skip
@@ -174,19 +177,20 @@ def make_chunk_product(kind: Kind, tiles: int, workers: int):
     return multiply
 
 
-def make_chunk_head(place: MatrixPlace, tiles: int, workers: int):
+def make_chunk_head(matrix_map: MatrixMap, tiles: int, workers: int):
     """Build the ti.func (quants, headers, a, tokens, worker) of a worker's strips of the logits of a head that is not
     made of tiles.
     """
-    shape, decoder = place.shape, place.kind.decoder
-    if place.kind.rows:
+    shape, decoder = matrix_map.shape, matrix_map.kind.decoder
+    if matrix_map.kind.rows:
         rows_matmul = make_row_matmul(workers, decoder)
 
         @ti.func
         def score_rows(quants: ti.template(), headers: ti.template(), a: ti.template(), tokens: ti.template(), worker):
             matrix = ti.static(
                 RowMatrix(
-                    quants, place.quants, headers, place.headers, None, None, shape.rows, row_superblocks(shape.cols)
+                    quants, matrix_map.quants, headers, matrix_map.headers, None, None, shape.rows,
+                    row_superblocks(shape.cols),
                 )
             )  # fmt: skip
             rows_matmul(matrix, shape.cols, a, tiles + worker * ROW_TILE_VECTORS, tokens, worker)
@@ -198,8 +202,8 @@ def make_chunk_head(place: MatrixPlace, tiles: int, workers: int):
     def score_bands(quants: ti.template(), headers: ti.template(), a: ti.template(), tokens: ti.template(), worker):
         matrix = ti.static(
             Matrix(
-                quants, place.quants, None, 0, headers, place.headers, None, None, None, shape.cols, shape.full_bands,
-                0, shape.panel_bands,
+                quants, matrix_map.quants, None, 0, headers, matrix_map.headers, None, None, None, shape.cols,
+                shape.full_bands, 0, shape.panel_bands,
             )
         )  # fmt: skip
         matmul(matrix, a, tiles + worker * ROW_TILE_VECTORS, tokens, worker)

@@ -2,7 +2,7 @@
 
 The matrices of all layers, and a head that is not made of tiles, share three arrays (quants, tail bands, superblock
 headers), whatever their schemes and layouts; a kernel finds a matrix in a table of integers (`site_table`). Norms,
-biases and the RoPE table are one more array, `constants`; behind them lie the gates, which alone change between
+biases and the RoPE table are one more array, `constants`; behind them lie the selectors, which alone change between
 launches.
 """
 
@@ -17,24 +17,24 @@ from spqt_ti.backend import host_view, ndarray, ti
 from spqt_ti.container import Container
 from spqt_ti.errors import BackendError, ContainerError
 from spqt_ti.kernels.cpu.heads import HeadConstants
-from spqt_ti.kernels.cpu.row_layout import split as split_rows
+from spqt_ti.kernels.cpu.row_layout import unpack as unpack_rows
 from spqt_ti.kernels.cpu.tile_sums import QUAD_BANDS
 from spqt_ti.kernels.cpu.vectors import f16x16, f32x16, u32x4, u32x8, u32x16
-from spqt_ti.kernels.cpu.zigzag import split
+from spqt_ti.kernels.cpu.zigzag import unpack
 from spqt_ti.kernels.shared.geometry import tiles_for
 from spqt_ti.kernels.shared.vocabulary import tile
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
-from spqt_ti.model.cpu.places import MatrixPlace, Places, in_tiles
-from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.cpu.matrix_maps import MatrixMap, MatrixMaps, in_tiles
+from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.sites import SITES, Site, inputs_per_site
 
 _MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
 
 
 class SiteField(IntEnum):
-    """Columns of WeightsPlan.site_table. BIAS: first vector among a layer's constants, -1 for none. KIND: place in
-    Places.kinds.
+    """Columns of WeightMap.site_table. BIAS: first vector among a layer's constants, -1 for none. KIND: index in
+    MatrixMaps.kinds.
     """
 
     COLS = 0
@@ -51,17 +51,17 @@ class SiteField(IntEnum):
 
 
 @dataclass(frozen=True)
-class WeightsPlan:
-    """Sizes and places of a model's weights: all that kernels are compiled with of them. Models with equal plans share
+class WeightMap:
+    """Sizes and offsets of a model's weights: all that kernels are compiled with of them. Models with equal maps share
     their kernels.
 
-    `layer_constants`: (name, first vector among a layer's constants), `gates`: first vector behind the constants;
+    `layer_constants`: (name, first vector among a layer's constants), `selectors`: first vector behind the constants;
     `head_tile`: the head's first tile, where it is made of tiles.
     """
 
     config: ModelConfig
     context: int
-    places: Places
+    matrices: MatrixMaps
     vocabulary_tiles: int
     logit_vectors: int
     head_tile: int
@@ -69,8 +69,8 @@ class WeightsPlan:
     constants_stride: int
     final_norm: int
     head_constants: HeadConstants
-    gates: int
-    gate_plan: GatePlan
+    selectors: int
+    selector_map: SelectorMap
 
     def layer_constant(self, name: str) -> int | None:
         """First vector of a constant within those of its layer; None where the model has none of this name."""
@@ -79,45 +79,45 @@ class WeightsPlan:
     @classmethod
     def of(
         cls, container: Container, constants: Constants, context: int, panel_bands: Mapping[str, int | None]
-    ) -> "WeightsPlan":
+    ) -> "WeightMap":
         """For a container, its constants and `context` positions. `panel_bands`: see `Weights`."""
         config = container.config
-        places, tiles = Places.plan(config, container.matrices, panel_bands), tiles_for(config.vocab_size)
-        own_tiles = places.head is None and container.head.tensor != container.embedding.tensor
+        matrices, tiles = MatrixMaps.of(config, container.matrices, panel_bands), tiles_for(config.vocab_size)
+        own_tiles = matrices.head is None and container.head.tensor != container.embedding.tensor
         layer = {name: first // 16 for name, first in constants.layer.items()}
         norms = map(layer.get, ("q_norm", "k_norm", "window"))
         stride = constants.stride // 16
         return cls(
-            config, context, places, tiles,
-            logit_vectors=tiles * 4 if places.head is None else places.head.shape.padded_rows // 16,
+            config, context, matrices, tiles,
+            logit_vectors=tiles * 4 if matrices.head is None else matrices.head.shape.padded_rows // 16,
             head_tile=tiles if own_tiles else 0,
             layer_constants=tuple(layer.items()),
             constants_stride=stride,
             final_norm=constants.final_norm // 16,
             head_constants=HeadConstants(constants.rope // 16, stride, config.rms_norm_eps, *norms),
-            gates=constants.values.size // 16,
-            gate_plan=GatePlan.plan(config.num_hidden_layers, int(inputs_per_site(config).max())),
+            selectors=constants.values.size // 16,
+            selector_map=SelectorMap.of(config.num_hidden_layers, int(inputs_per_site(config).max())),
         )  # fmt: skip
 
     def site_table(self) -> np.ndarray:
         """i32 [layers, 4, 11]: what a kernel needs to know of each matrix, by the columns of SiteField."""
         rows = [
-            [self._site_row(site, place) for site, place in zip(SITES, layer, strict=True)]
-            for layer in self.places.sites
+            [self._site_row(site, matrix_map) for site, matrix_map in zip(SITES, layer, strict=True)]
+            for layer in self.matrices.sites
         ]
         return np.array(rows, np.int32)
 
-    def _site_row(self, site: str, place: MatrixPlace) -> list[int]:
+    def _site_row(self, site: str, matrix_map: MatrixMap) -> list[int]:
         bias = self.layer_constant(f"{site}_bias")
-        shape, kind = place.shape, self.places.kinds.index(place.kind)
+        shape, kind = matrix_map.shape, self.matrices.kinds.index(matrix_map.kind)
         return [
-            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands, shape.bands, place.quants, place.tail,
-            place.headers, -1 if bias is None else bias, kind, shape.rows,
+            shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands, shape.bands, matrix_map.quants,
+            matrix_map.tail, matrix_map.headers, -1 if bias is None else bias, kind, shape.rows,
         ]  # fmt: skip
 
 
 class Weights:
-    """Device arrays of a container, for a context of `context` positions (a multiple of 16), and their plan.
+    """Device arrays of a container, for a context of `context` positions (a multiple of 16), and their map.
 
     `panel_bands`: per site the number of bands side by side (see ZigzagShape); None or no entry: what kernels prefer.
 
@@ -132,32 +132,34 @@ class Weights:
                 "decoded: quantise without embedding=..."
             )
         constants = Constants.read(container, context)
-        self.plan = WeightsPlan.of(container, constants, context, panel_bands)
-        places = self.plan.places
-        quants, tail, headers = places.sizes
+        self.map = WeightMap.of(container, constants, context, panel_bands)
+        matrices = self.map.matrices
+        quants, tail, headers = matrices.sizes
         self.quants = _allocate(u32x16, quants, "quants")
         self.tail = _allocate(u32x8, tail, "tail quants")
         self.headers = _allocate(u32x4, headers + QUAD_BANDS - 1, "superblock headers")
         for layer in range(container.config.num_hidden_layers):
             for site in Site:
-                self._load_matrix(places.sites[layer][site], container.read_matrix(container.matrix(layer, site)))
-        if places.head is not None:
-            self._load_matrix(places.head, container.read_matrix(container.head))
+                self._load_matrix(matrices.sites[layer][site], container.read_matrix(container.matrix(layer, site)))
+        if matrices.head is not None:
+            self._load_matrix(matrices.head, container.read_matrix(container.head))
         self._load_vocabulary(container)
-        self.constants = _allocate(f32x16, self.plan.gates + self.plan.gate_plan.vectors, "norms, RoPE table and gates")
-        host_view(self.constants)[: self.plan.gates] = constants.values.reshape(-1, 16)
+        self.constants = _allocate(
+            f32x16, self.map.selectors + self.map.selector_map.vectors, "norms, RoPE table and selectors"
+        )
+        host_view(self.constants)[: self.map.selectors] = constants.values.reshape(-1, 16)
 
-    def _load_matrix(self, place: MatrixPlace, data: np.ndarray) -> None:
-        shape, decoder = place.shape, place.kind.decoder
+    def _load_matrix(self, matrix_map: MatrixMap, data: np.ndarray) -> None:
+        shape, decoder = matrix_map.shape, matrix_map.kind.decoder
         tail = np.zeros((0, 8), np.uint32)
-        if place.kind.rows:
-            quants, headers = split_rows(data, shape.rows, shape.cols, decoder)
+        if matrix_map.kind.rows:
+            quants, headers = unpack_rows(data, shape.rows, shape.cols, decoder)
         else:
-            quants, tail, headers = split(data, shape, decoder)
+            quants, tail, headers = unpack(data, shape, decoder)
         parts = (
-            (self.quants, quants, place.quants),
-            (self.tail, tail, place.tail),
-            (self.headers, headers, place.headers),
+            (self.quants, quants, matrix_map.quants),
+            (self.tail, tail, matrix_map.tail),
+            (self.headers, headers, matrix_map.headers),
         )
         for array, vectors, start in parts:
             host_view(array)[start : start + len(vectors)] = vectors
@@ -165,8 +167,8 @@ class Weights:
     def _load_vocabulary(self, container: Container) -> None:
         """Embedding tiles first, then the head's unless they are the same, or it is no tiles."""
         hidden = container.config.hidden_size
-        matrices = [container.embedding.tensor] + ([container.head.tensor] if self.plan.head_tile else [])
-        tiles = len(matrices) * self.plan.vocabulary_tiles
+        matrices = [container.embedding.tensor] + ([container.head.tensor] if self.map.head_tile else [])
+        tiles = len(matrices) * self.map.vocabulary_tiles
         self.words = _allocate(u32x16, tiles * hidden, "vocabulary")
         self.scales = _allocate(f16x16, tiles * hidden // 32 * 4, "vocabulary scales")
         for i, name in enumerate(matrices):

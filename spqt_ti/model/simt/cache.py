@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.attention import CacheLayout
+from spqt_ti.kernels.simt.attention import CacheShape
 from spqt_ti.model.faults import CacheFault, first_fault
 
 
@@ -14,8 +14,8 @@ class SimtCache:
 
     half = False
 
-    def __init__(self, layout: CacheLayout, array: ti.Ndarray) -> None:
-        self._layout, self._array = layout, array
+    def __init__(self, cache_shape: CacheShape, array: ti.Ndarray) -> None:
+        self._cache_shape, self._array = cache_shape, array
 
     def clear(self) -> None:
         """Zeros everywhere."""
@@ -23,10 +23,10 @@ class SimtCache:
 
     def fault(self, first: int, last: int) -> CacheFault | None:
         """The first layer whose keys or values of positions first..last-1 are not all finite, None if there is none."""
-        layout = self._layout
-        heads = self._array.to_numpy().reshape(layout.layers, layout.kv_heads, 2, -1)
-        shape = (layout.layers, layout.kv_heads)
-        keys = heads[:, :, 0].reshape(*shape, layout.head_dim, layout.context)[..., first:last]
-        values = heads[:, :, 1].reshape(*shape, layout.context, layout.head_dim)[:, :, first:last]
-        flat = [part.reshape(layout.layers, -1) for part in (keys, values)]
+        cache_shape = self._cache_shape
+        heads = self._array.to_numpy().reshape(cache_shape.layers, cache_shape.kv_heads, 2, -1)
+        shape = (cache_shape.layers, cache_shape.kv_heads)
+        keys = heads[:, :, 0].reshape(*shape, cache_shape.head_dim, cache_shape.context)[..., first:last]
+        values = heads[:, :, 1].reshape(*shape, cache_shape.context, cache_shape.head_dim)[:, :, first:last]
+        flat = [part.reshape(cache_shape.layers, -1) for part in (keys, values)]
         return first_fault(np.concatenate(flat, axis=1))

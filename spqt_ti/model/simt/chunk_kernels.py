@@ -7,7 +7,7 @@ from spqt_ti.backend import ti
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.attention import (
-    CacheLayout,
+    CacheShape,
     make_attention,
     make_load_own,
     make_store_own,
@@ -25,42 +25,42 @@ from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
 from spqt_ti.kernels.simt.submission import Launch
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
-from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.simt.head_tasks import make_head_tasks
-from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
-from spqt_ti.model.simt.weights import WeightLayout
-from spqt_ti.model.sites import Site
+from spqt_ti.model.simt.maps import FloatMap, IntegerMap
+from spqt_ti.model.simt.weights import WeightMap
+from spqt_ti.model.sites import SITE_COUNT, Site
 
 _GROUP = 128  # threads of a group, except for products
 
 
 def make_chunk_kernels(
-    layout: WeightLayout, constants: Constants, cache_layout: CacheLayout, gates: GatePlan, floats: FloatPlan,
-    ints: IntegerPlan,
+    weight_map: WeightMap, constants: Constants, cache_shape: CacheShape, selectors: SelectorMap, floats: FloatMap,
+    ints: IntegerMap,
 ):  # fmt: skip
     """Build begin_chunk, the launches of a layer (of named arrays, layer, start, count and masked), and end_chunk for a
     model of these shapes, for up to CHUNK tokens.
     """
-    config = layout.config
+    config = weight_map.config
     hidden, width = config.hidden_size, config.intermediate_size
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     half, queries_per_kv = head_dim // 2, heads // kv_heads
     attention = heads * head_dim
-    places = [layout.places[site.label] for site in Site]
-    padded_rows = [place.shape.padded_rows for place in places]
-    matmuls = [make_matmul(place.shape, CHUNK) for place in places]
-    threads = [matmul_threads(place.shape, CHUNK) for place in places]
+    matrix_maps = [weight_map.matrices[site.label] for site in Site]
+    padded_rows = [matrix_map.shape.padded_rows for matrix_map in matrix_maps]
+    matmuls = [make_matmul(matrix_map.shape, CHUNK) for matrix_map in matrix_maps]
+    threads = [matmul_threads(matrix_map.shape, CHUNK) for matrix_map in matrix_maps]
     biases = [constants.layer.get(f"{site.label}_bias", -1) for site in Site]
     norm = make_norm(hidden, _GROUP, config.rms_norm_eps)
     attend_threads = max(_GROUP, 1 << (head_dim - 1).bit_length())
-    attend, load_own = make_attention(cache_layout, attend_threads), make_load_own(cache_layout)
-    store_own, write_pair = make_store_own(head_dim), make_write_pair(cache_layout)
-    places_of_heads = floats.head_constants(constants, config.rms_norm_eps)
-    normalised, normal_heads = places_of_heads.q_norm is not None, heads + kv_heads
-    place_pair, inverse_size = make_place_pair(head_dim, places_of_heads), make_inverse_size(head_dim, places_of_heads)
-    first_seen = make_first_seen(places_of_heads)
+    attend, load_own = make_attention(cache_shape, attend_threads), make_load_own(cache_shape)
+    store_own, write_pair = make_store_own(head_dim), make_write_pair(cache_shape)
+    head_offsets = floats.head_constants(constants, config.rms_norm_eps)
+    normalised, normal_heads = head_offsets.q_norm is not None, heads + kv_heads
+    place_pair, inverse_size = make_place_pair(head_dim, head_offsets), make_inverse_size(head_dim, head_offsets)
+    first_seen = make_first_seen(head_offsets)
     activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
-    head, embed = make_head_tasks(layout, floats.partial), make_embed(hidden)
+    head, embed = make_head_tasks(weight_map, floats.partial), make_embed(hidden)
     multiply_head, score = head.multiply, head.score
     run = -(-hidden // _GROUP)
     pairs = (heads + 2 * kv_heads) * half
@@ -95,13 +95,13 @@ def make_chunk_kernels(
     ):  # fmt: skip
         threshold = -1.0
         if masked:
-            threshold = a[floats.gates + layer * 4 + site]
+            threshold = a[floats.selectors + layer * SITE_COUNT + site]
             if threshold <= 0.0:
                 threshold = -1.0
-        weights = floats.gates + (gates.weights + (layer * 4 + site) * gates.stride) * LANES
-        weighted = a[floats.gates + gates.weighted + layer * 4 + site] > 0.0
-        quants_at = layer * layout.quants_stride + places[site].quants
-        headers_at = layer * layout.headers_stride + places[site].headers
+        weights = floats.selectors + (selectors.weights + (layer * SITE_COUNT + site) * selectors.stride) * LANES
+        weighted = a[floats.selectors + selectors.weighted + layer * SITE_COUNT + site] > 0.0
+        quants_at = layer * weight_map.quants_stride + matrix_maps[site].quants
+        headers_at = layer * weight_map.headers_stride + matrix_maps[site].headers
         matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
         rule = ti.static(Rule(threshold, a, weights, weighted))
         matmuls[site](i, matrix, a, floats.chunk_inputs[site], floats.chunk_output, count, rule)
@@ -163,7 +163,7 @@ def make_chunk_kernels(
                 else:
                     is_key = head < heads + kv_heads
                     kv_head = head - ti.select(is_key, heads, heads + kv_heads)
-                    keys = layer * cache_layout.layer_stride + kv_head * 2 * cache_layout.half_stride
+                    keys = layer * cache_shape.layer_stride + kv_head * 2 * cache_shape.half_stride
                     write_pair(cache, keys, is_key, start + token, d, low, high)
 
     @ti.kernel
@@ -174,7 +174,7 @@ def make_chunk_kernels(
             token, t = i // (heads * attend_threads), i & (attend_threads - 1)
             if token < count:
                 head = (i - token * heads * attend_threads) >> attend_log2
-                keys = layer * cache_layout.layer_stride + head // queries_per_kv * 2 * cache_layout.half_stride
+                keys = layer * cache_shape.layer_stride + head // queries_per_kv * 2 * cache_shape.half_stride
                 at = token * attention + head * head_dim
                 load_own(cache, keys, a, floats.chunk_query + at, start + token, own, t)
                 attend(cache, keys, own, first_seen(a, layer, start + token), start + token, t)

@@ -23,7 +23,7 @@ class SimtDecode:
 
     def __init__(self, arrays: ModelArrays) -> None:
         self._arrays, self._steps = arrays, 0
-        self._results = zeros(ti.i32, MOST_TOKENS + arrays.gates.thresholds.size)
+        self._results = zeros(ti.i32, MOST_TOKENS + arrays.selectors.thresholds.size)
         self._on_host: np.ndarray | None = None
         self._token: Submission | None = None  # compiled when it is first wanted
 
@@ -46,7 +46,7 @@ class SimtDecode:
     def run(self, token: int, position: int, steps: int = 1) -> None:
         """Submit `token` at `position`, and `steps - 1` more, without waiting for the device."""
         self._steps, self._on_host = steps, None
-        self._arrays.upload_gates()
+        self._arrays.upload_selectors()
         if self._token is None:
             self._token = self._make_token()
         for step in range(steps):
@@ -55,7 +55,7 @@ class SimtDecode:
     def _make_token(self) -> Submission:
         m = self._arrays
         begin, run_layer, end = make_token_kernels(
-            m.layout, m.constants, m.cache_layout, m.gates.plan, m.floats, m.ints
+            m.weight_map, m.constants, m.cache_shape, m.selectors.map, m.floats, m.ints
         )
         vocabulary = ("words", "scales", "a", "integers")
         weights = ("quants", "headers", "a", "cache", "integers")
@@ -63,7 +63,7 @@ class SimtDecode:
         launches = [
             Launch(begin, vocabulary, ("token", "position")),
             *layers,
-            Launch(end, (*m.layout.head_arrays, "a", "integers", "logits", "results"), ("step",)),
+            Launch(end, (*m.weight_map.head_arrays, "a", "integers", "logits", "results"), ("step",)),
         ]
         names = ("words", "scales", "quants", "headers", "a", "cache", "integers", "logits")
         return Submission(launches, {name: getattr(m, name) for name in names} | {"results": self._results})

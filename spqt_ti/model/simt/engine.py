@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from spqt_ti.container import Container
-from spqt_ti.kernels.simt.splits import Split, default_split
+from spqt_ti.kernels.simt.division import Division, default_division
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.engine import Engine, EngineKind
 from spqt_ti.model.simt.arrays import ModelArrays
@@ -23,25 +23,26 @@ def build(container: Container, context: int, divisions: Mapping[str, str | None
     """See `engine.Build`. Refused is storage that is not alike in all layers, and the embedding unless it is Q8_0 rows;
     everything before anything is uploaded. Always in f32.
     """
-    splits = {site: Split.parse(division) for site, division in divisions.items() if division is not None}
-    arrays = ModelArrays(container, context, splits)
-    cache = SimtCache(arrays.cache_layout, arrays.cache)
-    return Engine(arrays.gates, SimtDecode(arrays), SimtPrefill(arrays), arrays.layout.traffic(), cache)
+    parsed = {site: Division.parse(division) for site, division in divisions.items() if division is not None}
+    arrays = ModelArrays(container, context, parsed)
+    cache = SimtCache(arrays.cache_shape, arrays.cache)
+    return Engine(arrays.selectors, SimtDecode(arrays), SimtPrefill(arrays), arrays.weight_map.traffic(), cache)
 
 
 def divide(config: ModelConfig, site: str, measured: str | None) -> str:
-    """See `EngineKind`: a split. The list of a site may have more segments than the one measured; where a split cannot
-    add them up, the default is taken, which is said in the log.
+    """See `EngineKind`. The list of a site may have more segments than the one measured; where a division cannot add
+    them up, the default is taken, which is said in the log.
     """
     shape, segments = matrix_shapes(config)[site], segments_of(config, site).padded
     if measured is not None:
-        split = Split.parse(measured)
-        if segments <= split.most_segments:
+        division = Division.parse(measured)
+        if segments <= division.most_segments:
             return measured
         _log.warning(
-            "%s: the tuned split %s cannot add up a list of %d segments, so the default is taken", site, split, segments
-        )
-    return str(default_split(shape.bands, shape.cols))
+            "%s: the tuned division %s cannot add up a list of %d segments, so the default is taken",
+            site, division, segments,
+        )  # fmt: skip
+    return str(default_division(shape.bands, shape.cols))
 
 
-KIND = EngineKind(build, divide, "split", traffic)
+KIND = EngineKind(build, divide, "division", traffic)

@@ -20,7 +20,7 @@ class SimtPrefill:
         self._arrays = arrays
         self._tokens = zeros(ti.i32, CHUNK)
         self._begin, self._launches, self._end = make_chunk_kernels(
-            arrays.layout, arrays.constants, arrays.cache_layout, arrays.gates.plan, arrays.floats, arrays.ints
+            arrays.weight_map, arrays.constants, arrays.cache_shape, arrays.selectors.map, arrays.floats, arrays.ints
         )
         self._layer: Submission | None = None  # compiled when it is first wanted
         self._warm = False
@@ -39,11 +39,11 @@ class SimtPrefill:
         for layer in range(m.config.num_hidden_layers):
             self.run_layer(layer, start, count, masked)
             if observer is not None:
-                for place, (site, first) in enumerate(zip(SITES, m.floats.chunk_inputs, strict=True)):
-                    cols = m.layout.places[site].shape.cols
+                for number, (site, first) in enumerate(zip(SITES, m.floats.chunk_inputs, strict=True)):
+                    cols = m.weight_map.matrices[site].shape.cols
                     inputs = m.read(first, count * cols).reshape(count, cols)
                     # The products mask what they read; the array keeps every input.
-                    observer(layer, site, m.gates.masked(layer, place, inputs) if masked else inputs)
+                    observer(layer, site, m.selectors.masked(layer, number, inputs) if masked else inputs)
 
     def embed(self, tokens: Tokens) -> None:
         """Make the embeddings of up to CHUNK tokens the hidden states."""
@@ -54,7 +54,7 @@ class SimtPrefill:
     def run_layer(self, layer: int, start: int, count: int, masked: bool) -> None:
         """Put the hidden states of `count` tokens, the first at position `start`, through one layer."""
         m = self._arrays
-        m.upload_gates()
+        m.upload_selectors()
         if self._layer is None:
             arrays = {"quants": m.quants, "headers": m.headers, "a": m.a, "cache": m.cache}
             self._layer = Submission(self._launches, arrays)
@@ -72,7 +72,7 @@ class SimtPrefill:
     def logits(self, first: int, last: int) -> np.ndarray:
         """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
         m, rows = self._arrays, []
-        head = [getattr(m, name) for name in m.layout.head_arrays]
+        head = [getattr(m, name) for name in m.weight_map.head_arrays]
         for token in range(first, last):
             self._end(*head, m.a, m.integers, m.logits, token)
             rows.append(m.read_logits())

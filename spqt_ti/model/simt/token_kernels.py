@@ -9,7 +9,7 @@ from spqt_ti.backend import ti
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.active_list import SEGMENT, ActiveList
-from spqt_ti.kernels.simt.attention import CacheLayout, make_append_own, make_attention, make_store_own
+from spqt_ti.kernels.simt.attention import CacheShape, make_append_own, make_attention, make_store_own
 from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment, make_zero_inactive
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
@@ -20,11 +20,11 @@ from spqt_ti.kernels.simt.products import make_product
 from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import MOST_TOKENS
-from spqt_ti.model.gates import GatePlan
+from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.simt.head_tasks import make_head_tasks
-from spqt_ti.model.simt.plans import FloatPlan, IntegerPlan
-from spqt_ti.model.simt.weights import WeightLayout
-from spqt_ti.model.sites import Site
+from spqt_ti.model.simt.maps import FloatMap, IntegerMap
+from spqt_ti.model.simt.weights import WeightMap
+from spqt_ti.model.sites import SITE_COUNT, Site
 
 _ONE_GROUP = 512  # threads of the tasks that are one group's
 _ATTEND = 512  # threads that attend with a head
@@ -32,18 +32,18 @@ _SPREAD = 128  # threads of a group where threads have nothing to say to one ano
 
 
 def make_token_kernels(
-    layout: WeightLayout, constants: Constants, cache_layout: CacheLayout, gates: GatePlan, floats: FloatPlan,
-    ints: IntegerPlan,
+    weight_map: WeightMap, constants: Constants, cache_shape: CacheShape, selectors: SelectorMap, floats: FloatMap,
+    ints: IntegerMap,
 ):  # fmt: skip
     """Build the three kernels for a model of these shapes."""
-    config = layout.config
+    config = weight_map.config
     hidden, width = config.hidden_size, config.intermediate_size
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     half, queries_per_kv = head_dim // 2, heads // kv_heads
     layers = config.num_hidden_layers
-    places = [layout.places[site.label] for site in Site]
-    segments = [place.segments for place in places]
-    products = [make_product(place.shape, place.split, place.segments) for place in places]
+    matrix_maps = [weight_map.matrices[site.label] for site in Site]
+    segments = [matrix_map.segments for matrix_map in matrix_maps]
+    products = [make_product(matrix_map.shape, matrix_map.division, matrix_map.segments) for matrix_map in matrix_maps]
     multiplies, rows_of = [product.multiply for product in products], [product.row_of for product in products]
     threads, block_dims = [product.threads for product in products], [product.group for product in products]
     collectors = [_ONE_GROUP, _ATTEND, _ONE_GROUP, SEGMENT]  # threads of the groups that collect a segment
@@ -53,21 +53,21 @@ def make_token_kernels(
     zero_inactive = [make_zero_inactive(*pair) for pair in zip(segments, collectors, strict=True)]
     biases = [constants.layer.get(f"{site.label}_bias", -1) for site in Site]
     norm = make_norm(hidden, _ONE_GROUP, config.rms_norm_eps)
-    attend, append_own = make_attention(cache_layout, _ATTEND), make_append_own(cache_layout)
+    attend, append_own = make_attention(cache_shape, _ATTEND), make_append_own(cache_shape)
     store_own = make_store_own(head_dim)
-    places_of_heads = floats.head_constants(constants, config.rms_norm_eps)
-    normalised = places_of_heads.q_norm is not None
-    place_pair = make_place_pair(head_dim, places_of_heads)
-    place_own = make_place_own(head_dim, _ATTEND, places_of_heads)
-    first_seen = make_first_seen(places_of_heads)
+    head_offsets = floats.head_constants(constants, config.rms_norm_eps)
+    normalised = head_offsets.q_norm is not None
+    place_pair = make_place_pair(head_dim, head_offsets)
+    place_own = make_place_own(head_dim, _ATTEND, head_offsets)
+    first_seen = make_first_seen(head_offsets)
     activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
-    head, embed = make_head_tasks(layout, floats.partial), make_embed(hidden)
+    head, embed = make_head_tasks(weight_map, floats.partial), make_embed(hidden)
     multiply_head, score, best_token = head.multiply, head.score, head.best_token
     run = -(-hidden // _ONE_GROUP)
     attend_log2, segment_log2 = log2(_ATTEND), log2(SEGMENT)
     per_thread = segments[Site.DOWN].length // SEGMENT
     hidden_threads = round_up(hidden, _SPREAD)
-    count_threads = round_up(layers * 4, _SPREAD)
+    count_threads = round_up(layers * SITE_COUNT, _SPREAD)
 
     @ti.func
     def output(a: ti.template(), layer, site: ti.template(), row):
@@ -102,10 +102,10 @@ def make_token_kernels(
         """
         # Not inside the condition: Taichi's SPIR-V compiler fails on shared memory that is declared there.
         shared = ti.simt.block.SharedArray((SHARED,), ti.i32)
-        threshold = a[floats.gates + layer * 4 + site]
+        threshold = a[floats.selectors + layer * SITE_COUNT + site]
         if threshold > 0.0:  # the same for all groups
-            weighted = a[floats.gates + gates.weighted + layer * 4 + site] > 0.0
-            weights = floats.gates + (gates.weights + (layer * 4 + site) * gates.stride) * LANES
+            weighted = a[floats.selectors + selectors.weighted + layer * SITE_COUNT + site] > 0.0
+            weights = floats.selectors + (selectors.weights + (layer * SITE_COUNT + site) * selectors.stride) * LANES
             inputs = ti.static(Inputs(values, x))
             rule = ti.static(Rule(threshold, a, weights, weighted))
             active = ti.static(ActiveList(integers, ints.active, ints.lengths))
@@ -119,13 +119,15 @@ def make_token_kernels(
         i, quants: ti.template(), headers: ti.template(), a: ti.template(), integers: ti.template(), layer,
         site: ti.template(), x,
     ):  # fmt: skip
-        quants_at = layer * layout.quants_stride + places[site].quants
-        headers_at = layer * layout.headers_stride + places[site].headers
+        quants_at = layer * weight_map.quants_stride + matrix_maps[site].quants
+        headers_at = layer * weight_map.headers_stride + matrix_maps[site].headers
         matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
         active = ti.static(ActiveList(integers, ints.active, ints.lengths))
-        count = multiplies[site](i, matrix, a, x, active, a[floats.gates + layer * 4 + site] > 0.0, floats.partial)
+        count = multiplies[site](
+            i, matrix, a, x, active, a[floats.selectors + layer * SITE_COUNT + site] > 0.0, floats.partial
+        )
         if i == 0:
-            integers[ints.counts + layer * 4 + site] = count
+            integers[ints.counts + layer * SITE_COUNT + site] = count
 
     @ti.kernel
     def begin_token(
@@ -184,7 +186,7 @@ def make_token_kernels(
         for i in range(heads * _ATTEND):
             own = ti.simt.block.SharedArray((SHARED,), ti.f32)  # 3 * head_dim
             head, t, position = i >> attend_log2, i & (_ATTEND - 1), integers[ints.position]
-            keys = layer * cache_layout.layer_stride + head // queries_per_kv * 2 * cache_layout.half_stride
+            keys = layer * cache_shape.layer_stride + head // queries_per_kv * 2 * cache_shape.half_stride
             fill_own(a, layer, head, position, own, t)
             if head - head // queries_per_kv * queries_per_kv == 0:  # the first of those that share it
                 append_own(cache, keys, position, own, t)
@@ -220,8 +222,8 @@ def make_token_kernels(
         head_words: array_of(head.element), head_scales: array_of(head.element), a: array_of(ti.f32),
         integers: array_of(ti.i32), logits: array_of(ti.f32), results: array_of(ti.i32), step: ti.i32,
     ):  # fmt: skip
-        """Logits [tiles * 64]; among the results [MOST_TOKENS + layers * 4] the best token of this step of a run, and
-        its numbers of active inputs, added to those of the steps before.
+        """Logits [tiles * 64]; among the results [MOST_TOKENS + layers * SITE_COUNT] the best token of this step of a
+        run, and its numbers of active inputs, added to those of the steps before.
         """
         ti.loop_config(block_dim=_ONE_GROUP)
         for t in range(_ONE_GROUP):
@@ -243,7 +245,7 @@ def make_token_kernels(
                 results[step] = token
         ti.loop_config(block_dim=_SPREAD)
         for i in range(count_threads):
-            if i < layers * 4:
+            if i < layers * SITE_COUNT:
                 before = 0
                 if step > 0:
                     before = results[MOST_TOKENS + i]

@@ -12,27 +12,27 @@ from spqt_ti.container.matrices import DEFAULT_STORAGE, EMBEDDING, HEAD, matrix_
 from spqt_ti.errors import ContainerError
 from spqt_ti.kernels.shared.geometry import TILE_COLUMN_BYTES, tiles_for
 from spqt_ti.kernels.simt.active_list import Segments, spread, whole
+from spqt_ti.kernels.simt.division import Division
 from spqt_ti.kernels.simt.head import tile
-from spqt_ti.kernels.simt.products import Words, split_of, words_of
+from spqt_ti.kernels.simt.products import Words, division_of, words_of
 from spqt_ti.kernels.simt.row_words import RowWords
-from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import Site, Traffic, matrix_shapes
 
 
 @dataclass(frozen=True)
-class MatrixPlace:
-    """A matrix: how its GEMV is split, how its inputs are collected, and its first entries (a site's: in a layer)."""
+class MatrixMap:
+    """A matrix: how its GEMV is shared out and its inputs are collected; its first entries (a site's: in a layer)."""
 
     shape: Words
-    split: Split
+    division: Division
     segments: Segments
     quants: int
     headers: int
 
 
 @dataclass(frozen=True)
-class WeightLayout:
+class WeightMap:
     """Where everything lies in the four arrays: quants and headers (of four words each), vocabulary and its scales
     (words).
 
@@ -41,32 +41,32 @@ class WeightLayout:
     """
 
     config: ModelConfig
-    places: dict[str, MatrixPlace]
+    matrices: dict[str, MatrixMap]
     quants_stride: int
     headers_stride: int
     tiles: int
     head_tile: int
-    head: MatrixPlace | None
+    head: MatrixMap | None
 
     @classmethod
-    def plan(
+    def of(
         cls,
         config: ModelConfig,
         matrices: Mapping[str, MatrixInfo] | None = None,
-        splits: Mapping[str, Split] | None = None,
-    ) -> WeightLayout:
+        divisions: Mapping[str, Division] | None = None,
+    ) -> WeightMap:
         """The layout of a model whose matrices (by name) are stored like this, by default as `plan_matrices` has them.
-        `splits`: of each site's GEMV, by default `default_split`.
+        `divisions`: of each site's GEMV, by default `default_division`.
 
         Raises ContainerError where a site is not stored alike in all layers, or the embedding not as Q8_0 rows.
         """
         matrices = matrices if matrices is not None else plan_matrices(config)
-        places, quants, headers = {}, 0, 0
+        matrix_maps, quants, headers = {}, 0, 0
         for site in Site:
             stored = _alike([matrices[matrix_name(layer, site)] for layer in range(config.num_hidden_layers)])
             shape = words_of(stored.rows, stored.cols, stored.scheme, stored.layout)
-            split = split_of(shape, splits[site.label] if splits else None)
-            places[site.label] = MatrixPlace(shape, split, segments_of(config, site.label), quants, headers)
+            division = division_of(shape, divisions[site.label] if divisions else None)
+            matrix_maps[site.label] = MatrixMap(shape, division, segments_of(config, site.label), quants, headers)
             quants, headers = quants + shape.quants, headers + shape.headers
         tiles, layers = tiles_for(config.vocab_size), config.num_hidden_layers
         if not _is_tiled(matrices[EMBEDDING]):
@@ -76,10 +76,10 @@ class WeightLayout:
             )
         head = matrices.get(HEAD)
         if head is None or _is_tiled(head):
-            return cls(config, places, quants, headers, tiles, tiles if head else 0, None)
+            return cls(config, matrix_maps, quants, headers, tiles, tiles if head else 0, None)
         shape = words_of(head.rows, head.cols, head.scheme, head.layout)
-        place = MatrixPlace(shape, split_of(shape), whole(head.cols), layers * quants, layers * headers)
-        return cls(config, places, quants, headers, tiles, 0, place)
+        matrix_map = MatrixMap(shape, division_of(shape), whole(head.cols), layers * quants, layers * headers)
+        return cls(config, matrix_maps, quants, headers, tiles, 0, matrix_map)
 
     @property
     def head_arrays(self) -> tuple[str, str]:
@@ -99,7 +99,7 @@ class WeightLayout:
 
     def traffic(self) -> Traffic:
         """What a token reads of these arrays: of a last band only the parts that it has."""
-        config, shapes = self.config, [place.shape for place in self.places.values()]
+        config, shapes = self.config, [matrix_map.shape for matrix_map in self.matrices.values()]
         skipped = [not isinstance(shape, RowWords) for shape in shapes]
         columns = [_bytes(shape) / shape.cols if skips else 0 for shape, skips in zip(shapes, skipped, strict=True)]
         whole = sum(_bytes(shape) for shape, skips in zip(shapes, skipped, strict=True) if not skips)
@@ -112,7 +112,7 @@ class WeightLayout:
 
 def traffic(config: ModelConfig, matrices: Mapping[str, MatrixInfo] | None = None) -> Traffic:
     """What a token reads of a model whose matrices are stored like this, by default as `plan_matrices` has them."""
-    return WeightLayout.plan(config, matrices).traffic()
+    return WeightMap.of(config, matrices).traffic()
 
 
 def segments_of(config: ModelConfig, site: str) -> Segments:
@@ -121,22 +121,22 @@ def segments_of(config: ModelConfig, site: str) -> Segments:
     return {"o": Segments(cols, config.head_dim), "down": spread(cols)}.get(site, whole(cols))
 
 
-def read_words(container: Container, layout: WeightLayout) -> dict[str, np.ndarray]:
-    """The arrays of a layout (name -> u32 [entries, 4] or [size]), filled from a container."""
-    arrays: dict[str, np.ndarray] = {name: np.zeros(size, np.uint32) for name, size in layout.sizes().items()}
+def read_words(container: Container, weight_map: WeightMap) -> dict[str, np.ndarray]:
+    """The arrays of a weight_map (name -> u32 [entries, 4] or [size]), filled from a container."""
+    arrays: dict[str, np.ndarray] = {name: np.zeros(size, np.uint32) for name, size in weight_map.sizes().items()}
     arrays |= {name: arrays[name].reshape(-1, 4) for name in ("quants", "headers")}
 
-    def put_matrix(matrix: MatrixInfo, place: MatrixPlace, layer: int) -> None:
-        quants, headers = place.shape.split(container.read_matrix(matrix))
-        _put(arrays["quants"], layer * layout.quants_stride + place.quants, quants)
-        _put(arrays["headers"], layer * layout.headers_stride + place.headers, headers)
+    def put_matrix(matrix: MatrixInfo, matrix_map: MatrixMap, layer: int) -> None:
+        quants, headers = matrix_map.shape.unpack(container.read_matrix(matrix))
+        _put(arrays["quants"], layer * weight_map.quants_stride + matrix_map.quants, quants)
+        _put(arrays["headers"], layer * weight_map.headers_stride + matrix_map.headers, headers)
 
-    for layer in range(layout.config.num_hidden_layers):
+    for layer in range(weight_map.config.num_hidden_layers):
         for site in Site:
-            put_matrix(container.matrix(layer, site), layout.places[site.label], layer)
-    if layout.head is not None:
-        put_matrix(container.head, layout.head, 0)
-    tiled = [container.embedding, container.head] if layout.head_tile else [container.embedding]
+            put_matrix(container.matrix(layer, site), weight_map.matrices[site.label], layer)
+    if weight_map.head is not None:
+        put_matrix(container.head, weight_map.head, 0)
+    tiled = [container.embedding, container.head] if weight_map.head_tile else [container.embedding]
     for i, matrix in enumerate(tiled):
         words, scales = tile(container.read_matrix(matrix).reshape(matrix.rows, -1, matrix.scheme.bytes))
         _put(arrays["vocabulary"], i * words.size, words)

@@ -220,7 +220,7 @@ def _windows(llama: Llama, tokens: Sequence[int], count: int, length: int, offse
 
 
 def _be_dense(llama: Llama) -> None:
-    llama.gates.clear()
+    llama.selectors.clear()
     llama.reset()
 
 

@@ -18,7 +18,7 @@ class BudgetFitness:
     """Mean KL(dense || sparse), in nats, over every window but its first quarter, which is sparse too but not scored.
 
     `thresholds`: f32 [layers, levels, 4] of every layer at every level; level 0 of an individual is in the column
-    `zero`. `weights`: (layer, site) -> f32 [cols]. The runner's gates are this object's as long as it is used.
+    `zero`. `weights`: (layer, site) -> f32 [cols]. The runner's selectors are this object's as long as it is used.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class BudgetFitness:
         self._settled: Levels = ()
         self._states: list[list[np.ndarray]] = []  # per window, before each layer, of the individual settled on
         self._embedded = [llama.embed(window) for window in windows]
-        llama.gates.clear()
+        llama.selectors.clear()
         self._dense = [log_softmax(self._logits(states, 0, masked=False)) for states in self._embedded]
         for (layer, site), weight in weights.items():
-            llama.gates.weigh(layer, site, weight)
+            llama.selectors.weigh(layer, site, weight)
 
     def costs(self, levels: Levels, parts: Sequence[int]) -> np.ndarray:
         """f64 [len(parts)]."""

@@ -1,6 +1,6 @@
 """Evolutionary search of integer levels whose sum is fixed: which layer may skip how much of a shared budget.
 
-After EvoPress (arXiv 2410.14649): a (1 + lambda) strategy. A mutation takes a step from one place and gives it to
+After EvoPress (arXiv 2410.14649): a (1 + lambda) strategy. A mutation takes a step from one unit and gives it to
 another; children are compared on few parts of the data, the better ones on more, and the last one replaces the parent
 if it is better on all, by more than chance. Knows nothing of models.
 """
@@ -143,7 +143,7 @@ def _children(random: np.random.Generator, parent: Levels, lowest: int, highest:
 
 
 def mutate(random: np.random.Generator, parent: Levels, lowest: int, highest: int, flips: int) -> Levels:
-    """Move up to `flips` steps (few are likelier: the lesser of two draws), each from one place to another."""
+    """Move up to `flips` steps (few are likelier: the lesser of two draws), each from one unit to another."""
     levels = list(parent)
     for _ in range(min(random.integers(1, flips + 1, 2))):
         givers = [i for i, level in enumerate(levels) if level > lowest]

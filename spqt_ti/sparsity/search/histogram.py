@@ -1,6 +1,6 @@
 """Histograms of magnitudes over the whole range of f32, and quantiles from them.
 
-The bins are the upper 16 bits of a magnitude, so a bin is 0.2 to 0.4 % wide, a histogram is 512 KB, and histograms of
+The bin_of are the upper 16 bits of a magnitude, so a bin is 0.2 to 0.4 % wide, a histogram is 512 KB, and histograms of
 several texts add up.
 """
 
@@ -32,13 +32,13 @@ def quantiles(counts: np.ndarray, levels: Sequence[float] | np.ndarray) -> np.nd
     below = np.concatenate([[0], np.cumsum(counts)])
     wanted = np.asarray(levels) * below[-1]
     last = int(np.flatnonzero(counts)[-1])
-    place = np.clip(np.searchsorted(below, wanted, side="right") - 1, 0, last)
-    inside = (wanted - below[place]) / np.maximum(counts[place], 1)
-    within = _edge(place) + inside * (_edge(place + 1) - _edge(place))
-    tied = (counts[place] > TIED * below[-1]) & (place > 0)  # zeros are skipped at no cost
-    return np.where(tied | (place == last), _edge(place) * (1 - _MARGIN), within).astype(np.float32)
+    bin_of = np.clip(np.searchsorted(below, wanted, side="right") - 1, 0, last)
+    inside = (wanted - below[bin_of]) / np.maximum(counts[bin_of], 1)
+    within = _edge(bin_of) + inside * (_edge(bin_of + 1) - _edge(bin_of))
+    tied = (counts[bin_of] > TIED * below[-1]) & (bin_of > 0)  # zeros are skipped at no cost
+    return np.where(tied | (bin_of == last), _edge(bin_of) * (1 - _MARGIN), within).astype(np.float32)
 
 
-def _edge(place: np.ndarray) -> np.ndarray:
+def _edge(bin_of: np.ndarray) -> np.ndarray:
     """Lower edge of a bin."""
-    return (place.astype(np.uint32) << _SHIFT).view(np.float32).astype(np.float64)
+    return (bin_of.astype(np.uint32) << _SHIFT).view(np.float32).astype(np.float64)

@@ -24,14 +24,14 @@ Weights = Mapping[tuple[int, str], np.ndarray]
 def realised(llama: Llama, windows: Sequence[Sequence[int]], thresholds: np.ndarray, weights: Weights) -> float:
     """Share of the layers' weights that are skipped at thresholds f32 [layers, 4] on `windows`; dense afterwards."""
     active = ActiveInputs(llama)
-    llama.gates.clear()
+    llama.selectors.clear()
     for (layer, site), weight in weights.items():
-        llama.gates.weigh(layer, site, weight)
+        llama.selectors.weigh(layer, site, weight)
     llama.thresholds[:] = thresholds
     for window in windows:
         llama.reset()
         llama.prefill(window, "none", masked=True, observer=active)
-    llama.gates.clear()
+    llama.selectors.clear()
     llama.reset()
     return active.realised_sparsity
 

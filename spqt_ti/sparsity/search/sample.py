@@ -15,9 +15,9 @@ def spread(tokens: Sequence[int], windows: int, length: int, offset: float = 0.0
     `offset`, 0 to 1, moves them by that part of their distance, so that samples for different ends differ.
     """
     length = min(length, len(tokens))
-    places = np.linspace(0, len(tokens) - length, windows + 1)[:-1] if windows > 1 else np.zeros(1)
-    places = places + offset * (len(tokens) - length) / windows
-    return [tokens[start : start + length] for start in np.unique(places.astype(int))]
+    starts = np.linspace(0, len(tokens) - length, windows + 1)[:-1] if windows > 1 else np.zeros(1)
+    starts = starts + offset * (len(tokens) - length) / windows
+    return [tokens[start : start + length] for start in np.unique(starts.astype(int))]
 
 
 def embeddings(container: Container, windows: Sequence[Sequence[int]]) -> np.ndarray:

@@ -32,9 +32,9 @@ def thresholds_at(table: np.ndarray, sparsities: np.ndarray) -> np.ndarray:
     sparsity is 0.
     """
     found = np.zeros(sparsities.shape, np.float32)
-    for place in np.ndindex(sparsities.shape):
-        if sparsities[place] > 0:
-            found[place] = np.interp(sparsities[place], LEVELS, table[place])
+    for at in np.ndindex(sparsities.shape):
+        if sparsities[at] > 0:
+            found[at] = np.interp(sparsities[at], LEVELS, table[at])
     return found
 
 

@@ -17,28 +17,28 @@ from spqt_ti.sparsity.search.evolution import Fitness
 
 def measure(
     fitness: Fitness,
-    places: int,
+    units: int,
     levels: int,
     known: np.ndarray | None = None,
     save: Callable[[np.ndarray], None] = lambda costs: None,
 ) -> np.ndarray:
-    """Mean costs f64 [places, levels] with one place at level 1, 2, .. `levels` and all others at 0.
+    """Mean costs f64 [units, levels] with one unit at level 1, 2, .. `levels` and all others at 0.
 
     `known`: what an interrupted call gave `save`, NaN where nothing was measured yet.
     """
-    costs = np.full((places, levels), np.nan) if known is None else known.copy()
-    fitness.settle((0,) * places)
+    costs = np.full((units, levels), np.nan) if known is None else known.copy()
+    fitness.settle((0,) * units)
     missing = np.flatnonzero(np.isnan(costs).any(axis=1)).tolist()
-    for place in progress(missing, desc="sensitivity", unit="layers"):
+    for unit in progress(missing, desc="sensitivity", unit="layers"):
         for level in range(1, levels + 1):
-            alone = tuple(level if other == place else 0 for other in range(places))
-            costs[place, level - 1] = fitness.costs(alone, range(fitness.parts)).mean()
+            alone = tuple(level if other == unit else 0 for other in range(units))
+            costs[unit, level - 1] = fitness.costs(alone, range(fitness.parts)).mean()
         save(costs)
     return costs
 
 
 def at_budgets(costs: np.ndarray, measured: Sequence[float], budgets: np.ndarray) -> np.ndarray:
-    """Costs f64 [places, len(budgets)] from those `measured` at budgets in ascending order, f64 [places,
+    """Costs f64 [units, len(budgets)] from those `measured` at budgets in ascending order, f64 [units,
     len(measured)]: between them and beyond them the logarithm is linear, as costs grow about tenfold for every 0.2.
     """
     logs = np.log(np.maximum(costs, 1e-9))

@@ -7,7 +7,7 @@ import pytest
 from device_vectors import download, upload
 
 from spqt_ti.backend import start, ti
-from spqt_ti.kernels.cpu.attention import CacheShape, Places, make_attend, make_writers
+from spqt_ti.kernels.cpu.attention import CacheShape, Offsets, make_attend, make_writers
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16
 
 CONTEXT = 64
@@ -42,7 +42,7 @@ def make_kernels(shape: CacheShape, queries_per_kv: int, windowed: bool):
     ):  # fmt: skip
         """The queries are first in `a`; scores, the weighted sums, and maxima with sums of weights follow them."""
         for _ in range(1):
-            attend(cache, keys, a, 0, first, last, begin, position, ti.static(Places(scores, out, softmax)))
+            attend(cache, keys, a, 0, first, last, begin, position, ti.static(Offsets(scores, out, softmax)))
 
     return write, run
 

@@ -14,7 +14,7 @@ from spqt_ti.kernels.cpu.arguments import Matrix as DeviceMatrix
 from spqt_ti.kernels.cpu.matmul import TILE_VECTORS, Tokens, make_matmul, make_vocabulary_matmul
 from spqt_ti.kernels.cpu.schemes import decoder_of
 from spqt_ti.kernels.cpu.vectors import array_of, f16x16, f32x16, u32x4, u32x8, u32x16, vectors_for
-from spqt_ti.kernels.cpu.zigzag import ZigzagShape, split
+from spqt_ti.kernels.cpu.zigzag import ZigzagShape, unpack
 from spqt_ti.kernels.shared.geometry import tiles_for
 from spqt_ti.kernels.shared.vocabulary import tile
 
@@ -85,7 +85,7 @@ def scratch(x: np.ndarray, workers: int, y_vectors: int):
 def multiply(data: np.ndarray, rows: int, x: np.ndarray, workers: int = WORKERS, scheme: str = "q4_k") -> np.ndarray:
     """Y f32 [tokens, rows] = X W^T of stored zigzag bytes."""
     shape = ZigzagShape(rows, x.shape[1], planes=decoder_of(schemes.find(scheme)).planes)
-    quants, tail, headers = split(data, shape, decoder_of(schemes.find(scheme)))
+    quants, tail, headers = unpack(data, shape, decoder_of(schemes.find(scheme)))
     stride = shape.bands * 16
     a, x_at, y_vectors = scratch(x, workers, stride)
     x_stride = vectors_for(x.shape[1])

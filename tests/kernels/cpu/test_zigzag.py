@@ -11,7 +11,7 @@ from spqt_ti.formats import layout, q4_k
 from spqt_ti.kernels.cpu.schemes.q4_k import DECODER
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import minima_of, scales_of
 from spqt_ti.kernels.cpu.vectors import array_of, f32x8, f32x16, u32x4, u32x16
-from spqt_ti.kernels.cpu.zigzag import ZigzagShape, split
+from spqt_ti.kernels.cpu.zigzag import ZigzagShape, unpack
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, half, nibbles_in_place
 
 # Rows: around one pair of sub-blocks (the tail band), around a band, SmolLM2's stacks.
@@ -74,10 +74,10 @@ def test_panels() -> None:
 
 @pytest.mark.parametrize("panel_bands", [1, 2, 32])
 @pytest.mark.parametrize("rows", ROWS)
-def test_split_keeps_every_byte(rows, panel_bands) -> None:
+def test_unpack_keeps_every_byte(rows, panel_bands) -> None:
     cols = 5
     data, shape = random_matrix(rows, cols, "zigzag").data, ZigzagShape(rows, cols, panel_bands)
-    quants, tail, headers = split(data, shape, DECODER)
+    quants, tail, headers = unpack(data, shape, DECODER)
     superblocks = layout.superblocks(data, rows, cols, "zigzag", q4_k.SCHEME)
     # A column's superblocks of a panel side by side, then the next column's.
     order = [
@@ -94,10 +94,10 @@ def test_split_keeps_every_byte(rows, panel_bands) -> None:
 
 
 @pytest.mark.parametrize("change", [-1, 1])
-def test_split_refuses_another_size(change) -> None:
+def test_unpack_refuses_another_size(change) -> None:
     data = np.zeros(layout.nbytes(300, 5, "zigzag", q4_k.SCHEME) + change, np.uint8)
     with pytest.raises(QuantizationError, match=r"\[300, 5\] Q4_K matrix \(zigzag\) is uint8 \[960\], not"):
-        split(data, ZigzagShape(300, 5), DECODER)
+        unpack(data, ZigzagShape(300, 5), DECODER)
 
 
 def test_every_half() -> None:

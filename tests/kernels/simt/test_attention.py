@@ -7,7 +7,7 @@ import pytest
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.simt.attention import (
-    CacheLayout,
+    CacheShape,
     make_append_own,
     make_attention,
     make_load_own,
@@ -26,7 +26,7 @@ def kernels(head_dim: int):
     """attend(cache, a, begin, position): a holds a query, then its result; write(cache, a, position): key and value of
     a; append(cache, a, position): as both, with query, key and value in a, then the result.
     """
-    layout = CacheLayout(1, 1, head_dim, CONTEXT)
+    layout = CacheShape(1, 1, head_dim, CONTEXT)
     attend_one, write_pair = make_attention(layout, TILE), make_write_pair(layout)
     load_own, append_own, store_own = (
         make_load_own(layout),
@@ -117,6 +117,6 @@ def test_positions_before_the_first_seen_are_not_read(window: int) -> None:
 
 
 def test_cache_layout() -> None:
-    layout = CacheLayout(2, 3, 16, 48)
+    layout = CacheShape(2, 3, 16, 48)
     assert layout.half_stride == 16 * 48
     assert layout.size == 2 * layout.layer_stride == 2 * 3 * 2 * 16 * 48

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from q4_k_matrices import Matrix, integer_matrix, random_matrix
 
 from spqt_ti.errors import QuantizationError
+from spqt_ti.kernels.simt.division import Division
 from spqt_ti.kernels.simt.gemv import ZigzagGemv
 from spqt_ti.kernels.simt.row_gemv import RowGemv
 from spqt_ti.kernels.simt.row_words import RowWords
-from spqt_ti.kernels.simt.splits import Split
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 
 # Every length of the last band's superblocks, alone and after whole bands.
@@ -27,8 +27,8 @@ def matrix_of(rows: int, cols: int) -> Matrix:
 
 
 @functools.cache
-def gemv_of(rows: int, cols: int, split: Split | None = None, on_the_fly: bool = False) -> ZigzagGemv:
-    return ZigzagGemv(matrix_of(rows, cols).data, ZigzagWords(rows, cols), split, on_the_fly)
+def gemv_of(rows: int, cols: int, division: Division | None = None, on_the_fly: bool = False) -> ZigzagGemv:
+    return ZigzagGemv(matrix_of(rows, cols).data, ZigzagWords(rows, cols), division, on_the_fly)
 
 
 def normal(n: int, seed: int = 1) -> np.ndarray:
@@ -62,17 +62,17 @@ def test_dense_and_sparse(shape: tuple[int, int]) -> None:
             np.testing.assert_array_equal(y, gemv_of(*shape)(x))
 
 
-@pytest.mark.parametrize("split", [Split(1, 1), Split(1, 4), Split(4, 2), Split(32, 2)], ids=str)
-def test_splits_matter_by_rounding_only(split: Split) -> None:
+@pytest.mark.parametrize("division", [Division(1, 1), Division(1, 4), Division(4, 2), Division(32, 2)], ids=str)
+def test_divisions_matter_by_rounding_only(division: Division) -> None:
     matrix, x, active = matrix_of(300, 301), normal(301), choose(301, 150)
-    assert_product(gemv_of(300, 301, split)(x), matrix, x)
-    assert_product(gemv_of(300, 301, split)(x, active), matrix, kept(x, active))
+    assert_product(gemv_of(300, 301, division)(x), matrix, x)
+    assert_product(gemv_of(300, 301, division)(x, active), matrix, kept(x, active))
 
 
 def test_one_matrix_in_several_ways() -> None:
     """Its weights lie in memory once; each has sums of its own."""
     matrix, x = matrix_of(300, 301), normal(301)
-    first, other = gemv_of(300, 301), gemv_of(300, 301).with_split(Split(4, 2))
+    first, other = gemv_of(300, 301), gemv_of(300, 301).with_division(Division(4, 2))
     assert other.arrays["quants"] is first.arrays["quants"]
     other.load(x)
     assert_product(other.run(other.launch_full(threshold=0.5)), matrix, np.where(np.abs(x) > 0.5, x, np.float32(0)))
@@ -153,7 +153,7 @@ def test_row_layout(shape: tuple[int, int]) -> None:
 
 def test_too_many_simdgroups() -> None:
     with pytest.raises(ValueError, match="the sums of 8 simdgroups do not fit"):
-        ZigzagGemv(matrix_of(300, 301).data, ZigzagWords(300, 301), Split(1, 8))(normal(301))
+        ZigzagGemv(matrix_of(300, 301).data, ZigzagWords(300, 301), Division(1, 8))(normal(301))
 
 
 def test_wrong_sizes() -> None:

@@ -16,7 +16,7 @@ import tiny_models
 from spqt_ti.container import Container
 from spqt_ti.errors import ContainerError
 from spqt_ti.model.runner import Llama
-from spqt_ti.model.simt.weights import WeightLayout, traffic
+from spqt_ti.model.simt.weights import WeightMap, traffic
 from spqt_ti.model.sites import SITES
 
 pytestmark = pytest.mark.threadgroups
@@ -77,7 +77,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 def test_dense(name: str) -> None:
     llama, stored = model(name), container(name)
     llama.reset()
-    llama.gates.clear()
+    llama.selectors.clear()
     expected = llama_float64.forward(stored.config, dict(stored.weights()), TOKENS)
     assert_close(llama.prefill(TOKENS[:3], logits="all"), expected[:3])
     for token, logits in zip(TOKENS[3:], expected[3:], strict=True):
@@ -90,7 +90,7 @@ def test_sparse(name: str) -> None:
     llama = model(name)
     thresholds, expected, active = thresholds_and_logits(name)
     llama.reset()
-    llama.gates.clear()
+    llama.selectors.clear()
     llama.thresholds[:] = thresholds
     for position, token in enumerate(TOKENS):
         assert_close(llama.decode(token), expected[position])
@@ -111,7 +111,7 @@ def test_traffic() -> None:
         assert least <= read <= 1.5 * least  # rows are completed to 256 columns
         every_input = np.tile(llama.inputs(), (2, 1))
         assert llama.traffic.bytes_per_token(every_input) >= sum(m.nbytes for m in stored.layer_matrices()) + head
-    assert traffic(stored.config).bytes_per_token(none) == WeightLayout.plan(stored.config).traffic().head
+    assert traffic(stored.config).bytes_per_token(none) == WeightMap.of(stored.config).traffic().head
 
 
 def test_layers_must_be_alike() -> None:
@@ -119,6 +119,6 @@ def test_layers_must_be_alike() -> None:
     other = stored.matrices["model.layers.0.self_attn.o_proj"]
     matrices = {**stored.matrices, "model.layers.1.mlp.down_proj": other}
     with pytest.raises(ContainerError, match=r"is stored as q6_k, zigzag and .* as q4_k, zigzag: GPUs run one scheme"):
-        WeightLayout.plan(stored.config, matrices)
+        WeightMap.of(stored.config, matrices)
     with pytest.raises(ContainerError, match="only Q8_0 rows can be embedded"):
-        WeightLayout.plan(stored.config, {**stored.matrices, "model.embed_tokens": other})
+        WeightMap.of(stored.config, {**stored.matrices, "model.embed_tokens": other})

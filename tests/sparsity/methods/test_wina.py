@@ -19,7 +19,7 @@ TOKENS = np.random.default_rng(7).integers(0, 300, 400).tolist()
 @pytest.fixture(scope="module")
 def calibration() -> wina.WinaCalibration:
     model = tiny_containers.llama("gqa")
-    model.gates.clear()
+    model.selectors.clear()
     return wina.calibrate(model, tiny_containers.container("gqa"), "text", TOKENS)
 
 
@@ -65,19 +65,19 @@ def test_weights_that_do_not_fit_leave_the_model_dense(calibration: wina.WinaCal
     model = tiny_containers.llama("gqa")
     short = {(0, "down"): np.ones(3, np.float32)}
     with pytest.raises(PolicyError, match=r"layer 0: weights of down have shape \(3,\)"):
-        dataclasses.replace(calibration.policy(0.5), weights=short).apply(model.gates)
+        dataclasses.replace(calibration.policy(0.5), weights=short).apply(model.selectors)
     assert not model.thresholds.any()
 
 
 def test_decoding_skips_what_the_scores_say(calibration: wina.WinaCalibration) -> None:
     """The first site's inputs are the normalised embedding, which sparsity before it does not change."""
     model, policy, seen = tiny_containers.llama("gqa"), calibration.policy(0.5), {}
-    model.gates.clear()
+    model.selectors.clear()
     model.reset()
     model.prefill([17], "none", observer=lambda layer, site, x: seen.setdefault((layer, site), x[0].copy()))
-    policy.apply(model.gates)
+    policy.apply(model.selectors)
     model.reset()
     model.decode(17)
     scores = np.abs(seen[0, "qkv"]) * policy.weights[0, "qkv"]
     assert model.active[0, 0] == np.count_nonzero(scores > policy.thresholds[0, 0])
-    model.gates.clear()
+    model.selectors.clear()

@@ -26,7 +26,7 @@ def weights():
 @pytest.fixture
 def fitness(weights):
     yield BudgetFitness(tiny_containers.llama("gqa"), PARTS, THRESHOLDS, ZERO, weights)
-    tiny_containers.llama("gqa").gates.clear()
+    tiny_containers.llama("gqa").selectors.clear()
 
 
 def test_is_the_divergence_of_masked_prefill(fitness: BudgetFitness, weights) -> None:
@@ -38,9 +38,9 @@ def test_is_the_divergence_of_masked_prefill(fitness: BudgetFitness, weights) ->
     for part, cost in zip(PARTS, costs, strict=True):
         logs = []
         for masked, policy in policies.items():
-            llama.gates.clear()
+            llama.selectors.clear()
             if policy:
-                policy.apply(llama.gates)
+                policy.apply(llama.selectors)
             llama.reset()
             logs.append(log_softmax(llama.prefill(part, "all", masked)[len(part) // 4 :]))
         assert cost == pytest.approx(divergence(*logs).mean(), rel=1e-4)
@@ -56,7 +56,7 @@ def test_what_is_kept_changes_nothing(fitness: BudgetFitness, before: tuple[int,
     np.testing.assert_array_equal(fitness.costs((0, 1), [2, 0]), expected[[2, 0]])
 
 
-def test_open_gates_cost_nothing(weights) -> None:
+def test_open_thresholds_cost_nothing(weights) -> None:
     fitness = BudgetFitness(tiny_containers.llama("gqa"), PARTS, np.zeros_like(THRESHOLDS), ZERO, weights)
     fitness.settle((0, 0))
     np.testing.assert_allclose(fitness.costs((1, 1), range(3)), 0, atol=1e-6)

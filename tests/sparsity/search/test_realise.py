@@ -20,7 +20,7 @@ WINDOWS = spread(TOKENS, realising.WINDOWS, 64)  # the shared runner's context
 
 @pytest.fixture(scope="module")
 def tables() -> np.ndarray:
-    tiny_containers.llama("gqa").gates.clear()
+    tiny_containers.llama("gqa").selectors.clear()
     return uniform.calibrate(tiny_containers.llama("gqa"), "model", "text", TOKENS).quantiles
 
 

@@ -25,7 +25,7 @@ def embedded(case: str, tokens: list[int]) -> np.ndarray:
 def test_layer_reads_what_the_model_reads(case: str) -> None:
     model, seen = tiny_containers.llama(case), {}
     model.reset()
-    model.gates.clear()
+    model.selectors.clear()
     tokens = TOKENS[:48]
     model.prefill(tokens, "none", observer=lambda layer, site, x: seen.__setitem__((layer, site), x.copy()))
     x = embedded(case, tokens)

@@ -39,7 +39,7 @@ def make_bytes_in_place(zero: int):
 def make_byte_decoder(
     scheme: Scheme,
     planes: Planes,
-    split: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    unpack: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     form: ByteVectors,
 ) -> Decoder:
     """The decoder of a scheme whose superblocks have this form."""
@@ -51,10 +51,10 @@ def make_byte_decoder(
         scales_of = make_scales()
 
         @ti.func
-        def add_superblock(panel: ti.template(), place, x, sums: ti.template(), offsets: ti.template()):
-            scales = scales_of(panel.headers, panel.headers_from + header_vectors * place, x)
+        def add_superblock(panel: ti.template(), index, x, sums: ti.template(), offsets: ti.template()):
+            scales = scales_of(panel.headers, panel.headers_from + header_vectors * index, x)
             for t in ti.static(range(4)):
-                words = byte_vector(panel.quants, panel.quants_from + quant_vectors * place, t)
+                words = byte_vector(panel.quants, panel.quants_from + quant_vectors * index, t)
                 for b in ti.static(range(4)):
                     multiply_add(sums[4 * t + b], bytes_in_place(words, b), f32x16(scales[4 * t + b]))
 
@@ -72,9 +72,9 @@ def make_byte_decoder(
         scales_of = make_scales()
 
         @ti.func
-        def decode_strip(m: ti.template(), place, height, a: ti.template(), tile, start, columns, strip):
+        def decode_strip(m: ti.template(), index, height, a: ti.template(), tile, start, columns, strip):
             for j in range(columns):
-                at = place + (start + j) * height
+                at = index + (start + j) * height
                 scales = scales_of(m.headers, m.headers_base + header_vectors * at, 1.0)
                 words = byte_vector(m.quants, m.quants_base + quant_vectors * at, strip)
                 for b in ti.static(range(4)):
@@ -82,4 +82,4 @@ def make_byte_decoder(
 
         return decode_strip
 
-    return Decoder(scheme, planes, split, make_add_superblock, make_write_rows, make_decode_strip, byte_vectors=form)
+    return Decoder(scheme, planes, unpack, make_add_superblock, make_write_rows, make_decode_strip, byte_vectors=form)

@@ -29,15 +29,15 @@ class Decoder:
     """A scheme on the CPU. What a column has in a full band of 256 rows is one *column superblock* here, whatever the
     scheme's own superblock is: `planes` says how many vectors it takes.
 
-    `split`: column superblocks as stored, u8 [n, bytes] -> quants u32 [n, 16 quant vectors], headers u32 [n, 4 header
+    `unpack`: column superblocks as stored, u8 [n, bytes] -> quants u32 [n, 16 quant vectors], headers u32 [n, 4 header
     vectors]; their order of bytes is the decoder's own.
 
-    `make_add_superblock` builds the ti.func (Panel, place, x, sums, offsets) that adds x times a column superblock to a
+    `make_add_superblock` builds the ti.func (Panel, index, x, sums, offsets) that adds x times a column superblock to a
     band's 16 vectors of sums and to a vector of whatever is subtracted in the end. `make_write_rows` builds the ti.func
     (a, sums_at, band, out) that turns the sums of a band of a quad into the rows a[out..out+15].
 
-    `make_decode_strip` builds the ti.func (Matrix, place, height, a, tile, start, columns, strip) that writes rows 64
-    strip .. 64 strip + 63 of the columns from `start` on, of the band whose column 0 is column superblock `place` in a
+    `make_decode_strip` builds the ti.func (Matrix, index, height, a, tile, start, columns, strip) that writes rows 64
+    strip .. 64 strip + 63 of the columns from `start` on, of the band whose column 0 is column superblock `index` in a
     panel of `height` bands, to four vectors each of a[tile...]. `lanes_of_four`: lane i of vector b is row 4 i + b of
     the two and two sub-blocks that Q4_K stores together; else the rows are in order.
 
@@ -48,7 +48,7 @@ class Decoder:
 
     scheme: Scheme
     planes: Planes
-    split: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    unpack: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     make_add_superblock: Callable[[], Func]
     make_write_rows: Callable[[], Func]
     make_decode_strip: Callable[[], Func]

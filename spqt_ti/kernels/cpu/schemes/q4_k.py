@@ -18,7 +18,7 @@ from spqt_ti.kernels.shared.geometry import Q4_K_PLANES
 from spqt_ti.kernels.shared.words import NIBBLE_UNIT, nibbles_in_place
 
 
-def split(superblocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unpack(superblocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """u8 [n, 144] -> quants u32 [n, 32], headers u32 [n, 4]."""
     headers, quants = superblocks[:, :16], superblocks[:, 16:]
     return np.ascontiguousarray(quants).view("<u4"), np.ascontiguousarray(headers).view("<u4")
@@ -30,11 +30,11 @@ def make_add_superblock():
     scales_and_minima = make_scales_and_minima()
 
     @ti.func
-    def add_superblock(panel: ti.template(), place, x, sums: ti.template(), offsets: ti.template()):
-        both = scales_and_minima(panel.headers[panel.headers_from + place], x)
+    def add_superblock(panel: ti.template(), index, x, sums: ti.template(), offsets: ti.template()):
+        both = scales_and_minima(panel.headers[panel.headers_from + index], x)
         offsets += both
         for v in ti.static(range(2)):
-            words = panel.quants[panel.quants_from + 2 * place + v]
+            words = panel.quants[panel.quants_from + 2 * index + v]
             for half in ti.static(range(2)):
                 scale = per_row(both, v, half)
                 for byte in ti.static(range(4)):
@@ -58,8 +58,8 @@ def make_write_rows():
                 sums = sums_at + 16 * band + 8 * v + high
                 y = [a[sums + 2 * b] * ti.static(2.0 ** (-8 * b)) - offset for b in ti.static(range(4))]
                 for m in ti.static(range(4)):  # 16 rows in order: lanes 4m..4m+3 of the four sums
-                    place = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
-                    a[place] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+                    index = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
+                    a[index] = f32x16(*[y[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
 
     return write_rows
 
@@ -68,12 +68,12 @@ def make_decode_strip():
     """Nibbles `strip % 2` of quants vector `strip / 2`; lane i of vector b: row 64 (i / 8) + 4 (i % 8) + b of it."""
 
     @ti.func
-    def decode_strip(m: ti.template(), place, height, a: ti.template(), tile, start, columns, strip):
+    def decode_strip(m: ti.template(), index, height, a: ti.template(), tile, start, columns, strip):
         half = strip >> 1
         high = strip & 1
         low = 4 * half + high
         for j in range(columns):
-            at = place + (start + j) * height
+            at = index + (start + j) * height
             header = m.headers[m.headers_base + at]
             scales = scales_of(header)
             minima = minima_of(header)
@@ -88,6 +88,6 @@ def make_decode_strip():
 
 
 DECODER = Decoder(
-    q4_k.SCHEME, Q4_K_PLANES, split, make_add_superblock, make_write_rows, make_decode_strip, lanes_of_four=True,
+    q4_k.SCHEME, Q4_K_PLANES, unpack, make_add_superblock, make_write_rows, make_decode_strip, lanes_of_four=True,
     make_fast_tile=q4_k_16_bits.make_add_tile, make_tail_band=make_tail_band,
 )  # fmt: skip

@@ -40,12 +40,12 @@ def make_add_tile(fetch):
             at += 8
 
     @ti.func
-    def next_headers(headers_at, place: ti.template(), one: ti.template(), two: ti.template()):
-        """Headers of the two columns that are listed at `place`, which moves on behind them."""
-        native16.load_headers(headers_at, place, one)
-        place += 8
-        native16.load_headers(headers_at, place, two)
-        place += 8
+    def next_headers(headers_at, at: ti.template(), one: ti.template(), two: ti.template()):
+        """Headers of the two columns that are listed at `at`, which moves on behind them."""
+        native16.load_headers(headers_at, at, one)
+        at += 8
+        native16.load_headers(headers_at, at, two)
+        at += 8
 
     @ti.func
     def scale_inputs(headers_at, inputs: ti.template(), low, high, a: ti.template(), spare, workspace):
@@ -54,10 +54,10 @@ def make_add_tile(fetch):
         Lane 8 c + 2 b + m: column c of the pair, band b of the quad, d (m = 0) or dmin (1).
         """
         largest = f32x16(1e-30)
-        place = workspace + COLUMNS_AT
+        at = workspace + COLUMNS_AT
         for pair in range((high - low + 3) // 4 * 2):
             one, two = [u32x16(0) for _ in ti.static(range(2))]
-            next_headers(headers_at, place, one, two)
+            next_headers(headers_at, at, one, two)
             x_one = input_of(inputs, low + 2 * pair, high)
             x_two = input_of(inputs, low + 2 * pair + 1, high)
             v = f32x16(0.0)
@@ -84,7 +84,7 @@ def make_add_tile(fetch):
             [i32x16(0) for _ in ti.static(range(2))] for _ in ti.static(range(5))
         ]
         ones = i32x16(0x00010001)
-        place = workspace + COLUMNS_AT
+        at = workspace + COLUMNS_AT
         scales_at = workspace + SCALES_AT
         for four in range((count + 3) // 4):
             rounded = [i32x16(0) for _ in ti.static(range(4))]  # of a pair of columns: sub-blocks 0-3, 4-7
@@ -92,7 +92,7 @@ def make_add_tile(fetch):
                 fetch_next(fetch_at, fetch_last)
                 fetch_next(fetch_at, fetch_last)
                 one, two = [u32x16(0) for _ in ti.static(range(2))]
-                next_headers(headers_at, place, one, two)
+                next_headers(headers_at, at, one, two)
                 native16.fields(one, one)
                 native16.fields(two, two)
                 pairs = [i32x16(0) for _ in ti.static(range(4))]  # of scales 0-3, 4-7, minima 0-3, 4-7
@@ -133,7 +133,7 @@ def make_add_tile(fetch):
         for v in ti.static(range(2)):
             highs, lows = [[i32x16(0) for _ in ti.static(range(8))] for _ in ti.static(range(2))]
             words_at = quants_at + 64 * v
-            place = workspace + COLUMNS_AT
+            at = workspace + COLUMNS_AT
             scales_at = workspace + (SCALES_AT + 128 * v)
             for _ in range((count + 3) // 4):
                 native16.not_unrolled()
@@ -141,8 +141,8 @@ def make_add_tile(fetch):
                     fetch_next(fetch_at, fetch_last)
                 words = [u32x16(0) for _ in ti.static(range(4))]
                 for c in ti.static(range(4)):
-                    native16.load_quants(words_at, place, words[c])
-                    place += 8
+                    native16.load_quants(words_at, at, words[c])
+                    at += 8
                 parts = [u32x16(0) for _ in ti.static(range(4))]
                 native16.four_columns(words[0], words[1], words[2], words[3], parts[0], parts[1], parts[2], parts[3])
                 high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]
@@ -191,7 +191,7 @@ def make_add_tile(fetch):
                 sums = sums_at + 16 * band + 8 * v + high
                 y = [a[sums + 2 * b] - offset for b in ti.static(range(4))]
                 for m in ti.static(range(4)):  # 16 rows in order: lanes 4m..4m+3 of the four sums
-                    place = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
-                    a[place] = f32x16(*[y[k >> 2][4 * m + (k & 3)] for k in ti.static(range(16))])
+                    at = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
+                    a[at] = f32x16(*[y[k >> 2][4 * m + (k & 3)] for k in ti.static(range(16))])
 
     return add_tile, write_rows

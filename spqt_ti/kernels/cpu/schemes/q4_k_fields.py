@@ -12,7 +12,7 @@ def _signed(words: list[int]) -> list[int]:
     return [int(np.uint32(w).view(np.int32)) for w in words]
 
 
-# A field is masked where it lies in its word and the power of two of its place goes into a constant: no shifts.
+# A field is masked where it lies in its word and the power of two of its first bit goes into a constant: no shifts.
 # Words 1..3 of a header hold bytes 0-3, 4-7 and 8-11 of Q4_K's packed scales.
 _LOW6_HIGH2 = _signed([63 << 8 * j for j in range(4)] + [192 << 8 * j for j in range(4)])
 _LOW6_HIGH2_UNIT = [2.0 ** (-8 * j) for j in range(4)] + [2.0 ** (-8 * j - 2) for j in range(4)]

@@ -64,7 +64,7 @@ def _make_tail_band_i16():
 
     @ti.func
     def four_headers(headers: ti.template(), headers_base, active: ti.template(), j, last):
-        """Headers of every second column from place j of the active list; past its end that of the last."""
+        """Headers of every second column from entry j of the active list; past its end that of the last."""
         four = [headers[headers_base + active[ti.min(j + 2 * c, last - 1)]] for c in ti.static(range(4))]
         return u32x16(*[four[i // 4][i % 4] for i in ti.static(range(16))])
 
@@ -131,7 +131,7 @@ def _make_tail_band_i16():
 
     @ti.func
     def two_columns(tail: ti.template(), tail_base, active: ti.template(), j, last):
-        """Words of places j and j + 2 of the active list."""
+        """Words of entries j and j + 2 of the active list."""
         words = [tail[tail_base + active[ti.min(j + 2 * c, last - 1)]] for c in ti.static(range(2))]
         return u32x16(*[words[i // 8][i % 8] for i in ti.static(range(16))])
 

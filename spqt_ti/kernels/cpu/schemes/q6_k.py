@@ -19,7 +19,7 @@ PLANES = Planes(quant_vectors=3, header_vectors=2)
 ZERO = 32
 
 
-def split(superblocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unpack(superblocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """u8 [n, 210] -> quants u32 [n, 48], headers u32 [n, 8]."""
     d, scales, quants = q6_k.unpack(superblocks)
     words = words_of_bytes(quants)
@@ -58,4 +58,4 @@ def make_scales():
     return scales_of
 
 
-DECODER = make_byte_decoder(q6_k.SCHEME, PLANES, split, ByteVectors(ZERO, byte_vector, make_scales))
+DECODER = make_byte_decoder(q6_k.SCHEME, PLANES, unpack, ByteVectors(ZERO, byte_vector, make_scales))

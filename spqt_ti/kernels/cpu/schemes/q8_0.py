@@ -15,7 +15,7 @@ PLANES = Planes(quant_vectors=4, header_vectors=1)
 ZERO = 128
 
 
-def split(superblocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unpack(superblocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """u8 [n, 8 * 34] -> quants u32 [n, 64], headers u32 [n, 4]."""
     blocks = superblocks.reshape(-1, 8, q8_0.BYTES)
     headers = np.ascontiguousarray(blocks[:, :, :2]).reshape(-1, 16).view("<u4")
@@ -47,4 +47,4 @@ def make_scales():
     return scales_of
 
 
-DECODER = make_byte_decoder(q8_0.SCHEME, PLANES, split, ByteVectors(ZERO, byte_vector, make_scales))
+DECODER = make_byte_decoder(q8_0.SCHEME, PLANES, unpack, ByteVectors(ZERO, byte_vector, make_scales))

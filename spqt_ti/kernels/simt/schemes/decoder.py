@@ -2,7 +2,7 @@
 
 A *piece* is 256 neighbouring values: what a column has in a band (zigzag), or a stretch of a row (row layout). Eight
 lanes share one, its *parts*; a lane has 32 values, in two *halves* of 16 with a scale each. Value `4 word + byte` of
-half `h` stands at place `first_value(part) + half_stride * h + 4 * word + byte` of the piece.
+half `h` is entry `first_value(part) + half_stride * h + 4 * word + byte` of the piece.
 
 A piece lies in two arrays of four words (128 bits) each: quants, of which a lane reads `loads` entries, and headers.
 A piece of the last band may have fewer parts; its lanes beyond read the last part again, and what they compute belongs
@@ -47,17 +47,17 @@ class Decoder:
     units: tuple[float, ...]  # what `quant` returns is to be multiplied by, at [2 byte + half]
 
     # Superblocks u8 [pieces, superblocks of a piece, bytes] and how many parts they have -> u8 [pieces, bytes].
-    split_quants: Callable[[U8Array, int], U8Array]
+    unpack_quants: Callable[[U8Array, int], U8Array]
     # Superblocks of all pieces of a matrix -> u8 [header_entries(pieces) * 16].
-    split_headers: Callable[[U8Array], U8Array]
+    unpack_headers: Callable[[U8Array], U8Array]
     header_entries: Callable[[int], int]  # of so many pieces
 
-    entry: Any  # (part, parts, load) -> place of a lane's load-th entry in a piece of so many parts
+    entry: Any  # (part, parts, load) -> index of a lane's load-th entry in a piece of so many parts
     load_header: Any  # (headers, at, piece, pieces) -> header_words words of one of a matrix's pieces
     step_and_minimum: Any  # (header, part, half)
     packed: Any  # (words [.., n], first, part, half) -> n words: of four quants each, from `loads` rows of words
     quant: Any  # (packed, byte, half) -> f32: one quant of each word, divided by its unit
-    first_value: Any  # (part) -> place of a part's first value in its piece
+    first_value: Any  # (part) -> index of a part's first value in its piece
 
     def entries(self, parts: int) -> int:
         """Entries of quants in a piece of so many parts."""
@@ -65,11 +65,11 @@ class Decoder:
 
     def quants(self, superblocks: U8Array, parts: int) -> U32Array:
         """Entries u32 [pieces * entries, 4] of superblocks u8 [pieces, superblocks of a piece, bytes]."""
-        return np.ascontiguousarray(self.split_quants(superblocks, parts)).reshape(-1).view("<u4").reshape(-1, 4)
+        return np.ascontiguousarray(self.unpack_quants(superblocks, parts)).reshape(-1).view("<u4").reshape(-1, 4)
 
     def headers(self, superblocks: U8Array) -> U32Array:
         """Entries u32 [header_entries, 4] of all pieces of a matrix."""
-        return np.ascontiguousarray(self.split_headers(superblocks)).reshape(-1).view("<u4").reshape(-1, 4)
+        return np.ascontiguousarray(self.unpack_headers(superblocks)).reshape(-1).view("<u4").reshape(-1, 4)
 
 
 def one_each(pieces: int) -> int:

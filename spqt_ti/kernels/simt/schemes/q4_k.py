@@ -8,11 +8,11 @@ from spqt_ti.kernels.shared.words import NIBBLE_UNIT, half, nibbles_in_place
 from spqt_ti.kernels.simt.schemes.decoder import Decoder, load_one, one_each, same_entry
 
 
-def split_quants(superblocks: U8Array, parts: int) -> U8Array:
+def unpack_quants(superblocks: U8Array, parts: int) -> U8Array:
     return superblocks[:, 0, 16 : 16 + 16 * parts]
 
 
-def split_headers(superblocks: U8Array) -> U8Array:
+def unpack_headers(superblocks: U8Array) -> U8Array:
     return superblocks[:, 0, :16]
 
 
@@ -39,7 +39,7 @@ def first_value(part):
 
 
 DECODER = Decoder(
-    bits=4, loads=1, header_words=4, half_stride=32, has_minimum=True, units=NIBBLE_UNIT, split_quants=split_quants,
-    split_headers=split_headers, header_entries=one_each, entry=same_entry, load_header=load_one,
+    bits=4, loads=1, header_words=4, half_stride=32, has_minimum=True, units=NIBBLE_UNIT, unpack_quants=unpack_quants,
+    unpack_headers=unpack_headers, header_entries=one_each, entry=same_entry, load_header=load_one,
     step_and_minimum=step_and_minimum, packed=packed, quant=nibbles_in_place, first_value=first_value,
 )  # fmt: skip

@@ -16,13 +16,13 @@ _PAIRS, _SCALES, _D = 128, 192, 208  # first bytes of the fields of a superblock
 _TOP, _LOW = 0xC0C0C0C0 - (1 << 32), 0x3C3C3C3C  # of the six upper bits of each byte, as i32
 
 
-def split_quants(superblocks: U8Array, parts: int) -> U8Array:
+def unpack_quants(superblocks: U8Array, parts: int) -> U8Array:
     low = superblocks[:, 0, : 16 * parts]
     high = superblocks[:, 0, _PAIRS : _PAIRS + 8 * parts] ^ np.uint8(0b10101010)
     return np.concatenate([low, high], axis=1)
 
 
-def split_headers(superblocks: U8Array) -> U8Array:
+def unpack_headers(superblocks: U8Array) -> U8Array:
     pieces = len(superblocks)
     headers = np.zeros(header_entries(pieces) * 16, np.uint8)
     headers[: pieces * 16] = superblocks[:, 0, _SCALES:_D].reshape(-1)
@@ -40,10 +40,10 @@ _UNITS = tuple(unit / 4 for unit in SIGNED_UNITS)  # quants stand in the upper s
 @ti.func
 def entry(part, parts, load: ti.template()):
     lane = ti.min(part, parts - 1)
-    place = lane
+    entry = lane
     if ti.static(load == 1):
-        place = parts + (lane >> 2) * 2 + (lane & 1)
-    return place
+        entry = parts + (lane >> 2) * 2 + (lane & 1)
+    return entry
 
 
 @ti.func
@@ -81,7 +81,7 @@ def first_value(part):
 
 
 DECODER = Decoder(
-    bits=6, loads=2, header_words=5, half_stride=64, has_minimum=False, units=_UNITS, split_quants=split_quants,
-    split_headers=split_headers, header_entries=header_entries, entry=entry, load_header=load_header,
+    bits=6, loads=2, header_words=5, half_stride=64, has_minimum=False, units=_UNITS, unpack_quants=unpack_quants,
+    unpack_headers=unpack_headers, header_entries=header_entries, entry=entry, load_header=load_header,
     step_and_minimum=step_and_minimum, packed=packed, quant=signed_byte, first_value=first_value,
 )  # fmt: skip

@@ -10,12 +10,12 @@ from spqt_ti.kernels.shared.words import half
 from spqt_ti.kernels.simt.schemes.decoder import SIGNED_UNITS, Decoder, load_one, one_each, signed_byte
 
 
-def split_quants(superblocks: U8Array, parts: int) -> U8Array:
+def unpack_quants(superblocks: U8Array, parts: int) -> U8Array:
     halves = superblocks[:, :parts, 2:].reshape(-1, parts, 2, 16).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(halves).reshape(-1, 32 * parts)
 
 
-def split_headers(superblocks: U8Array) -> U8Array:
+def unpack_headers(superblocks: U8Array) -> U8Array:
     return superblocks[:, :, :2]
 
 
@@ -45,7 +45,7 @@ def first_value(part):
 
 
 DECODER = Decoder(
-    bits=8, loads=2, header_words=4, half_stride=16, has_minimum=False, units=SIGNED_UNITS, split_quants=split_quants,
-    split_headers=split_headers, header_entries=one_each, entry=entry, load_header=load_one,
+    bits=8, loads=2, header_words=4, half_stride=16, has_minimum=False, units=SIGNED_UNITS, unpack_quants=unpack_quants,
+    unpack_headers=unpack_headers, header_entries=one_each, entry=entry, load_header=load_one,
     step_and_minimum=step_and_minimum, packed=packed, quant=signed_byte, first_value=first_value,
 )  # fmt: skip

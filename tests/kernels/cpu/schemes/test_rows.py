@@ -13,7 +13,7 @@ from spqt_ti.backend import available_threads, start, ti
 from spqt_ti.formats import layout, schemes
 from spqt_ti.kernels.cpu.matmul import Tokens
 from spqt_ti.kernels.cpu.row_gemv import RowGemv
-from spqt_ti.kernels.cpu.row_layout import RowMatrix, row_superblocks, split
+from spqt_ti.kernels.cpu.row_layout import RowMatrix, row_superblocks, unpack
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS, make_row_matmul
 from spqt_ti.kernels.cpu.schemes import decoder_of
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, u32x4, u32x16, vectors_for
@@ -84,7 +84,7 @@ def make_kernel(name: str):
 
 
 def multiply(name: str, data: np.ndarray, rows: int, x: np.ndarray) -> np.ndarray:
-    quants, headers = split(data, rows, x.shape[1], decoder_of(schemes.find(name)))
+    quants, headers = unpack(data, rows, x.shape[1], decoder_of(schemes.find(name)))
     assert len(headers) == rows * row_superblocks(x.shape[1]) * decoder_of(schemes.find(name)).planes.header_vectors
     count, stride, y_stride = -(-len(x) // 4) * 4, vectors_for(x.shape[1]), -(-rows // 64) * 4
     padded = np.full((count, stride * 16), np.nan, np.float32)

@@ -1,5 +1,5 @@
 """How a GPU's GEMV divides a band among threads, and which ways are worth measuring. No Taichi here: tuning files hold
-splits.
+divisions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _COLUMNS = 8  # that a simdgroup has in flight
 
 
 @dataclass(frozen=True)
-class Split:
+class Division:
     """How many threadgroups share a band and how many simdgroups, up to four, are in each; powers of two."""
 
     groups: int
@@ -33,33 +33,33 @@ class Split:
         return f"{self.groups}x{self.simdgroups}"
 
     @classmethod
-    def parse(cls, text: str) -> Split:
-        """One of SPLITS by its text, "8x4". Raises ValueError for any other."""
-        for split in SPLITS:
-            if str(split) == text:
-                return split
-        raise ValueError(f"a split must be one of {', '.join(map(str, SPLITS))}, not {text!r:.40}")
+    def parse(cls, text: str) -> Division:
+        """One of DIVISIONS by its text, "8x4". Raises ValueError for any other."""
+        for division in DIVISIONS:
+            if str(division) == text:
+                return division
+        raise ValueError(f"a division must be one of {', '.join(map(str, DIVISIONS))}, not {text!r:.40}")
 
 
-SPLITS = tuple(Split(groups, simdgroups) for groups in (1, 2, 4, 8, 16, 32) for simdgroups in (1, 2, 4))
+DIVISIONS = tuple(Division(groups, simdgroups) for groups in (1, 2, 4, 8, 16, 32) for simdgroups in (1, 2, 4))
 
 
-def default_split(bands: int, cols: int) -> Split:
+def default_division(bands: int, cols: int) -> Division:
     """Four simdgroups; as many groups, up to 32, as leave each simdgroup 32 columns, and no more than are enough."""
     groups = 1
     while groups < 32 and groups * 2 * 4 * 32 <= cols and groups * bands < ENOUGH_GROUPS:
         groups *= 2
-    return Split(groups, 4)
+    return Division(groups, 4)
 
 
-def candidates(bands: int, cols: int, max_group: int) -> list[Split]:
-    """Of SPLITS, those that leave no simdgroup without columns, start no more groups than help, and fit a device with
-    groups of up to `max_group` threads.
+def candidates(bands: int, cols: int, max_group: int) -> list[Division]:
+    """DIVISIONS that leave no simdgroup without columns, start no more groups than help, and fit a device with groups
+    of up to `max_group` threads.
     """
     return [
-        split
-        for split in SPLITS
-        if (split == SPLITS[0] or split.groups * split.simdgroups * _COLUMNS <= cols)
-        and (split.groups == 1 or split.groups * bands <= _MOST_GROUPS)
-        and split.threads <= max_group
+        division
+        for division in DIVISIONS
+        if (division == DIVISIONS[0] or division.groups * division.simdgroups * _COLUMNS <= cols)
+        and (division.groups == 1 or division.groups * bands <= _MOST_GROUPS)
+        and division.threads <= max_group
     ]

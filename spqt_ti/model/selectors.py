@@ -13,9 +13,9 @@ from spqt_ti.model.sites import SITES
 
 
 @dataclass(frozen=True)
-class GatePlan:
-    """Places in the gates' array (f32 x 16), which begins with the thresholds [layers][4]; one array, because every
-    argument of a kernel costs time at each launch.
+class SelectorMap:
+    """Offsets in the selectors' array (f32 x 16), which begins with the thresholds [layers][4]; one array, because
+    every argument of a kernel costs time at each launch.
     """
 
     layers: int
@@ -25,46 +25,46 @@ class GatePlan:
     vectors: int
 
     @classmethod
-    def plan(cls, layers: int, widest: int) -> GatePlan:
+    def of(cls, layers: int, widest: int) -> SelectorMap:
         """For this number of layers, whose widest site has `widest` inputs."""
         flags = -(-layers * len(SITES) // LANES)
         stride = widest // LANES
         return cls(layers, flags * LANES, 2 * flags, stride, 2 * flags + layers * len(SITES) * stride)
 
 
-class Gates:
+class Selectors:
     """Thresholds and weights of every site, in the memory of the host; at first every site is dense.
 
-    `inputs`: inputs that a token has at each site, i32 [4]. `values`: the memory, f32 [plan.vectors * 16], zeros.
+    `inputs`: inputs that a token has at each site, i32 [4]. `values`: the memory, f32 [map.vectors * 16], zeros.
     """
 
-    def __init__(self, plan: GatePlan, inputs: np.ndarray, values: np.ndarray) -> None:
-        self.plan, self.values, self._inputs = plan, values, inputs
-        sites = plan.layers * len(SITES)
-        self.thresholds = values[:sites].reshape(plan.layers, len(SITES))
-        self._weighted = values[plan.weighted :][:sites].reshape(plan.layers, len(SITES))
-        self._weights = values[plan.weights * LANES :].reshape(plan.layers, len(SITES), -1)
+    def __init__(self, map: SelectorMap, inputs: np.ndarray, values: np.ndarray) -> None:
+        self.map, self.values, self._inputs = map, values, inputs
+        sites = map.layers * len(SITES)
+        self.thresholds = values[:sites].reshape(map.layers, len(SITES))
+        self._weighted = values[map.weighted :][:sites].reshape(map.layers, len(SITES))
+        self._weights = values[map.weights * LANES :].reshape(map.layers, len(SITES), -1)
         self.changes = 0  # of the weights; thresholds are written to from outside
 
     def weigh(self, layer: int, site: str, weights: np.ndarray | None) -> None:
         """Weights f32 [cols] of a site's inputs from now on; None: none. ValueError for another shape."""
-        place = layer, SITES.index(site)
+        at = layer, SITES.index(site)
         self.changes += 1
-        self._weighted[place] = weights is not None
+        self._weighted[at] = weights is not None
         if weights is not None:
-            expected = (int(self._inputs[place[1]]),)
+            expected = (int(self._inputs[at[1]]),)
             if weights.shape != expected:
                 raise ValueError(f"weights of {site} have shape {weights.shape}, expected {expected}")
-            self._weights[place][: weights.size] = weights
+            self._weights[at][: weights.size] = weights
 
-    def masked(self, layer: int, place: int, x: np.ndarray) -> np.ndarray:
-        """x (f32 [..., cols]), the inputs of the site at `place` in SITES, with zeros for those that are skipped."""
-        threshold = self.thresholds[layer, place]
+    def masked(self, layer: int, site: int, x: np.ndarray) -> np.ndarray:
+        """x (f32 [..., cols]), the inputs of a site, with zeros for those that are skipped."""
+        threshold = self.thresholds[layer, site]
         if not threshold > 0:
             return x
         scores = np.abs(x)
-        if self._weighted[layer, place]:
-            scores = scores * self._weights[layer, place][: x.shape[-1]]
+        if self._weighted[layer, site]:
+            scores = scores * self._weights[layer, site][: x.shape[-1]]
         return np.where(scores <= threshold, np.float32(0), x)  # NaN stays, to be noticed
 
     def clear(self) -> None:

@@ -43,7 +43,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class MatrixPlace:
+class MatrixMap:
     """Shape of a matrix, in the row layout too, its kind, and its first vector in each of the three weight arrays."""
 
     shape: ZigzagShape
@@ -71,20 +71,20 @@ class MatrixPlace:
 
 
 @dataclass(frozen=True)
-class Places:
+class MatrixMaps:
     """`sites`: per layer the matrices of its sites. `head`: None where it is made of tiles (shared/vocabulary.py).
     `kinds`: those of the sites, zigzag first; `sizes`: vectors of quants, tail bands and headers, of all matrices.
     """
 
-    sites: tuple[tuple[MatrixPlace, ...], ...]
-    head: MatrixPlace | None
+    sites: tuple[tuple[MatrixMap, ...], ...]
+    head: MatrixMap | None
     kinds: tuple[Kind, ...]
     sizes: tuple[int, int, int]
 
     @classmethod
-    def plan(
+    def of(
         cls, config: ModelConfig, matrices: Mapping[str, MatrixInfo], panel_bands: Mapping[str, int | None]
-    ) -> Places:
+    ) -> MatrixMaps:
         """Lay out a model's matrices one after the other.
 
         `panel_bands`: per site the number of bands side by side (see ZigzagShape); None or no entry: what kernels
@@ -92,28 +92,28 @@ class Places:
         """
         end = (0, 0, 0)
 
-        def put(matrix: MatrixInfo, kind: Kind, bands: int) -> MatrixPlace:
+        def put(matrix: MatrixInfo, kind: Kind, bands: int) -> MatrixMap:
             nonlocal end
-            place = MatrixPlace(ZigzagShape(matrix.rows, matrix.cols, bands, kind.decoder.planes), kind, *end)
-            end = tuple(np.add(end, place.sizes).tolist())
-            return place
+            matrix_map = MatrixMap(ZigzagShape(matrix.rows, matrix.cols, bands, kind.decoder.planes), kind, *end)
+            end = tuple(np.add(end, matrix_map.sizes).tolist())
+            return matrix_map
 
         preferred = preferred_panel_bands()
 
-        def put_site(layer: int, site: Site) -> MatrixPlace:
+        def put_site(layer: int, site: Site) -> MatrixMap:
             matrix = matrices[matrix_name(layer, site)]
             return put(matrix, Kind.of(matrix), panel_bands.get(site.label) or preferred)
 
         sites = tuple(tuple(put_site(layer, site) for site in Site) for layer in range(config.num_hidden_layers))
         head = matrices.get(HEAD)
         # A worker takes whole panels of the head: narrow ones, for even shares.
-        place = (
+        matrix_map = (
             None
             if head is None or in_tiles(head)
             else put(head, Kind.of(head).without_tail(), min(QUAD_BANDS, preferred))
         )
-        kinds = dict.fromkeys(place.kind for layer in sites for place in layer)
-        return cls(sites, place, tuple(sorted(kinds, key=lambda kind: kind.rows)), end)
+        kinds = dict.fromkeys(matrix_map.kind for layer in sites for matrix_map in layer)
+        return cls(sites, matrix_map, tuple(sorted(kinds, key=lambda kind: kind.rows)), end)
 
     def shape(self, site: Site) -> ZigzagShape:
         """Rows and columns of a site's matrices, which are those of every layer; not their planes."""
@@ -129,9 +129,9 @@ def traffic(config: ModelConfig, matrices: Mapping[str, MatrixInfo] | None = Non
     """What a token reads of these matrices (None: stored as by default): a last band is a full one's size, but for tail
     bands of Q4_K.
     """
-    places = Places.plan(config, matrices or plan_matrices(config), {})
-    columns = [[place.bytes_per_column for place in layer] for layer in places.sites]
+    maps = MatrixMaps.of(config, matrices or plan_matrices(config), {})
+    columns = [[matrix_map.bytes_per_column for matrix_map in layer] for layer in maps.sites]
     head = tiles_for(config.vocab_size) * TILE_COLUMN_BYTES
-    if places.head is not None:
-        head = places.head.bytes_per_column
+    if maps.head is not None:
+        head = maps.head.bytes_per_column
     return Traffic(np.array(columns), int(head * config.hidden_size))

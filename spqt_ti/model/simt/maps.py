@@ -12,18 +12,18 @@ from spqt_ti.kernels.simt.heads import HeadConstants
 from spqt_ti.kernels.simt.products import partial_size
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
-from spqt_ti.model.gates import GatePlan
-from spqt_ti.model.simt.weights import WeightLayout
+from spqt_ti.model.selectors import SelectorMap
+from spqt_ti.model.simt.weights import WeightMap
 from spqt_ti.model.sites import SITES
 
 
 @dataclass(frozen=True)
-class FloatPlan:
+class FloatMap:
     """First values of the parts of the f32 array. The first line is written by the host, the second by decode, the
     third by prefill ([CHUNK] times each).
     """
 
-    gates: int  # as GatePlan has them
+    selectors: int  # as SelectorMap has them
     constants: int
 
     hidden: int  # the residual stream
@@ -41,27 +41,27 @@ class FloatPlan:
     size: int
 
     @classmethod
-    def plan(cls, layout: WeightLayout, constants: Constants, gates: GatePlan) -> FloatPlan:
+    def of(cls, weight_map: WeightMap, constants: Constants, selectors: SelectorMap) -> FloatMap:
         """Lay the parts out one after the other."""
-        config, places = layout.config, layout.places
-        multiplied = [*places.values(), *([layout.head] if layout.head else [])]
-        attention = places["o"].shape.cols
+        config, matrix_maps = weight_map.config, weight_map.matrices
+        multiplied = [*matrix_maps.values(), *([weight_map.head] if weight_map.head else [])]
+        attention = matrix_maps["o"].shape.cols
         sizes = {
-            "gates": gates.vectors * LANES,
+            "selectors": selectors.vectors * LANES,
             "constants": constants.values.size,
             "hidden": config.hidden_size,
             "x": config.hidden_size,
             "attention": attention,
             "activation": config.intermediate_size,
-            "partial": max(partial_size(place.shape, place.split) for place in multiplied),
-            "best": layout.tiles,
+            "partial": max(partial_size(matrix_map.shape, matrix_map.division) for matrix_map in multiplied),
+            "best": weight_map.tiles,
             "chunk_hidden": CHUNK * config.hidden_size,
-            **{f"chunk_{site}": CHUNK * places[site].shape.cols for site in SITES},
+            **{f"chunk_{site}": CHUNK * matrix_maps[site].shape.cols for site in SITES},
             "chunk_query": CHUNK * attention,
             "chunk_factors": CHUNK * (config.num_attention_heads + config.num_key_value_heads)
             if "q_norm" in constants.layer
             else 0,
-            "chunk_output": CHUNK * max(place.shape.padded_rows for place in places.values()),
+            "chunk_output": CHUNK * max(matrix_map.shape.padded_rows for matrix_map in matrix_maps.values()),
         }
         starts, at = {}, 0
         for name, size in sizes.items():
@@ -78,7 +78,7 @@ class FloatPlan:
 
 
 @dataclass(frozen=True)
-class IntegerPlan:
+class IntegerMap:
     """First entries of the parts of the i32 array."""
 
     position: int  # of the token at work
@@ -90,11 +90,11 @@ class IntegerPlan:
     size: int
 
     @classmethod
-    def plan(cls, layout: WeightLayout) -> IntegerPlan:
+    def of(cls, weight_map: WeightMap) -> IntegerMap:
         """Lay the parts out one after the other."""
         counts = 1
-        active = counts + layout.config.num_hidden_layers * len(SITES)
-        lengths = active + max(place.shape.cols for place in layout.places.values())
-        best_rows = lengths + max(place.segments.count for place in layout.places.values())
-        best = best_rows + layout.tiles
+        active = counts + weight_map.config.num_hidden_layers * len(SITES)
+        lengths = active + max(matrix_map.shape.cols for matrix_map in weight_map.matrices.values())
+        best_rows = lengths + max(matrix_map.segments.count for matrix_map in weight_map.matrices.values())
+        best = best_rows + weight_map.tiles
         return cls(0, counts, active, lengths, best_rows, best, best + 1)

@@ -11,7 +11,7 @@ from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS
 from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, row_superblocks
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
 from spqt_ti.kernels.cpu.tile_sums import WORKSPACE_INTEGERS
-from spqt_ti.model.cpu.weights import SiteField, WeightsPlan
+from spqt_ti.model.cpu.weights import SiteField, WeightMap
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS
 from spqt_ti.model.sites import SITE_COUNT, SITES, Site
 
@@ -31,7 +31,7 @@ def site_row(layer: ti.i32, site: ti.i32) -> ti.i32:
 
 
 class Long(IntEnum):
-    """Places in the decode step's i64 array: addresses of arrays, then the ticks of each phase."""
+    """Offsets in the decode step's i64 array: addresses of arrays, then the ticks of each phase."""
 
     QUANTS = 0
     TAIL = 1
@@ -65,10 +65,10 @@ class Scratch:
     vectors: int
 
     @classmethod
-    def plan(cls, weights: WeightsPlan, workers: int) -> "Scratch":
+    def of(cls, weights: WeightMap, workers: int) -> "Scratch":
         """Lay the buffers out one after the other."""
-        config, places = weights.config, weights.places
-        shapes = [places.shape(site) for site in Site]
+        config, matrices = weights.config, weights.matrices
+        shapes = [matrices.shape(site) for site in Site]
         most = max(shape.cols for shape in shapes)
         input_stride = most // 16
         # Of the row layout: the input without what is skipped, then in the kernels' order.
@@ -91,19 +91,19 @@ class Scratch:
             "masked": workers * masked_stride,
             "rows": workers * rows_stride,
         }
-        starts, place = {}, 0
+        starts, offset = {}, 0
         for name, size in sizes.items():
-            starts[name] = place
-            place += size
+            starts[name] = offset
+            offset += size
         return cls(
             **starts, input_stride=input_stride, scores_stride=scores_stride, masked_stride=masked_stride,
-            rows_stride=rows_stride, vectors=place,
+            rows_stride=rows_stride, vectors=offset,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class IntegerPlan:
-    """Places in the decode step's i32 array; the barrier's counter is element 0, alone in its cache line."""
+class IntegerMap:
+    """Offsets in the decode step's i32 array; the barrier's counter is element 0, alone in its cache line."""
 
     counts: int  # [layers][4], active inputs of all tokens of the launch
     tokens: int  # [MOST_TOKENS], the best token after each of them
@@ -114,9 +114,9 @@ class IntegerPlan:
     size: int
 
     @classmethod
-    def plan(cls, weights: WeightsPlan, workers: int) -> "IntegerPlan":
+    def of(cls, weights: WeightMap, workers: int) -> "IntegerMap":
         """Lay the parts out, each on cache lines of its own."""
-        most = max(weights.places.shape(site).cols for site in Site)
+        most = max(weights.matrices.shape(site).cols for site in Site)
         counts = SITE_TABLE + -(-weights.site_table().size // 16) * 16
         tokens = counts + -(-weights.config.num_hidden_layers * len(SITES) // 16) * 16
         everything = tokens + -(-MOST_TOKENS // 16) * 16
@@ -129,7 +129,7 @@ class IntegerPlan:
 
 
 @dataclass(frozen=True)
-class ChunkPlan:
+class ChunkMap:
     """First vectors of prefill's buffers (f32 x 16) and their strides per token, for up to CHUNK tokens."""
 
     hidden: int
@@ -144,35 +144,35 @@ class ChunkPlan:
     vectors: int
 
     @classmethod
-    def plan(cls, weights: WeightsPlan, workers: int) -> "ChunkPlan":
+    def of(cls, weights: WeightMap, workers: int) -> "ChunkMap":
         """Lay the buffers out one after the other."""
         config = weights.config
-        place = CHUNK * config.hidden_size // 16
+        offset = CHUNK * config.hidden_size // 16
         inputs = []
-        shapes = [weights.places.shape(site) for site in Site]
+        shapes = [weights.matrices.shape(site) for site in Site]
         for shape in shapes:
-            inputs.append(place)
-            place += CHUNK * shape.cols // 16
+            inputs.append(offset)
+            offset += CHUNK * shape.cols // 16
         output_stride = max(shape.padded_rows for shape in shapes) // 16
-        output, place = place, place + CHUNK * output_stride
-        tiles, place = place, place + workers * ROW_TILE_VECTORS
+        output, offset = offset, offset + CHUNK * output_stride
+        tiles, offset = offset, offset + workers * ROW_TILE_VECTORS
         scores_stride = _scores_stride(weights)
-        scores, place = place, place + workers * scores_stride
-        softmax, place = place, place + workers * _queries_per_kv(weights)
-        logits, place = place, place + LOGIT_ROWS * weights.logit_vectors
-        return cls(0, tuple(inputs), output, output_stride, logits, tiles, scores, scores_stride, softmax, place)
+        scores, offset = offset, offset + workers * scores_stride
+        softmax, offset = offset, offset + workers * _queries_per_kv(weights)
+        logits, offset = offset, offset + LOGIT_ROWS * weights.logit_vectors
+        return cls(0, tuple(inputs), output, output_stride, logits, tiles, scores, scores_stride, softmax, offset)
 
 
-def has_rows(weights: WeightsPlan) -> bool:
+def has_rows(weights: WeightMap) -> bool:
     """True where any matrix, the head included, is in the row layout."""
-    head = weights.places.head
-    return any(kind.rows for kind in weights.places.kinds) or (head is not None and head.kind.rows)
+    head = weights.matrices.head
+    return any(kind.rows for kind in weights.matrices.kinds) or (head is not None and head.kind.rows)
 
 
-def _queries_per_kv(weights: WeightsPlan) -> int:
+def _queries_per_kv(weights: WeightMap) -> int:
     """Query heads of a KV head."""
     return weights.config.num_attention_heads // weights.config.num_key_value_heads
 
 
-def _scores_stride(weights: WeightsPlan) -> int:
+def _scores_stride(weights: WeightMap) -> int:
     return _queries_per_kv(weights) * weights.context // 16

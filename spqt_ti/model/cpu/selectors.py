@@ -1,0 +1,17 @@
+"""Selectors in the memory that the CPU's kernels read."""
+
+from __future__ import annotations
+
+from spqt_ti.backend import host_view
+from spqt_ti.model.cpu.weights import Weights
+from spqt_ti.model.selectors import Selectors
+from spqt_ti.model.sites import inputs_per_site
+
+
+class WorkerSelectors(Selectors):
+    """Selectors behind the constants of `weights`, which the CPU's decode and prefill read in place."""
+
+    def __init__(self, weights: Weights) -> None:
+        values = host_view(weights.constants)[weights.map.selectors :].reshape(-1)
+        values[:] = 0
+        super().__init__(weights.map.selector_map, inputs_per_site(weights.map.config), values)
