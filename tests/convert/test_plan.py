@@ -28,7 +28,7 @@ def test_groups_and_rates(tmp_path) -> None:
 
 def test_another_model() -> None:
     found = PruningPlan.from_dict(plan())
-    with pytest.raises(AllocationError, match="made for the source with SHA-256 abab.*this one has cdcd"):
+    with pytest.raises(AllocationError, match=r"made for the source with SHA-256 abab.*this one has cdcd"):
         found.check("cd" * 32, 3)
     with pytest.raises(AllocationError, match="rates of 3 layers, the model has 30"):
         found.check("ab" * 32, 30)
@@ -57,8 +57,8 @@ def test_refuses(fields, problem) -> None:
 
 
 def test_names_the_file(tmp_path) -> None:
-    with pytest.raises(AllocationError, match="missing.json: the plan cannot be read"):
+    with pytest.raises(AllocationError, match=r"missing\.json: the plan cannot be read"):
         PruningPlan.load(tmp_path / "missing.json")
     (tmp_path / "no.json").write_text("[1")
-    with pytest.raises(AllocationError, match="no.json: not a plan"):
+    with pytest.raises(AllocationError, match=r"no\.json: not a plan"):
         PruningPlan.load(tmp_path / "no.json")
