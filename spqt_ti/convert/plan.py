@@ -2,7 +2,7 @@
 
     {"spqt_plan": 1, "model": {"sha256": "..."}, "groups": [{"first": 0, "layers": 12, "rate": 0.05}, ...]}
 
-Written by hand, `{"spqt_plan": 1, "rates": [...]}` with a rate per layer is a plan too, for any model of so many layers.
+Written by hand, `{"spqt_plan": 1, "rates": [...]}` with a rate per layer is a plan too, for any source.
 """
 
 from __future__ import annotations
