@@ -1,0 +1,139 @@
+"""Static pruning: masked channels are removed ones, and a plan says what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_containers
+
+from spqt_ti.errors import AllocationError
+from spqt_ti.evaluation.float_model import FloatModel
+from spqt_ti.model.sites import Site
+from spqt_ti.parallel.executors import InProcess
+from spqt_ti.sparsity.allocate import static
+from spqt_ti.sparsity.allocate.static import StaticSettings
+from spqt_ti.sparsity.allocate.studies import PrunedChannels
+from spqt_ti.sparsity.search.divergence import divergence, log_softmax
+
+RNG = np.random.default_rng(5)
+WINDOWS, CALIBRATION = RNG.integers(0, 300, (2, 30)).tolist(), RNG.integers(0, 300, (2, 30)).tolist()
+SETTINGS = StaticSettings(alpha=0.05, beta=0.45, rate_step=0.2, delta_max=0.5, windows=2)
+
+
+@pytest.fixture(scope="module")
+def study() -> PrunedChannels:
+    settings = {"windows": WINDOWS, "calibration": CALIBRATION, "threads": 1}
+    return PrunedChannels(tiny_containers.container("gqa"), settings)
+
+
+def activations(model: FloatModel) -> list[np.ndarray]:
+    """Inputs of down in each layer over the calibration windows, [tokens, channels]."""
+    seen: dict[int, list[np.ndarray]] = {}
+    for window in CALIBRATION:
+
+        def observe(layer: int, site: str, inputs: np.ndarray) -> np.ndarray:
+            if site == "down":
+                seen.setdefault(layer, []).append(inputs[0])
+            return inputs
+
+        model.logits(window, mask=observe)
+    return [np.concatenate(found) for _, found in sorted(seen.items())]
+
+
+def without_channels(model: FloatModel, layer: int, x: np.ndarray, removed: int) -> None:
+    """Really remove the channels of a layer that matter least, by their activations x in the dense model."""
+    old = model.layers[layer]
+    gate_up, down = old.matrices["gate_up"], old.matrices["down"]
+    order = np.argsort(np.linalg.norm(x, axis=0) * np.linalg.norm(down, axis=0))
+    kept = np.sort(order[removed:])
+    rows = np.concatenate([kept, kept + down.shape[1]])
+    smaller = {**old.matrices, "gate_up": gate_up[rows], "down": down[:, kept]}
+    model.layers[layer] = dataclasses.replace(old, matrices=smaller)
+
+
+@pytest.mark.parametrize(("item", "removed"), [([[1, 1, 0.3]], {1: 48}), ([[0, 1, 0.05], [1, 1, 0.45]], {0: 8, 1: 72})])
+def test_masked_channels_are_removed_ones(study: PrunedChannels, item: list, removed: dict[int, int]) -> None:
+    """As in a model in NumPy whose matrices are smaller."""
+    weights = dict(tiny_containers.container("gqa").weights())
+    dense = FloatModel(tiny_containers.container("gqa").config, weights)
+    smaller = FloatModel(tiny_containers.container("gqa").config, weights)
+    for layer, count in removed.items():
+        without_channels(smaller, layer, activations(dense)[layer], count)
+    kl, rise = [], []
+    for window in WINDOWS:
+        p, q = (log_softmax(model.logits(window, len(window) // 4)) for model in (dense, smaller))
+        wanted = np.asarray(window)[len(window) // 4 + 1 :]
+        kl.append(divergence(p, q).mean())
+        rise.append(np.mean((p - q)[np.arange(len(wanted)), wanted]))
+    np.testing.assert_allclose(study(item), [np.mean(kl), np.mean(rise)], rtol=0.01, atol=1e-4)
+    assert np.mean(kl) > 0.001
+
+
+def test_a_result_depends_on_its_item_alone(study: PrunedChannels) -> None:
+    first = study([[0, 2, 0.25]])
+    study([[1, 1, 0.45]])
+    assert study([[0, 2, 0.25]]).tobytes() == first.tobytes()
+    assert study([[0, 2, 0.0]])[0] < 1e-6
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_plan(exact: bool, tmp_path: Path, monkeypatch) -> None:
+    """Within the limit and the bounds; the second time from what is kept; exactly one range is two layers."""
+    monkeypatch.setattr(static, "WINDOW", 30)
+    container, tokens = tiny_containers.container("gqa"), RNG.integers(0, 300, 400).tolist()
+    settings = dataclasses.replace(SETTINGS, exact=exact)
+    made = static.plan(container, "text", tokens, settings, InProcess(), tmp_path)
+    assert made.allocation.degradation <= settings.delta_max
+    assert {g.rate for g in made.allocation.groups} <= set(settings.rates())
+    (kept,) = tmp_path.iterdir()
+    assert len(json.loads(kept.read_text())["results"]) == 3 * (3 if exact else 2)
+    fields = json.loads(made.to_json())
+    assert fields["spqt_plan"] == 1
+    assert fields["model"] == {"sha256": container.source.sha256}
+    assert [(g["first"], g["layers"], g["rate"]) for g in fields["groups"]] == [
+        (g.first, g.count, g.rate) for g in made.allocation.groups
+    ]
+
+    class Nothing:
+        def run(self, request, items):
+            assert len(items) == 1  # the check on unseen windows
+            yield from InProcess().run(request, items)
+
+    assert static.plan(container, "text", tokens, settings, Nothing(), tmp_path).to_json() == made.to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "best"}, "unknown mode"),
+        ({"measure": "loss"}, "unknown measure"),
+        ({"alpha": 0.3, "beta": 0.2}, "from alpha to beta"),
+        ({"beta": 1.0}, "from alpha to beta"),
+        ({"delta_max": 0.0}, "above 0"),
+        ({"rate_step": 0.0}, "rate step above 0"),
+        ({"price": -1.0}, "price of 0 or more"),
+    ],
+)
+def test_settings_that_make_no_sense(change: dict, message: str) -> None:
+    with pytest.raises(AllocationError, match=message):
+        StaticSettings(**change)
+
+
+def test_rates_of_a_larger_bound_contain_those_of_a_smaller_one() -> None:
+    assert StaticSettings().rates() == [0.01, 0.03, 0.05, 0.07, 0.09, 0.11, 0.13, 0.15]
+    assert StaticSettings(beta=0.16).rates() == StaticSettings().rates()
+
+
+def test_a_short_text() -> None:
+    with pytest.raises(AllocationError, match="expected 256 or more"):
+        static.plan(tiny_containers.container("gqa"), "text", [1] * 255, SETTINGS, InProcess())
+
+
+def test_channels_of_ffn_weights() -> None:
+    container = tiny_containers.container("gqa")
+    stored = sum(container.matrix(1, s).rows * container.matrix(1, s).cols for s in (Site.GATE_UP, Site.DOWN))
+    assert static.ffn_weights(container).tolist() == [stored] * 2
