@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 import tiny_containers
-from spqt_ti.parallel.executors import InProcess
 
 from spqt_ti.allocation.allocators import KeepWithin, ReachRate, allocate
 from spqt_ti.errors import AllocationError
+from spqt_ti.parallel.executors import InProcess
 from spqt_ti.sparsity.allocate import dynamic
 from spqt_ti.sparsity.allocate.dynamic import MEASURED, DynamicSettings, budget_problem
 from spqt_ti.sparsity.allocate.studies import SparseLayers

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_containers
-from spqt_ti.parallel.executors import InProcess
 
 from spqt_ti.errors import AllocationError
 from spqt_ti.evaluation.float_model import FloatModel
 from spqt_ti.model.sites import Site
+from spqt_ti.parallel.executors import InProcess
 from spqt_ti.sparsity.allocate import static
 from spqt_ti.sparsity.allocate.static import StaticSettings
 from spqt_ti.sparsity.allocate.studies import PrunedChannels
