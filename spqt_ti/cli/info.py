@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,12 @@ from spqt_ti.paths import expanded
 if TYPE_CHECKING:
     from spqt_ti.container import Container
     from spqt_ti.model.config import ModelConfig
+    from spqt_ti.model.dispatch import Choice
+    from spqt_ti.model.sites import Site
     from spqt_ti.sources.checkpoint import Checkpoint
 
 _ROW_LAYOUT = "row layout: every input is read, and those to be skipped count as zero"
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _SIZES = (
     "num_hidden_layers",
     "hidden_size",
@@ -123,22 +128,24 @@ def describe_decoding(
     choices = choose(config, Tuning.load(runtime.name), workers, kind)
     traffic = kind.traffic(config, container.matrices)
     every_input = np.tile(inputs_per_site(config), (config.num_hidden_layers, 1))
-    # A layer's matrices may be stored in several ways; the first layer speaks for all, as in the list of matrices.
-    in_rows = {site.label for site in Site if container.matrix(0, site).layout == "row"}
     decode = {
         "sparsity": sparsity,
         "backend": runtime.backend,
         "device": runtime.device,
         "threads": workers,
         "division": kind.division_title,
-        "matrices": [
-            {**dataclasses.asdict(c), "sparse": False, "reason": _ROW_LAYOUT}
-            if label in in_rows
-            else {**dataclasses.asdict(c), "sparse": c.runs_sparse(sparsity), "reason": c.reason(sparsity)}
-            for label, c in choices.items()
-        ],
+        "matrices": [how for site in Site for how in _ways(container, site, choices[site.label], sparsity)],
     }
     return {"dense_bytes_per_token": traffic.bytes_per_token(every_input), "decode": decode}
+
+
+def _ways(container: Container, site: Site, choice: Choice, sparsity: float) -> Iterator[dict[str, Any]]:
+    """How the matrices of a site run: once for the layers in rows, once for those in zigzag."""
+    in_rows = [container.matrix(layer, site).layout == "row" for layer in range(container.config.num_hidden_layers)]
+    for rows in sorted(set(in_rows)):
+        layers = [layer for layer, row in enumerate(in_rows) if row == rows]
+        sparse, reason = (False, _ROW_LAYOUT) if rows else (choice.runs_sparse(sparsity), choice.reason(sparsity))
+        yield {**dataclasses.asdict(choice), "layers": layers, "sparse": sparse, "reason": reason}
 
 
 def describe_source(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -200,27 +207,46 @@ def _print_report(report: dict[str, Any]) -> None:
         decode = report["decode"]
         workers = f" with {decode['threads']} threads" if decode["threads"] else ""
         print(f"decoding at {decode['sparsity']:.0%} sparsity on {decode['backend']} ({decode['device']}){workers}:")
-        for sites, how in _alike(decode["matrices"], decode["division"]):
+        for sites, how in _alike(decode, report["config"]["num_hidden_layers"]):
             print(f"  {', '.join(sites)}: {how}")
 
 
-def _alike(matrices: list[dict[str, Any]], title: str) -> list[tuple[list[str], str]]:
-    """Sites that run alike, and how; `title` of their divisions."""
+def _alike(decode: dict[str, Any], layers: int) -> list[tuple[list[str], str]]:
+    """Sites that run alike, with their layers where those are not all, and how."""
     found: dict[str, list[str]] = {}
-    for matrix in matrices:
-        division = f" ({title} {matrix['division']})" if matrix["division"] else ""
+    for matrix in decode["matrices"]:
+        division = f" ({decode['division']} {matrix['division']})" if matrix["division"] else ""
         how = f"{'sparse' if matrix['sparse'] else 'dense'}{division}: {matrix['reason']}"
-        found.setdefault(how, []).append(matrix["site"])
+        which = "" if len(matrix["layers"]) == layers else f" of {_ranges(matrix['layers'])}"
+        found.setdefault(how, []).append(matrix["site"] + which)
     return [(sites, how) for how, sites in found.items()]
 
 
 def _print_matrices(matrices: list[dict[str, Any]]) -> None:
-    """The first layer's matrices; all layers have the same shapes."""
-    print("matrices of the first layer:")
+    """The layers' matrices, those that are alike in one line, then those of the vocabulary."""
+    layers: dict[str, list[int]] = {}
     for matrix in matrices:
-        if not matrix["name"].startswith("model.layers.0."):
-            continue
-        short = matrix["name"].removeprefix("model.layers.0.")
+        found = _LAYER.fullmatch(matrix["name"])
+        name = found[2] if found else matrix["name"]
         parts = " + ".join(f"{part} {rows}" for part, rows in matrix["parts"].items())
         shape = f"[{matrix['rows']}, {matrix['cols']}]"
-        print(f"  {short:22}{shape:16}{matrix['scheme']:5} {matrix['layout']:7}{matrix['bytes']:>12,} bytes  {parts}")
+        line = f"  {name:22}{shape:16}{matrix['scheme']:5} {matrix['layout']:7}{matrix['bytes']:>12,} bytes  {parts}"
+        layers.setdefault(line, []).extend([int(found[1])] if found else [])
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for line, numbers in layers.items():
+        groups.setdefault(tuple(numbers), []).append(line)
+    for which, lines in groups.items():
+        print(f"matrices of {_ranges(which)}:" if which else "matrices of the vocabulary:")
+        print(*lines, sep="\n")
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Layers in a few words: "layers 0-3, 7"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and runs[-1][-1] == layer - 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    words = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"layer{'s' if len(layers) > 1 else ''} {words}"

@@ -9,7 +9,6 @@ import importlib.util
 import os
 import re
 import sys
-import tempfile
 import types
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from spqt_ti.atomic import written_whole
 from spqt_ti.cache import cache_dir, private_folder
 from spqt_ti.errors import CheckpointError
 from spqt_ti.paths import expanded
@@ -178,20 +178,15 @@ def _alone(path: Path) -> Iterator[Path]:
 def _store(model: KnownModel, source: IO[bytes], progress: bool) -> None:
     """Copy to a temporary name beside the destination, verify, rename: the final name always has the right content."""
     digest = hashlib.sha256()
-    handle, temporary = tempfile.mkstemp(dir=model.path.parent, prefix=".partial-")
-    try:
-        bar = tqdm(total=model.size, unit="B", unit_scale=True, desc=model.name, disable=not progress, leave=False)
-        with os.fdopen(handle, "wb") as target, bar:
+    bar = tqdm(total=model.size, unit="B", unit_scale=True, desc=model.name, disable=not progress, leave=False)
+    with written_whole(model.path) as temporary, bar:
+        with open(temporary, "wb") as target:
             while chunk := source.read(_CHUNK):
                 target.write(chunk)
                 digest.update(chunk)
                 bar.update(len(chunk))
         if digest.hexdigest() != model.sha256:
             raise _cannot_fetch(model, f"SHA-256 is {digest.hexdigest()}")
-        os.replace(temporary, model.path)
-    except BaseException:  # Ctrl-C as well: leave nothing half-written
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _cannot_fetch(model: KnownModel, why: str) -> CheckpointError:

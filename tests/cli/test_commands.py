@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 
 import pytest
 from tiny_models import random_weights, tiny_config, write_gguf, write_huggingface
 
 from spqt_ti.api import open_quantized
+from spqt_ti.children import python_command
 from spqt_ti.cli import main as cli
 from spqt_ti.container import CLASSES, Container
+from spqt_ti.container.matrices import Storage
+from spqt_ti.convert.choices import parse_storage
+from spqt_ti.convert.quantize import quantize_checkpoint
 from spqt_ti.formats import layout as layouts
+from spqt_ti.formats import schemes
 from spqt_ti.formats.schemes import SCHEMES
 from spqt_ti.sources import registry
+from spqt_ti.sources.open import open_checkpoint
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)
@@ -85,6 +93,35 @@ def test_info_of_a_container(quantised, capsys):
     assert "LlamaForCausalLM" in text
     assert "q4_k, zigzag" in text
     assert "self_attn.qkv_proj    [384, 192]" in text
+
+
+def test_info_in_a_process_of_its_own(quantised, tmp_path):
+    """No other command has started the kernels' runtime there."""
+    done = subprocess.run(
+        python_command("spqt_ti.cli.main", "info", str(quantised)),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "decoding at 50% sparsity on cpu" in done.stdout
+
+
+def test_info_of_layers_that_differ(source, tmp_path, capsys):
+    """One matrix of the second of two layers is stored in another way."""
+    storage = parse_storage() | {"model.layers.1.mlp.down_proj": Storage(schemes.find("q8_0"), "row")}
+    quantize_checkpoint(open_checkpoint(source), tmp_path / "model", storage, "source", progress=False)
+    text = succeeds(capsys, "info", tmp_path / "model")
+    found = dict(re.findall(r"^matrices of (.*):\n((?:  .*\n)+)", text, re.MULTILINE))
+    assert list(found) == ["the vocabulary", "layers 0-1", "layer 0", "layer 1"]
+    assert [line.split()[0] for line in found["layers 0-1"].splitlines()] == [
+        "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj"
+    ]  # fmt: skip
+    assert re.search(r"mlp.down_proj .* q4_k +zigzag", found["layer 0"])
+    assert re.search(r"mlp.down_proj .* q8_0 +row", found["layer 1"])
+    assert "qkv, o, gate_up, down of layer 0: sparse" in text
+    assert "down of layer 1: dense: row layout" in text
 
 
 @pytest.mark.parametrize("kind", ["Hugging Face directory", "GGUF file"])

@@ -40,7 +40,7 @@ SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // QUAD_BANDS) * QUAD_VECTORS + SPARE_VECT
 
 def preferred_panel_bands() -> int:
     """Bands side by side: without prefetching, the hardware has to see one band's columns in order."""
-    return MOST_PANEL_BANDS if native.load() is not None else 1
+    return MOST_PANEL_BANDS if native.available("x86_64") else 1
 
 
 def make_stream(planes: Planes):
