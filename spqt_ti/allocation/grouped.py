@@ -17,7 +17,7 @@ import numpy.typing as npt
 from spqt_ti.allocation.problem import Allocation, BudgetProblem, F64Array, budget_steps, whole_steps
 from spqt_ti.errors import AllocationError
 
-STEP = 1e-4  # of degradation: the unit of the budget
+STEP = 2e-5  # of degradation: the unit of the budget
 PRICE = 5e-4  # of the whole cost, per group: without one, as many groups as items are never worse
 
 

@@ -13,13 +13,26 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from spqt_ti.cli import allocate, backends, bench, calibrate, compare, generate, info, perplexity, pull, quantize, tune
+from spqt_ti.cli import (
+    allocate,
+    backends,
+    bench,
+    calibrate,
+    compare,
+    generate,
+    info,
+    perplexity,
+    pull,
+    quantize,
+    recommend,
+    tune,
+)
 from spqt_ti.cli.output import print_error, print_log
 from spqt_ti.cli.signals import terminate_cleanly
 from spqt_ti.cli.streams import open_streams
 from spqt_ti.errors import SpqtError
 
-_COMMANDS = (pull, quantize, info, generate, calibrate, allocate, perplexity, backends, compare, bench, tune)
+_COMMANDS = (pull, quantize, info, generate, calibrate, allocate, perplexity, backends, compare, bench, tune, recommend)
 _EXAMPLES = """\
 examples:
   spqt generate smollm2-135m "The capital of France is" --sparsity 0.3

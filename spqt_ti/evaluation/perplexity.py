@@ -96,18 +96,18 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
     llama.warm_up_prefill()
     for window in progress(parts, desc="evaluate", unit="windows"):
         llama.selectors.clear()
-        dense = log_softmax(_logits(llama, window, None))
+        dense = log_softmax(second_half(llama, window, None))
         for policy, score in zip(policies, scores, strict=True):
             llama.selectors.clear()
             if policy is not None:
                 policy.apply(llama.selectors)
-            _score(score, window, dense, log_softmax(_logits(llama, window, score.active)))
+            score_window(score, window, dense, log_softmax(second_half(llama, window, score.active)))
     llama.selectors.clear()
     llama.reset()
     return scores
 
 
-def _logits(llama: Llama, window: Sequence[int], active: ActiveInputs | None) -> np.ndarray:
+def second_half(llama: Llama, window: Sequence[int], active: ActiveInputs | None) -> np.ndarray:
     """Logits f32 [n, vocab] that predict the second half, as llama.cpp counts: the last token predicts nothing. With
     `active` masked, and what is read is counted there.
     """
@@ -123,11 +123,12 @@ def compare(parts: Sequence[Sequence[int]], reference: Scorer, others: Sequence[
     for window in progress(parts, desc="evaluate", unit="windows"):
         dense = log_softmax(reference(window))
         for other, score in zip(others, scores, strict=True):
-            _score(score, window, dense, log_softmax(other(window)))
+            score_window(score, window, dense, log_softmax(other(window)))
     return scores
 
 
-def _score(score: Scores, window: Sequence[int], dense: np.ndarray, sparse: np.ndarray) -> None:
+def score_window(score: Scores, window: Sequence[int], dense: np.ndarray, sparse: np.ndarray) -> None:
+    """Add a window's tokens to `score`, by log-probabilities f32 [n, vocab] of its second half."""
     wanted = np.asarray(window[len(window) // 2 + 1 :])
     score.nll.append(-sparse[np.arange(len(wanted)), wanted].astype(np.float64))
     score.kl.append(divergence(dense, sparse))

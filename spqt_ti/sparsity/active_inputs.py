@@ -28,6 +28,11 @@ class ActiveInputs:
         self._tokens[at] += len(inputs)
 
     @property
+    def mean(self) -> np.ndarray:
+        """Inputs that a token reads on average, f64 [layers, 4]."""
+        return self.total / self._tokens
+
+    @property
     def share_skipped(self) -> np.ndarray:
         """Share of each site's inputs that was skipped, f64 [layers, 4]."""
         return 1 - self.total / (self._tokens * self._inputs)
@@ -35,4 +40,4 @@ class ActiveInputs:
     @property
     def realised_sparsity(self) -> float:
         """Share of the layers' weights that was skipped."""
-        return realised_sparsity(self._llama.config, self.total / self._tokens)
+        return realised_sparsity(self._llama.config, self.mean)
