@@ -107,9 +107,9 @@ def _make_load(values: int) -> Any:
             else:
                 per_row = (cols + values - 1) // values
                 row = number // per_row
-                first = (number - row * per_row) * values
-                start_at[i] = row * cols + first
-                count[i] = ti.min(values, cols - first)
+                column = (number - row * per_row) * values
+                start_at[i] = row * cols + column
+                count[i] = ti.min(values, cols - column)
         for k in range(values):
             v = lanes(0.0)
             for i in ti.static(range(LANES)):
