@@ -67,7 +67,7 @@ def factorise(gate: np.ndarray, gram: np.ndarray | None, rank: int) -> Factors:
 
 
 def _balanced(fc1: np.ndarray, fc2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same product, with values of one size in a row of fc1 and its column of fc2: neither leaves the range of f16."""
+    """The same product, with values of one size in a row of fc1 and its column of fc2: neither leaves f16's range."""
     rows = np.sqrt(np.square(fc1).mean(axis=1))
     columns = np.sqrt(np.square(fc2).mean(axis=0))
     factor = np.sqrt(np.divide(columns, rows, out=np.ones_like(rows), where=(rows > 0) & (columns > 0)))
