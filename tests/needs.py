@@ -8,3 +8,6 @@ sixteen_bits = pytest.mark.skipif(
     not native.available("x86_64_vnni"),
     reason="no 16-bit products here: this CPU has no AVX-512 VNNI, or SPQT_NATIVE leaves it out",
 )
+
+# In f32, and in 16 bits where that is another kernel.
+both = pytest.mark.parametrize("exact", [True, pytest.param(False, marks=sixteen_bits)], ids=["f32", "16 bits"])

@@ -6,36 +6,19 @@ token, four tokens and four vectors (64 rows) in registers. A strip belongs to o
 depend on their number.
 """
 
-from typing import Any, NamedTuple
-
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
-from spqt_ti.kernels.cpu.schemes import q4_k
+from spqt_ti.kernels.cpu.schemes import q4_k, q4_k_chunk_16_bits
 from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.schemes.q4_k_tail import make_decode_tail
+from spqt_ti.kernels.cpu.tile_sums import uses_integers
+from spqt_ti.kernels.cpu.tokens import TOKENS, place_of, write_in_order
 from spqt_ti.kernels.cpu.vectors import f32x16, value
 from spqt_ti.kernels.cpu.workers import share_start
 from spqt_ti.kernels.cpu.zigzag import panel_height, panel_start
 
 TILE_COLUMNS = 256
 TILE_VECTORS = 4 * TILE_COLUMNS  # of a worker's tile of decoded weights
-TOKENS = 4  # tokens side by side: token counts of X and Y are rounded up to it
-
-
-class Tokens(NamedTuple):
-    """`count` tokens: where X and Y begin, and how many vectors lie between one token and the next."""
-
-    x: Any
-    x_stride: Any
-    y: Any
-    y_stride: Any
-    count: Any
-
-
-@ti.func
-def place_of(k: ti.template(), step):
-    """Vector k of a strip, counted from its first: two and two rows of 16, `step` vectors apart."""
-    return (k // 2) * step + k % 2
 
 
 def make_strip_product():
@@ -77,16 +60,29 @@ def put_in_order(a: ti.template(), out, tokens: ti.template(), step):
     for token in range(tokens.count):
         at = out + token * tokens.y_stride
         sums = [a[at + place_of(b, step)] for b in ti.static(range(4))]
-        for m in ti.static(range(4)):
-            a[at + place_of(m, step)] = f32x16(*[sums[k & 3][4 * m + (k >> 2)] for k in ti.static(range(16))])
+        write_in_order(a, at, step, sums)
 
 
-def make_matmul(workers: int, decoder: Decoder = q4_k.DECODER):
+def scratch_vectors(tokens: int, decoder: Decoder, exact: bool) -> int:
+    """Vectors of scratch that a worker of `make_matmul` needs for up to so many tokens."""
+    if _is_fast(decoder, exact):
+        return max(TILE_VECTORS, q4_k_chunk_16_bits.scratch_vectors(tokens))
+    return TILE_VECTORS
+
+
+def _is_fast(decoder: Decoder, exact: bool) -> bool:
+    return uses_integers(exact) and decoder.make_fast_matmul is not None
+
+
+def make_matmul(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER):
     """Build the ti.func of one worker's strips of Y = X W^T for a zigzag matrix, whose geometry is a run-time argument.
 
-    Arguments: a Matrix (no addresses needed); the array of X, Y and scratch; `tile`: the first of TILE_VECTORS vectors
-    of the worker's own; Tokens, whose Y has whole bands (16 vectors each); the worker.
+    Arguments: a Matrix (no addresses needed); the array of X, Y and scratch; `tile`: the first of `scratch_vectors`
+    vectors of the worker's own; Tokens, whose Y has whole bands (16 vectors each); the worker. `exact`: in f32 on every
+    CPU; otherwise in the scheme's faster arithmetic, where it has one and the CPU the instructions.
     """
+    if uses_integers(exact) and decoder.make_fast_matmul is not None:
+        return decoder.make_fast_matmul(workers, decoder.planes.tail)
     strip_product, decode_strip = make_strip_product(), decoder.make_decode_strip()
     decode_tail = make_decode_tail() if decoder.planes.tail else None
     in_lanes, has_tail = decoder.lanes_of_four, decode_tail is not None

@@ -30,7 +30,11 @@ def build(container: Container, context: int, divisions: Mapping[str, str | None
     selectors = WorkerSelectors(weights)
     decode = DecodeStep(weights, cache.array, shape, workers, exact)
     return Engine(
-        selectors, decode, Prefill(weights, cache.array, shape, workers), traffic(config, container.matrices), cache
+        selectors,
+        decode,
+        Prefill(weights, cache.array, shape, workers, exact),
+        traffic(config, container.matrices),
+        cache,
     )
 
 

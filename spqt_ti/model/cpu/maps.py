@@ -8,6 +8,7 @@ from enum import IntEnum
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS
+from spqt_ti.kernels.cpu.matmul import scratch_vectors
 from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, row_superblocks
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
 from spqt_ti.kernels.cpu.tile_sums import WORKSPACE_INTEGERS
@@ -137,14 +138,15 @@ class ChunkMap:
     output: int
     output_stride: int
     logits: int
-    tiles: int  # [workers][ROW_TILE_VECTORS]
+    tiles: int  # [workers][tile_stride], scratch of the products
+    tile_stride: int
     scores: int  # [workers][scores_stride]
     scores_stride: int
     softmax: int  # [workers][query heads of a KV head]
     vectors: int
 
     @classmethod
-    def of(cls, weights: WeightMap, workers: int) -> "ChunkMap":
+    def of(cls, weights: WeightMap, workers: int, exact: bool) -> "ChunkMap":
         """Lay the buffers out one after the other."""
         config = weights.config
         offset = CHUNK * config.hidden_size // 16
@@ -155,12 +157,17 @@ class ChunkMap:
             offset += CHUNK * shape.cols // 16
         output_stride = max(shape.padded_rows for shape in shapes) // 16
         output, offset = offset, offset + CHUNK * output_stride
-        tiles, offset = offset, offset + workers * ROW_TILE_VECTORS
+        head = weights.matrices.head
+        kinds = [*weights.matrices.kinds, *([] if head is None else [head.kind])]
+        tile_stride = max(ROW_TILE_VECTORS, *(scratch_vectors(CHUNK, kind.decoder, exact) for kind in kinds))
+        tiles, offset = offset, offset + workers * tile_stride
         scores_stride = _scores_stride(weights)
         scores, offset = offset, offset + workers * scores_stride
         softmax, offset = offset, offset + workers * _queries_per_kv(weights)
         logits, offset = offset, offset + LOGIT_ROWS * weights.logit_vectors
-        return cls(0, tuple(inputs), output, output_stride, logits, tiles, scores, scores_stride, softmax, offset)
+        return cls(
+            0, tuple(inputs), output, output_stride, logits, tiles, tile_stride, scores, scores_stride, softmax, offset
+        )
 
 
 def has_rows(weights: WeightMap) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spqt_ti.backend import host_view, ndarray, ti
+from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.kernels.cpu.vectors import f32x16
 from spqt_ti.model.cpu.maps import COUNT, LAYER, LOGIT_ROWS, MASKED, SITE_TABLE, START, ChunkMap
@@ -21,9 +21,11 @@ from spqt_ti.model.sites import SITES, Site
 class Prefill:
     """Runs chunks of tokens through `weights`, on the KV cache that the decode step shares."""
 
-    def __init__(self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int) -> None:
+    def __init__(
+        self, weights: Weights, cache: ti.Ndarray, cache_shape: CacheShape, workers: int, exact: bool = False
+    ) -> None:  # fmt: skip
         self._weights, self._cache = weights, cache
-        self._chunk_map = ChunkMap.of(weights.map, workers)
+        self._chunk_map = ChunkMap.of(weights.map, workers, exact)
         self._scratch = ndarray(f32x16, (self._chunk_map.vectors,))
         self._view = host_view(self._scratch)
         self._view[:] = 0
@@ -33,7 +35,7 @@ class Prefill:
         self._tokens = ndarray(ti.i32, (CHUNK,))
         self._warm = False
         self._embed, self._run_layer, self._logits = make_prefill_kernels(
-            weights.map, cache_shape, self._chunk_map, workers
+            weights.map, cache_shape, self._chunk_map, workers, exact
         )
 
     def warm_up(self, position: int) -> None:
@@ -70,7 +72,9 @@ class Prefill:
         integers = host_view(self._integers)
         integers[0] = 0
         integers[[LAYER, START, COUNT, MASKED]] = layer, start, count, masked
-        self._run_layer(w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, self._integers)
+        self._run_layer(
+            w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, address(self._scratch), self._integers
+        )
 
     def read_states(self, count: int) -> np.ndarray:
         """The hidden states of `count` tokens, f32 [count, hidden]."""
@@ -92,11 +96,11 @@ class Prefill:
 
     def logits(self, first: int, last: int) -> np.ndarray:
         """Logits f32 [last - first, vocabulary] of tokens first..last-1 of the last chunk."""
-        w, stride = self._weights, self._weights.map.logit_vectors
+        w, stride, at = self._weights, self._weights.map.logit_vectors, address(self._scratch)
         rows = []
         for begin in range(first, last, LOGIT_ROWS):
             count = min(LOGIT_ROWS, last - begin)
-            self._logits(w.words, w.scales, w.quants, w.headers, w.constants, self._scratch, begin, count)
+            self._logits(w.words, w.scales, w.quants, w.headers, w.constants, self._scratch, at, begin, count)
             ti.sync()
             view = self._view[self._chunk_map.logits :][: count * stride].reshape(count, -1)
             rows.append(view[:, : w.map.config.vocab_size].copy())

@@ -11,9 +11,9 @@ from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.attention import CacheShape, Offsets, make_attend
 from spqt_ti.kernels.cpu.head import make_head
 from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
-from spqt_ti.kernels.cpu.matmul import Tokens, make_vocabulary_matmul
+from spqt_ti.kernels.cpu.matmul import make_vocabulary_matmul
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
-from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
+from spqt_ti.kernels.cpu.tokens import Tokens
 from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
@@ -32,6 +32,7 @@ class Launch(NamedTuple):
     constants: Any
     cache: Any
     a: Any
+    address: Any
     integers: Any
     layer: Any
     start: Any
@@ -41,8 +42,12 @@ class Launch(NamedTuple):
 
 
 @functools.cache
-def make_prefill_kernels(weights: WeightMap, cache_shape: CacheShape, chunk: ChunkMap, workers: int):
-    """The kernels (embed tokens, run one layer, compute logits) for a model of these shapes."""
+def make_prefill_kernels(
+    weights: WeightMap, cache_shape: CacheShape, chunk: ChunkMap, workers: int, exact: bool
+):  # fmt: skip
+    """The kernels (embed tokens, run one layer, compute logits) for a model of these shapes; `exact`: in f32
+    throughout.
+    """
     config = weights.config
     hidden, width = config.hidden_size // 16, config.intermediate_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -55,11 +60,11 @@ def make_prefill_kernels(weights: WeightMap, cache_shape: CacheShape, chunk: Chu
     inputs, output, stride = chunk.inputs, chunk.output, chunk.output_stride
     head_tile, tiles = weights.head_tile, weights.vocabulary_tiles
     _, embed = make_head(config.hidden_size)
-    products = [make_chunk_product(kind, chunk.tiles, workers) for kind in weights.matrices.kinds]
+    products = [make_chunk_product(kind, chunk, workers, exact) for kind in weights.matrices.kinds]
     one_kind, kept = len(products) == 1, make_kept(weights)
     head_map = weights.matrices.head
     tiled_head, logit_vectors = head_map is None, weights.logit_vectors
-    score_head: Any = head_map and make_chunk_head(head_map, chunk.tiles, workers)
+    score_head: Any = head_map and make_chunk_head(head_map, chunk, workers, exact)
     attend = make_attend(cache_shape, queries_per_kv, weights.head_constants.window is not None)
     place_head = make_place_head(cache_shape, heads, weights.head_constants)
     first_seen = make_first_seen(weights.head_constants)
@@ -71,7 +76,7 @@ def make_prefill_kernels(weights: WeightMap, cache_shape: CacheShape, chunk: Chu
         """output = W input of a site for every token."""
         at = site_row(d.layer, site)
         x_stride = d.integers[at + SiteField.COLS] >> 4
-        tokens = ti.static(Tokens(source, x_stride, output, stride, d.count))
+        tokens = ti.static(Tokens(source, x_stride, output, stride, d.count, d.address))
         if ti.static(one_kind):
             products[0](d, at, tokens)
         else:
@@ -177,13 +182,16 @@ def make_prefill_kernels(weights: WeightMap, cache_shape: CacheShape, chunk: Chu
     @ti.kernel
     def run_layer(
         quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), constants: array_of(f32x16),
-        cache: array_of(cache_shape.dtype), a: array_of(f32x16), integers: array_of(ti.i32),
+        cache: array_of(cache_shape.dtype), a: array_of(f32x16), a_address: ti.i64, integers: array_of(ti.i32),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
+            address = a_address
             layer, start, count, masked = integers[LAYER], integers[START], integers[COUNT], integers[MASKED]
             d = ti.static(
-                Launch(quants, tail, headers, constants, cache, a, integers, layer, start, count, masked, worker)
+                Launch(
+                    quants, tail, headers, constants, cache, a, address, integers, layer, start, count, masked, worker
+                )
             )
             norms = layer * constants_stride
             arrived = 0
@@ -214,7 +222,7 @@ def make_prefill_kernels(weights: WeightMap, cache_shape: CacheShape, chunk: Chu
     @ti.kernel
     def score_tokens(
         words: array_of(u32x16), scales: array_of(f16x16), quants: array_of(u32x16), headers: array_of(u32x4),
-        constants: array_of(f32x16), a: array_of(f32x16), first: ti.i32, count: ti.i32,
+        constants: array_of(f32x16), a: array_of(f32x16), a_address: ti.i64, first: ti.i32, count: ti.i32,
     ):  # fmt: skip
         # The normalised states go where the layers' first inputs were.
         ti.loop_config(block_dim=1, parallelize=workers)
@@ -225,10 +233,10 @@ def make_prefill_kernels(weights: WeightMap, cache_shape: CacheShape, chunk: Chu
                 normalise(a, constants, final_norm, token, inputs[Site.QKV])
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
-            x, number = inputs[Site.QKV] + first * hidden, count
-            tokens = ti.static(Tokens(x, hidden, chunk.logits, logit_vectors, number))
+            x, number, address = inputs[Site.QKV] + first * hidden, count, a_address
+            tokens = ti.static(Tokens(x, hidden, chunk.logits, logit_vectors, number, address))
             if ti.static(tiled_head):
-                tile = chunk.tiles + worker * ROW_TILE_VECTORS
+                tile = chunk.tiles + worker * chunk.tile_stride
                 vocabulary_matmul(words, scales, head_tile, tiles, a, tile, tokens, worker)
             else:
                 score_head(quants, headers, a, tokens, worker)

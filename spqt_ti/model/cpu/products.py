@@ -9,9 +9,9 @@ from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, make_gemv_by_ba
 from spqt_ti.kernels.cpu.matmul import make_matmul
 from spqt_ti.kernels.cpu.row_gemv import make_row_gemv
 from spqt_ti.kernels.cpu.row_layout import X_VECTORS, RowInputs, RowMatrix, row_superblocks
-from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS, make_row_matmul
+from spqt_ti.kernels.cpu.row_matmul import make_row_matmul
 from spqt_ti.kernels.cpu.vectors import f32x16, value
-from spqt_ti.model.cpu.maps import IntegerMap, Scratch
+from spqt_ti.model.cpu.maps import ChunkMap, IntegerMap, Scratch
 from spqt_ti.model.cpu.matrix_maps import Kind, MatrixMap
 from spqt_ti.model.cpu.weights import SiteField, WeightMap
 
@@ -137,10 +137,11 @@ def make_head_product(matrix_map: MatrixMap, scratch: Scratch, ints: IntegerMap,
     return head_bands
 
 
-def make_chunk_product(kind: Kind, tiles: int, workers: int):
-    """Build the ti.func (d, at, tokens) of a worker's strips of Y = X W^T for the Tokens in d.a; `tiles`: first of the
-    workers' ROW_TILE_VECTORS vectors there.
+def make_chunk_product(kind: Kind, chunk: ChunkMap, workers: int, exact: bool):
+    """Build the ti.func (d, at, tokens) of a worker's strips of Y = X W^T for the Tokens in d.a, where `chunk` is its
+    map. `exact`: in f32 on every CPU.
     """
+    tiles, tile_stride = chunk.tiles, chunk.tile_stride
     if kind.rows:
         rows_matmul = make_row_matmul(workers, kind.decoder)
 
@@ -152,10 +153,10 @@ def make_chunk_product(kind: Kind, tiles: int, workers: int):
             rows = d.integers[at + SiteField.ROWS]
             superblocks = (cols + 255) >> 8
             matrix = ti.static(RowMatrix(d.quants, quants, d.headers, headers, None, None, rows, superblocks))
-            rows_matmul(matrix, cols, d.a, tiles + d.worker * ROW_TILE_VECTORS, tokens, d.worker)
+            rows_matmul(matrix, cols, d.a, tiles + d.worker * tile_stride, tokens, d.worker)
 
         return multiply_rows
-    matmul = make_matmul(workers, kind.decoder)
+    matmul = make_matmul(workers, exact, kind.decoder)
 
     @ti.func
     def multiply(d: ti.template(), at, tokens: ti.template()):
@@ -172,16 +173,17 @@ def make_chunk_product(kind: Kind, tiles: int, workers: int):
                 panel_bands,
             )
         )  # fmt: skip
-        matmul(matrix, d.a, tiles + d.worker * ROW_TILE_VECTORS, tokens, d.worker)
+        matmul(matrix, d.a, tiles + d.worker * tile_stride, tokens, d.worker)
 
     return multiply
 
 
-def make_chunk_head(matrix_map: MatrixMap, tiles: int, workers: int):
+def make_chunk_head(matrix_map: MatrixMap, chunk: ChunkMap, workers: int, exact: bool):
     """Build the ti.func (quants, headers, a, tokens, worker) of a worker's strips of the logits of a head that is not
     made of tiles.
     """
     shape, decoder = matrix_map.shape, matrix_map.kind.decoder
+    tiles, tile_stride = chunk.tiles, chunk.tile_stride
     if matrix_map.kind.rows:
         rows_matmul = make_row_matmul(workers, decoder)
 
@@ -193,10 +195,10 @@ def make_chunk_head(matrix_map: MatrixMap, tiles: int, workers: int):
                     row_superblocks(shape.cols),
                 )
             )  # fmt: skip
-            rows_matmul(matrix, shape.cols, a, tiles + worker * ROW_TILE_VECTORS, tokens, worker)
+            rows_matmul(matrix, shape.cols, a, tiles + worker * tile_stride, tokens, worker)
 
         return score_rows
-    matmul = make_matmul(workers, decoder)
+    matmul = make_matmul(workers, exact, decoder)
 
     @ti.func
     def score_bands(quants: ti.template(), headers: ti.template(), a: ti.template(), tokens: ti.template(), worker):
@@ -206,6 +208,6 @@ def make_chunk_head(matrix_map: MatrixMap, tiles: int, workers: int):
                 shape.full_bands, 0, shape.panel_bands,
             )
         )  # fmt: skip
-        matmul(matrix, a, tiles + worker * ROW_TILE_VECTORS, tokens, worker)
+        matmul(matrix, a, tiles + worker * tile_stride, tokens, worker)
 
     return score_bands

@@ -15,7 +15,8 @@ from spqt_ti.backend import ti
 
 _FOLDER = Path(__file__).parent
 _NEEDS = {"x86_64": {"fma", "f16c"}, "x86_64_vnni": {"fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"}}
-_WANTED = {"0": (), "fma": ("x86_64",), "1": ("x86_64", "x86_64_vnni")}
+_NEEDS["x86_64_vnni_chunks"] = _NEEDS["x86_64_vnni"]
+_WANTED = {"0": (), "fma": ("x86_64",), "1": tuple(_NEEDS)}
 
 
 @functools.cache
@@ -55,3 +56,8 @@ def load():
 def load_vnni():
     """`dot2` and what prepares its arguments, see x86_64_vnni.ll; None where they are not available."""
     return _load("x86_64_vnni")
+
+
+def load_vnni_chunks():
+    """What prefill's 16-bit products need besides, see x86_64_vnni_chunks.ll; None where they are not available."""
+    return _load("x86_64_vnni_chunks")

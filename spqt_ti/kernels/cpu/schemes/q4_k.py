@@ -8,7 +8,7 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.formats import q4_k
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
-from spqt_ti.kernels.cpu.schemes import q4_k_16_bits
+from spqt_ti.kernels.cpu.schemes import q4_k_16_bits, q4_k_chunk_16_bits
 from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.schemes.q4_k_fields import make_scales_and_minima, minima_of, per_row, scales_of
 from spqt_ti.kernels.cpu.schemes.q4_k_tail import make_tail_band
@@ -89,5 +89,6 @@ def make_decode_strip():
 
 DECODER = Decoder(
     q4_k.SCHEME, Q4_K_PLANES, unpack, make_add_superblock, make_write_rows, make_decode_strip, lanes_of_four=True,
-    make_fast_tile=q4_k_16_bits.make_add_tile, make_tail_band=make_tail_band,
+    make_fast_tile=q4_k_16_bits.make_add_tile, make_fast_matmul=q4_k_chunk_16_bits.make_matmul,
+    make_tail_band=make_tail_band,
 )  # fmt: skip

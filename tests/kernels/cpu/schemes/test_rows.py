@@ -11,11 +11,11 @@ from scheme_matrices import random_matrix
 
 from spqt_ti.backend import available_threads, start, ti
 from spqt_ti.formats import layout, schemes
-from spqt_ti.kernels.cpu.matmul import Tokens
 from spqt_ti.kernels.cpu.row_gemv import RowGemv
 from spqt_ti.kernels.cpu.row_layout import RowMatrix, row_superblocks, unpack
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS, make_row_matmul
 from spqt_ti.kernels.cpu.schemes import decoder_of
+from spqt_ti.kernels.cpu.tokens import Tokens
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, u32x4, u32x16, vectors_for
 
 SHAPES = [(1, 1), (33, 7), (7, 300), (300, 256), (65, 257), (576, 576), (130, 1000)]
@@ -77,7 +77,7 @@ def make_kernel(name: str):
             superblocks = (cols + 255) // 256
             x_stride = (cols + 15) // 16
             matrix = ti.static(RowMatrix(quants, 0, headers, 0, None, None, rows, superblocks))
-            tokens = ti.static(Tokens(x_at, x_stride, y_at, y_stride, count))
+            tokens = ti.static(Tokens(x_at, x_stride, y_at, y_stride, count, None))
             matmul(matrix, cols, a, worker * ROW_TILE_VECTORS, tokens, worker)
 
     return kernel
