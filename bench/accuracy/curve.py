@@ -89,7 +89,8 @@ def policies_of(arguments: argparse.Namespace, container: Container) -> list[Pat
         output = folder / (f"{METHOD}-{missing[0]:g}.json" if len(missing) == 1 else f"{METHOD}.json")
         code = spqt([
             "calibrate", str(container.path), "--method", METHOD, "--sparsity", ",".join(f"{s:g}" for s in missing),
-            "--text", str(arguments.calibration), "--tokens", str(arguments.tokens), "-o", str(output),
+            "--text", str(arguments.calibration), "-o", str(output), *(["--quick"] if arguments.quick else []),
+            "--tokens", str(arguments.tokens),
         ])  # fmt: skip
         if code:
             raise SystemExit(code)
@@ -230,7 +231,10 @@ def measure(arguments: argparse.Namespace) -> Curve:
     checkpoint = open_checkpoint(source)
     tokenizer = Tokenizer(checkpoint.tokenizer_json, checkpoint.config)
     parts = windows(tokenizer.encode(text), arguments.context, arguments.windows, tokenizer.bos)
-    about = {"text_sha256": sha256(text), "context": arguments.context, "windows": len(parts)}
+    about = {
+        "text_sha256": sha256(text), "context": arguments.context, "windows": len(parts),
+        "calibration_tokens": arguments.tokens, "quick": arguments.quick,
+    }  # fmt: skip
     check_folder(arguments.folder, {**about, "source": sorted({str(c.source.sha256) for c in containers})})
 
     def scorer() -> Scorer:
@@ -273,6 +277,7 @@ def main() -> None:
     parser.add_argument("--sparse", action="append", default=[], metavar="SCHEME", help="run with policies as well")
     parser.add_argument("--levels", type=levels, default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.65], metavar="S,S,...")
     parser.add_argument("--tokens", type=int, default=20000, help="of the calibration (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="rough policies, in a tenth of the time")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--speed", type=int, default=0, metavar="ROUNDS", help="time decoding too")
