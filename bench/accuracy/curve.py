@@ -28,6 +28,7 @@ from spqt_ti.benchmark.provenance import provenance
 from spqt_ti.cli.execution import add_execution, executor_of
 from spqt_ti.cli.main import main as spqt
 from spqt_ti.cli.options import levels
+from spqt_ti.cli.output import print_log
 from spqt_ti.container import Container
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import SpqtError
@@ -286,6 +287,7 @@ def main() -> None:
     add_execution(parser)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    print_log()
     try:
         curve = measure(arguments)
     except SpqtError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_containers
 
+from spqt_ti.convert.plan import PruningPlan
 from spqt_ti.errors import AllocationError
 from spqt_ti.evaluation.float_model import FloatModel
 from spqt_ti.model.sites import Site
@@ -137,3 +138,16 @@ def test_channels_of_ffn_weights() -> None:
     container = tiny_containers.container("gqa")
     stored = sum(container.matrix(1, s).rows * container.matrix(1, s).cols for s in (Site.GATE_UP, Site.DOWN))
     assert static.ffn_weights(container).tolist() == [stored] * 2
+
+
+def test_a_plan_is_what_quantize_reads(tmp_path: Path, monkeypatch) -> None:
+    """Rates layer by layer, for this source and no other."""
+    monkeypatch.setattr(static, "WINDOW", 30)
+    container, tokens = tiny_containers.container("gqa"), RNG.integers(0, 300, 400).tolist()
+    made = static.plan(container, "text", tokens, SETTINGS, InProcess())
+    made.save(tmp_path / "plan.json")
+    read = PruningPlan.load(tmp_path / "plan.json")
+    read.check(container.source.sha256, 2)
+    assert read.rates == made.allocation.rates
+    with pytest.raises(AllocationError, match="sensitivities do not carry over"):
+        read.check("b" * 64, 2)
