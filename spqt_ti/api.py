@@ -31,7 +31,7 @@ from spqt_ti.model.tuning import Tuning
 from spqt_ti.paths import expanded
 from spqt_ti.sources import registry
 from spqt_ti.sparsity.methods import uniform
-from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.policy import SparsityPolicy, be_dense
 from spqt_ti.texts import read_text, sha256
 
 
@@ -107,10 +107,10 @@ class Model:
             policy.check(self.container.fingerprint, self.llama.config.num_hidden_layers)
         with self.llama.exclusive():
             if policy is None:
-                self.llama.selectors.clear()
+                be_dense(self.llama)
             else:
                 pays = [self.llama.choices[site].runs_sparse(policy.sparsity) for site in SITES]
-                policy.apply(self.llama.selectors)
+                policy.apply(self.llama)
                 self.llama.thresholds[:, np.logical_not(pays)] = 0
             self._policy = policy
 

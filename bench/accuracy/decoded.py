@@ -75,7 +75,7 @@ def main() -> None:
             for path in arguments.policy:
                 policy = SparsityPolicy.load(path)
                 policy.check(model.container.fingerprint, llama.config.num_hidden_layers)
-                policy.apply(llama.selectors)
+                policy.apply(llama)
                 masked, real = compare(
                     parts,
                     lambda window, llama=llama: prefilled(llama, window, False),

@@ -73,7 +73,7 @@ class Recipe:
 
 RECIPES = {
     "tiny": Recipe(vocab=2048, hidden=256, intermediate=768, layers=4, steps=1500, rate=2e-3),
-    "small": Recipe(vocab=4096, hidden=384, intermediate=2304, layers=6, steps=1800, rate=1.5e-3),
+    "small": Recipe(vocab=4096, hidden=384, intermediate=2304, layers=6, steps=680, rate=1.5e-3),
 }
 
 

@@ -14,7 +14,7 @@ from spqt_ti.cli.signals import held_back
 from spqt_ti.paths import expanded
 
 TOKENS, QUICK_TOKENS = 20000, 2048  # of a text
-METHODS = ("uniform", "teal", "wina", "wisparse")  # spelled out here too, so that --help needs no NumPy
+METHODS = ("uniform", "teal", "wina", "wisparse", "svd")  # spelled out here too, so that --help needs no NumPy
 
 
 def add_parser(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     )
     options.add_model(parser)
     parser.add_argument("--method", choices=METHODS, default="uniform", help="(default: %(default)s)")
-    options.add_levels(parser, "levels, 0 to 0.99", required=True)
+    options.add_levels(parser, "levels, 0 to 0.99; for svd of the neurons that are off", required=True)
     options.add_text(parser, "to calibrate on")
     parser.add_argument(
         "--quick", action="store_true", help="a rough policy in a tenth of the time, to see what a method does"
@@ -44,6 +44,12 @@ def add_parser(commands: Any) -> None:
     search.add_argument("--seed", type=options.count_or_none, default=0, metavar="N", help="default: %(default)s")
     search.add_argument("--generations", type=options.count_or_none, metavar="N", help="default: 10, with --quick 1")
     search.add_argument("--offspring", type=options.count, metavar="N", help="default: 16, with --quick 4")
+    predictors = parser.add_argument_group("svd's predictors of neurons")
+    predictors.add_argument("--rank", type=options.count, metavar="R", help="default: a 16th of the hidden size")
+    predictors.add_argument("--executor", choices=("sequential", "parallel"), default="sequential")
+    predictors.add_argument("--no-whitening", action="store_true", help="truncate gate by its own singular values")
+    predictors.add_argument("--bias", choices=("none", "global", "neuron"), default="neuron")
+    predictors.add_argument("--importance", choices=("gate", "gate*up", "full"), default="full")
     parser.add_argument("--checkpoints", metavar="DIR", help="folder for what is done (default: in the cache folder)")
     options.add_threads(parser)
     options.add_json(parser)
@@ -54,7 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Calibrate, write the policies and say where."""
     with held_back():
         from spqt_ti.api import load
+        from spqt_ti.model.predictors import Executor
         from spqt_ti.sparsity.methods import calibrate, checkpoint_folder
+        from spqt_ti.sparsity.predictors.settings import Bias, Importance, PredictorSettings
         from spqt_ti.sparsity.search.evolution import QUICK, Search
         from spqt_ti.texts import read_text
     text = read_text(arguments.text)
@@ -63,13 +71,19 @@ def run(arguments: argparse.Namespace) -> None:
     asked = {name: getattr(arguments, name) for name in ("seed", "generations", "offspring")}
     sizes = {name: value for name, value in asked.items() if value is not None}
     search = dataclasses.replace(QUICK if arguments.quick else Search(), **sizes)
+    predictor = PredictorSettings(
+        arguments.rank, not arguments.no_whitening, Bias(arguments.bias), Importance(arguments.importance),
+        Executor(arguments.executor),
+    )  # fmt: skip
     tokens = arguments.tokens or (QUICK_TOKENS if arguments.quick else TOKENS)
     folder = checkpoint_folder(model.container, text, tokens, search)
     if arguments.checkpoints is not None:
         folder = expanded(arguments.checkpoints)
     output, files = expanded(arguments.output), []
     try:
-        make = calibrate(arguments.method, model.llama, model.container, model.tokenizer, text, tokens, folder, search)
+        make = calibrate(
+            arguments.method, model.llama, model.container, model.tokenizer, text, tokens, folder, search, predictor
+        )
         for level in arguments.sparsity:
             several = len(arguments.sparsity) > 1
             path = output.with_name(f"{output.stem}-{level:g}{output.suffix}") if several else output

@@ -78,7 +78,7 @@ class SpqtLM(TemplateLM):
 
     def _gate(self, policy: SparsityPolicy) -> None:
         policy.check(self._model.container.fingerprint, self._llama.config.num_hidden_layers)
-        policy.apply(self._llama.selectors)
+        policy.apply(self._llama)
 
     @property
     def tokenizer_name(self) -> str:

@@ -16,7 +16,7 @@ from spqt_ti.errors import GenerationError
 from spqt_ti.model.runner import Llama
 from spqt_ti.progress import progress
 from spqt_ti.sparsity.active_inputs import ActiveInputs
-from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.policy import SparsityPolicy, be_dense
 from spqt_ti.sparsity.search.divergence import divergence, log_softmax
 
 MIN_CONTEXT = 8
@@ -95,14 +95,14 @@ def evaluate(llama: Llama, parts: Sequence[Sequence[int]], policies: Sequence[Sp
     llama.reset()
     llama.warm_up_prefill()
     for window in progress(parts, desc="evaluate", unit="windows"):
-        llama.selectors.clear()
+        be_dense(llama)
         dense = log_softmax(second_half(llama, window, None))
         for policy, score in zip(policies, scores, strict=True):
-            llama.selectors.clear()
+            be_dense(llama)
             if policy is not None:
-                policy.apply(llama.selectors)
+                policy.apply(llama)
             score_window(score, window, dense, log_softmax(second_half(llama, window, score.active)))
-    llama.selectors.clear()
+    be_dense(llama)
     llama.reset()
     return scores
 

@@ -45,7 +45,7 @@ class TextScores:
             llama.selectors.clear()
             dense = self._dense(number, window)
             if policy is not None:
-                policy.apply(llama.selectors)
+                policy.apply(llama)
             score_window(scores, window, dense, log_softmax(second_half(llama, window, active)))
         llama.selectors.clear()
         means = [[float(np.mean(values)) for values in part] for part in (scores.nll, scores.kl, scores.same)]

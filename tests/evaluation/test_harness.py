@@ -141,7 +141,7 @@ def test_a_policy_counts(dense: SpqtLM, policy: Path, tasks: TaskManager) -> Non
     (first, *_) = evaluate("spqt", tasks, "choices", model_args=arguments)["samples"]
     whole = dense.tok_encode(QUESTIONS[0]["question"] + QUESTIONS[0]["choices"][0])
     model = tiny_containers.llama("gqa")
-    SparsityPolicy.load(policy).apply(model.selectors)
+    SparsityPolicy.load(policy).apply(model)
     model.reset()
     logits = model.prefill(whole, "all", masked=True).astype(np.float64)
     model.selectors.clear()

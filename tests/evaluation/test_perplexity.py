@@ -50,7 +50,7 @@ def test_sparse_is_real_decoding(policy: SparsityPolicy) -> None:
     """
     model = tiny_containers.llama("gqa")
     (score,) = evaluate(model, PARTS[:1], [policy])
-    policy.apply(model.selectors)
+    policy.apply(model)
     model.reset()
     decoded = log_softmax(np.stack([model.decode(token).copy() for token in PARTS[0]]))
     half = CONTEXT // 2

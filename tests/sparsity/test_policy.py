@@ -97,7 +97,7 @@ BAD = {
     "string": '"uniform"',
     "empty_object": "{}",
     **{f"without_{name}": without(name) for name in FIELDS},
-    "another_format": changed(format=3),
+    "another_format": changed(format=4),
     "format_as_text": changed(format="1"),
     "site_missing": changed(sites=list(SITES[:3])),
     "sites_in_another_order": changed(sites=list(SITES[::-1])),

@@ -13,8 +13,9 @@ from spqt_ti.errors import PolicyError
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.model.runner import Llama
 from spqt_ti.sparsity.checkpoint import Checkpoint, Identity
-from spqt_ti.sparsity.methods import teal, uniform, wina, wisparse
+from spqt_ti.sparsity.methods import svd, teal, uniform, wina, wisparse
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.predictors.settings import PredictorSettings
 from spqt_ti.sparsity.search.evolution import Search
 from spqt_ti.texts import paragraph_hashes
 
@@ -33,6 +34,7 @@ class Request:
     tokens: Sequence[int]
     checkpoint: Checkpoint
     search: Search
+    predictor: PredictorSettings
 
 
 def _uniform(r: Request) -> PolicyMaker:
@@ -51,11 +53,16 @@ def _wisparse(r: Request) -> PolicyMaker:
     return wisparse.calibrate(r.llama, r.container, r.text, r.tokens, r.search, r.checkpoint).policy
 
 
+def _svd(r: Request) -> PolicyMaker:
+    return svd.calibrate(r.container, r.text, r.tokens, r.predictor, r.checkpoint, r.llama.threads).policy
+
+
 METHODS: dict[str, Callable[[Request], PolicyMaker]] = {
     "uniform": _uniform,
     "teal": _teal,
     "wina": _wina,
     "wisparse": _wisparse,
+    "svd": _svd,
 }
 
 
@@ -68,12 +75,13 @@ def calibrate(
     most: int,
     folder: Path | None = None,
     search: Search | None = None,
+    predictor: PredictorSettings | None = None,
 ) -> PolicyMaker:
     """Calibrate on the first `most` tokens of `text`; its paragraphs' hashes are kept in every policy.
 
     `folder`: where checkpoints are kept, and found again by the next call (None: nowhere). `search`: sizes and seed of
-    the searches of TEAL and WiSparse. Raises PolicyError for an unknown method, for a text (or `most`) of fewer than
-    256 tokens, and for checkpoints of something else.
+    the searches of TEAL and WiSparse. `predictor`: what is asked of SVD's predictors. Raises PolicyError for an unknown
+    method, for a text (or `most`) of fewer than 256 tokens, and for checkpoints of something else.
     """
     if method not in METHODS:
         raise PolicyError(f"unknown method {method!r}; there are: {', '.join(METHODS)}")
@@ -84,7 +92,8 @@ def calibrate(
     search = search or Search()
     if rough(search):
         identity = {**identity, "pick": search.pick, "windows": search.windows, "alone_windows": search.alone_windows}
-    make = METHODS[method](Request(llama, container, text, tokens, Checkpoint(folder, identity), search))
+    made_with = Checkpoint(folder, identity)
+    make = METHODS[method](Request(llama, container, text, tokens, made_with, search, predictor or PredictorSettings()))
     hashes = paragraph_hashes(text)
 
     def policy(sparsity: float) -> SparsityPolicy:

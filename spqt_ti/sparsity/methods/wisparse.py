@@ -28,7 +28,7 @@ from spqt_ti.sparsity.checkpoint import Checkpoint, Value
 from spqt_ti.sparsity.kept_arrays import KeptArrays
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.methods.teal import check_level
-from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.policy import SparsityPolicy, be_dense
 from spqt_ti.sparsity.search import alpha, greedy, sensitivity
 from spqt_ti.sparsity.search.divergence import BudgetFitness
 from spqt_ti.sparsity.search.evolution import Levels, Search, State, evolve, is_better
@@ -220,7 +220,7 @@ def _windows(llama: Llama, tokens: Sequence[int], count: int, length: int, offse
 
 
 def _be_dense(llama: Llama) -> None:
-    llama.selectors.clear()
+    be_dense(llama)
     llama.reset()
 
 

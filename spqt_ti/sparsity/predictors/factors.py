@@ -52,9 +52,9 @@ def factorise(gate: np.ndarray, gram: np.ndarray | None, rank: int) -> Factors:
     Computed from the eigenvectors of (gate S)^T (gate S), so nothing but gate is larger than hidden x hidden.
     Raises ValueError for a rank outside 1 to hidden.
     """
-    intermediate, hidden = gate.shape
-    if not 1 <= rank <= min(hidden, intermediate):
-        raise ValueError(f"rank {rank}, expected 1 to {min(hidden, intermediate)}")
+    hidden = gate.shape[1]
+    if not 1 <= rank <= hidden:
+        raise ValueError(f"rank {rank}, expected 1 to {hidden}")
     wide = gate.astype(np.float64)
     root, jitter = (np.eye(hidden), 0.0) if gram is None else cholesky(gram)
     whitened = wide @ root

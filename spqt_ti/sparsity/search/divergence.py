@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spqt_ti.model.runner import Llama
+from spqt_ti.sparsity.policy import be_dense
 from spqt_ti.sparsity.search.evolution import Levels
 
 
@@ -34,7 +35,7 @@ class BudgetFitness:
         self._settled: Levels = ()
         self._states: list[list[np.ndarray]] = []  # per window, before each layer, of the individual settled on
         self._embedded = [llama.embed(window) for window in windows]
-        llama.selectors.clear()
+        be_dense(llama)
         self._dense = [log_softmax(self._logits(states, 0, masked=False)) for states in self._embedded]
         for (layer, site), weight in weights.items():
             llama.selectors.weigh(layer, site, weight)

@@ -12,6 +12,7 @@ import numpy as np
 
 from spqt_ti.model.runner import Llama
 from spqt_ti.sparsity.active_inputs import ActiveInputs
+from spqt_ti.sparsity.policy import be_dense
 from spqt_ti.sparsity.search.sample import spread
 
 WINDOWS, WINDOW = 8, 256
@@ -24,14 +25,14 @@ Weights = Mapping[tuple[int, str], np.ndarray]
 def realised(llama: Llama, windows: Sequence[Sequence[int]], thresholds: np.ndarray, weights: Weights) -> float:
     """Share of the layers' weights that are skipped at thresholds f32 [layers, 4] on `windows`; dense afterwards."""
     active = ActiveInputs(llama)
-    llama.selectors.clear()
+    be_dense(llama)
     for (layer, site), weight in weights.items():
         llama.selectors.weigh(layer, site, weight)
     llama.thresholds[:] = thresholds
     for window in windows:
         llama.reset()
         llama.prefill(window, "none", masked=True, observer=active)
-    llama.selectors.clear()
+    be_dense(llama)
     llama.reset()
     return active.realised_sparsity
 

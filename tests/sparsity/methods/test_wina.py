@@ -65,7 +65,7 @@ def test_weights_that_do_not_fit_leave_the_model_dense(calibration: wina.WinaCal
     model = tiny_containers.llama("gqa")
     short = {(0, "down"): np.ones(3, np.float32)}
     with pytest.raises(PolicyError, match=r"layer 0: weights of down have shape \(3,\)"):
-        dataclasses.replace(calibration.policy(0.5), weights=short).apply(model.selectors)
+        dataclasses.replace(calibration.policy(0.5), weights=short).apply(model)
     assert not model.thresholds.any()
 
 
@@ -75,7 +75,7 @@ def test_decoding_skips_what_the_scores_say(calibration: wina.WinaCalibration) -
     model.selectors.clear()
     model.reset()
     model.prefill([17], "none", observer=lambda layer, site, x: seen.setdefault((layer, site), x[0].copy()))
-    policy.apply(model.selectors)
+    policy.apply(model)
     model.reset()
     model.decode(17)
     scores = np.abs(seen[0, "qkv"]) * policy.weights[0, "qkv"]

@@ -40,7 +40,7 @@ def test_is_the_divergence_of_masked_prefill(fitness: BudgetFitness, weights) ->
         for masked, policy in policies.items():
             llama.selectors.clear()
             if policy:
-                policy.apply(llama.selectors)
+                policy.apply(llama)
             llama.reset()
             logs.append(log_softmax(llama.prefill(part, "all", masked)[len(part) // 4 :]))
         assert cost == pytest.approx(divergence(*logs).mean(), rel=1e-4)
