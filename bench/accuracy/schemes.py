@@ -24,7 +24,7 @@ from spqt_ti.evaluation.float_model import FloatModel
 from spqt_ti.evaluation.perplexity import Scores, compare, mean_and_error, windows
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.model.runner import Llama
-from spqt_ti.model.sites import Site
+from spqt_ti.model.sites import Site, inputs_per_layer
 from spqt_ti.sources import registry
 from spqt_ti.sources.open import open_checkpoint
 from spqt_ti.tables import Table, print_table
@@ -84,10 +84,7 @@ def main() -> None:
         models = [Llama(container, context=arguments.context) for container in containers.values()]
         scorers = [source.second_half, *(functools.partial(prefilled, model) for model in models)]
         scores = compare(parts, source.second_half, scorers)
-    dense = [
-        model.traffic.bytes_per_token(np.tile(model.inputs(), (model.config.num_hidden_layers, 1))) / 1e6
-        for model in models
-    ]
+    dense = [model.traffic.bytes_per_token(inputs_per_layer(model.config)) / 1e6 for model in models]
     rows = [line("source", 32.0, None, scores[0])] + [
         line(name, bits_per_weight(container), megabytes, score)
         for (name, container), megabytes, score in zip(containers.items(), dense, scores[1:], strict=True)

@@ -115,19 +115,16 @@ def describe_decoding(
     JSON. `dense_bytes_per_token`: bytes of weights that a token reads when no input is skipped, padding included;
     `decode`: how each matrix runs at this level, and why. Raises BackendError where the backend is not there.
     """
-    import numpy as np
-
     from spqt_ti.backend import look_up
     from spqt_ti.model.dispatch import choose
     from spqt_ti.model.engines import engine_for
-    from spqt_ti.model.sites import Site, inputs_per_site
+    from spqt_ti.model.sites import Site, inputs_per_layer
     from spqt_ti.model.tuning import Tuning
 
     runtime, config = look_up(backend), container.config
     workers, kind = workers_of(runtime, threads), engine_for(runtime.capabilities)
     choices = choose(config, Tuning.load(runtime.name), workers, kind)
     traffic = kind.traffic(config, container.matrices)
-    every_input = np.tile(inputs_per_site(config), (config.num_hidden_layers, 1))
     decode = {
         "sparsity": sparsity,
         "backend": runtime.backend,
@@ -136,7 +133,7 @@ def describe_decoding(
         "division": kind.division_title,
         "matrices": [how for site in Site for how in _ways(container, site, choices[site.label], sparsity)],
     }
-    return {"dense_bytes_per_token": traffic.bytes_per_token(every_input), "decode": decode}
+    return {"dense_bytes_per_token": traffic.bytes_per_token(inputs_per_layer(config)), "decode": decode}
 
 
 def _ways(container: Container, site: Site, choice: Choice, sparsity: float) -> Iterator[dict[str, Any]]:

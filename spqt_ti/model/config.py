@@ -73,11 +73,13 @@ class ModelConfig:
     hidden_act_param: float = 0.0
     sliding_window: int | None = None
     layer_types: tuple[str, ...] = ()
+    intermediate_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.model_type not in ARCHITECTURES:
             raise unsupported(self.model_type)
         self._check_sizes()
+        self._check_widths()
         self._check_heads()
         self._check_numbers()
         self._check_token_ids()
@@ -97,6 +99,22 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
                 raise CheckpointError(f"{name} is {value!r}, expected a positive whole number")
+
+    def _check_widths(self) -> None:
+        widths = self.intermediate_sizes
+        if not widths:
+            return
+        if len(widths) != self.num_hidden_layers:
+            raise CheckpointError(f"intermediate_sizes has {len(widths)} entries, expected {self.num_hidden_layers}")
+        if not all(type(width) is int and width > 0 for width in widths):
+            raise CheckpointError(f"intermediate_sizes is {list(widths)!r:.80}, expected positive whole numbers")
+        if max(widths) != self.intermediate_size:
+            raise CheckpointError(
+                f"intermediate_size is {self.intermediate_size}, expected the largest of intermediate_sizes, "
+                f"{max(widths)}"
+            )
+        if min(widths) == max(widths):  # one spelling of one model
+            object.__setattr__(self, "intermediate_sizes", ())
 
     def _check_heads(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -160,6 +178,7 @@ class ModelConfig:
             "model_type": self.model_type,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
+            **({"intermediate_sizes": list(self.intermediate_sizes)} if self.intermediate_sizes else {}),
             "num_hidden_layers": self.num_hidden_layers,
             "num_attention_heads": self.num_attention_heads,
             "num_key_value_heads": self.num_key_value_heads,
@@ -198,22 +217,27 @@ class ModelConfig:
         """Hugging Face name -> shape of every tensor that the model needs, in the order in which it is used."""
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for layer in range(self.num_hidden_layers):
-            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self._layer_shapes().items()}
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self._layer_shapes(layer).items()}
         shapes["model.norm.weight"] = (self.hidden_size,)
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
-    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+    def widths(self) -> tuple[int, ...]:
+        """Per layer the channels of its feed-forward network."""
+        return self.intermediate_sizes or (self.intermediate_size,) * self.num_hidden_layers
+
+    def _layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         hidden, queries, keys = self.hidden_size, self.num_attention_heads * self.head_dim, self.kv_size
+        width = self.intermediate_sizes[layer] if self.intermediate_sizes else self.intermediate_size
         matrices = {
             "self_attn.q_proj": (queries, hidden),
             "self_attn.k_proj": (keys, hidden),
             "self_attn.v_proj": (keys, hidden),
             "self_attn.o_proj": (hidden, queries),
-            "mlp.gate_proj": (self.intermediate_size, hidden),
-            "mlp.up_proj": (self.intermediate_size, hidden),
-            "mlp.down_proj": (hidden, self.intermediate_size),
+            "mlp.gate_proj": (width, hidden),
+            "mlp.up_proj": (width, hidden),
+            "mlp.down_proj": (hidden, width),
         }
         norms = {norm.role: norm for norm in self.norms()}
         before = {"self_attn.q_proj": ("attention_norm",), "mlp.gate_proj": ("ffn_norm",),

@@ -40,7 +40,7 @@ _APPLIED = frozenset(
     (*_SIZES, _POSITIONS, _ORIGINAL, _KV_HEADS, "architectures", "model_type", "head_dim", "hidden_act",
      "hidden_act_param", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
      "tie_word_embeddings", "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "sliding_window",
-     "use_sliding_window", "max_window_layers", "layer_types")
+     "use_sliding_window", "max_window_layers", "intermediate_sizes", "layer_types")
 )  # fmt: skip
 # Keys that change nothing of what one token's logits are: training, generation, storage, bookkeeping.
 # fmt: off
@@ -152,6 +152,7 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": _whole(fields, "intermediate_size"),
+        "intermediate_sizes": _widths(fields, layers),
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": _whole(
@@ -304,6 +305,15 @@ def _windows(fields: Mapping[str, Any], row: Architecture, layers: int, position
                 f"{name} is {fields[name]!r}, but the {row.model_type} architecture has a sliding_window in every layer"
             )
     return result
+
+
+def _widths(fields: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    given = fields.get("intermediate_sizes")
+    if given is None:
+        return ()
+    if not isinstance(given, list) or len(given) != layers:
+        raise CheckpointError(f"intermediate_sizes is {given!r:.80}, expected a list of num_hidden_layers = {layers}")
+    return tuple(given)
 
 
 def _layer_types(fields: Mapping[str, Any], layers: int) -> tuple[str, ...]:

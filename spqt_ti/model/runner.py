@@ -106,7 +106,7 @@ class Llama:
         return self._decode.active
 
     def inputs(self) -> np.ndarray:
-        """Inputs that a token has at each site, i32 [4]."""
+        """Inputs that a token has at each site of the widest layer, i32 [4]."""
         return inputs_per_site(self.config)
 
     def warm_up_prefill(self) -> None:

@@ -35,11 +35,13 @@ class SelectorMap:
 class Selectors:
     """Thresholds and weights of every site, in the memory of the host; at first every site is dense.
 
-    `inputs`: inputs that a token has at each site, i32 [4]. `values`: the memory, f32 [map.vectors * 16], zeros.
+    `inputs`: inputs that a token has at each site, i32 [layers, 4], or [4] where layers are alike.
+    `values`: the memory, f32 [map.vectors * 16], zeros.
     """
 
     def __init__(self, map: SelectorMap, inputs: np.ndarray, values: np.ndarray) -> None:
-        self.map, self.values, self._inputs = map, values, inputs
+        self.map, self.values = map, values
+        self._inputs = np.broadcast_to(inputs, (map.layers, len(SITES)))
         sites = map.layers * len(SITES)
         self.thresholds = values[:sites].reshape(map.layers, len(SITES))
         self._weighted = values[map.weighted :][:sites].reshape(map.layers, len(SITES))
@@ -52,7 +54,7 @@ class Selectors:
         self.changes += 1
         self._weighted[at] = weights is not None
         if weights is not None:
-            expected = (int(self._inputs[at[1]]),)
+            expected = (int(self._inputs[at]),)
             if weights.shape != expected:
                 raise ValueError(f"weights of {site} have shape {weights.shape}, expected {expected}")
             self._weights[at][: weights.size] = weights

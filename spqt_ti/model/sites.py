@@ -46,22 +46,30 @@ SITES = tuple(site.label for site in Site)
 SITE_COUNT = len(Site)
 
 
-def matrix_shapes(config: ModelConfig) -> dict[str, ZigzagShape]:
-    """Site -> shape of the (stacked) matrix that reads it."""
+def matrix_shapes(config: ModelConfig, layer: int | None = None) -> dict[str, ZigzagShape]:
+    """Site -> shape of the (stacked) matrix that reads it, in a layer or, by default, in the widest one."""
+    width = config.intermediate_size if layer is None else config.widths()[layer]
     heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     attention = config.num_attention_heads * config.head_dim
     return {
         "qkv": ZigzagShape(heads, config.hidden_size),
         "o": ZigzagShape(config.hidden_size, attention),
-        "gate_up": ZigzagShape(2 * config.intermediate_size, config.hidden_size),
-        "down": ZigzagShape(config.hidden_size, config.intermediate_size),
+        "gate_up": ZigzagShape(2 * width, config.hidden_size),
+        "down": ZigzagShape(config.hidden_size, width),
     }
 
 
 def inputs_per_site(config: ModelConfig) -> np.ndarray:
-    """Inputs that a token has at each site of a layer, i32 [4]."""
+    """Inputs that a token has at each site of the widest layer, i32 [4]."""
     shapes = matrix_shapes(config)
     return np.array([shapes[site].cols for site in SITES], np.int32)
+
+
+def inputs_per_layer(config: ModelConfig) -> np.ndarray:
+    """Inputs that a token has at each site of each layer, i32 [layers, 4]."""
+    inputs = np.tile(inputs_per_site(config), (config.num_hidden_layers, 1))
+    inputs[:, Site.DOWN] = config.widths()
+    return inputs
 
 
 def realised_sparsity(config: ModelConfig, active: np.ndarray) -> float:
@@ -69,13 +77,14 @@ def realised_sparsity(config: ModelConfig, active: np.ndarray) -> float:
 
     An input counts as many weights as its column has. The same on every device: padding is no weight.
     """
-    rows = np.array([shape.rows for shape in matrix_shapes(config).values()])
-    return float(1 - (active @ rows).sum() / (len(active) * (inputs_per_site(config) @ rows)))
+    rows = np.tile([shape.rows for shape in matrix_shapes(config).values()], (config.num_hidden_layers, 1))
+    rows[:, Site.GATE_UP] = 2 * np.array(config.widths())
+    return float(1 - (active * rows).sum() / (inputs_per_layer(config) * rows).sum())
 
 
 def inputs_skipped(config: ModelConfig, active: np.ndarray) -> np.ndarray:
     """Share of the inputs that a token skips at each site, f64 [4], of active inputs [layers, 4]."""
-    return 1 - active.mean(axis=0) / inputs_per_site(config)
+    return 1 - active.sum(axis=0) / inputs_per_layer(config).sum(axis=0)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spqt_ti.model.runner import Llama
-from spqt_ti.model.sites import SITES, inputs_per_site, realised_sparsity
+from spqt_ti.model.sites import SITES, inputs_per_layer, realised_sparsity
 
 
 class ActiveInputs:
@@ -17,7 +17,7 @@ class ActiveInputs:
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
         self.total = np.zeros(llama.thresholds.shape)
-        self._inputs = inputs_per_site(llama.config)
+        self._inputs = inputs_per_layer(llama.config)
         self._tokens = np.zeros(llama.thresholds.shape)
 
     def __call__(self, layer: int, site: str, inputs: np.ndarray) -> None:

@@ -82,7 +82,7 @@ def make_decode_kernel(
     A launch decodes a token and then, STEPS - 1 times, the best token after the one before.
     """
     config = weights.config
-    layers, hidden, width = config.num_hidden_layers, config.hidden_size // 16, config.intermediate_size // 16
+    layers, hidden = config.num_hidden_layers, config.hidden_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     head_vectors, queries_per_kv = head_dim // 16, heads // kv_heads
     eps = config.rms_norm_eps
@@ -235,7 +235,8 @@ def make_decode_kernel(
 
     @ti.func
     def swiglu(d: ti.template(), layer):
-        """The activation, input of down, on the worker's share."""
+        """The activation, input of down, on the worker's share; a layer may be narrower than others."""
+        width = d.integers[site_row(layer, Site.DOWN) + SiteField.COLS] >> 4
         for i in range(share_start(width, d.worker, workers), share_start(width, d.worker + 1, workers)):
             g = summed(d, layer, Site.GATE_UP, i)
             up = summed(d, layer, Site.GATE_UP, width + i)

@@ -116,8 +116,8 @@ class MatrixMaps:
         return cls(sites, matrix_map, tuple(sorted(kinds, key=lambda kind: kind.rows)), end)
 
     def shape(self, site: Site) -> ZigzagShape:
-        """Rows and columns of a site's matrices, which are those of every layer; not their planes."""
-        return self.sites[0][site].shape
+        """Rows and columns of a site's matrix in the widest layer; not their planes."""
+        return max((layer[site].shape for layer in self.sites), key=lambda shape: shape.rows * shape.cols)
 
 
 def in_tiles(vocabulary: MatrixInfo) -> bool:

@@ -58,7 +58,7 @@ class Prefill:
             if observer is not None:
                 ti.sync()
                 for site in SITES:
-                    observer(layer, site, self._input(site, len(tokens)))
+                    observer(layer, site, self._input(layer, site, len(tokens)))
 
     def embed(self, tokens: Tokens) -> None:
         """Make the embeddings of up to CHUNK tokens the hidden states."""
@@ -89,8 +89,8 @@ class Prefill:
         hidden = self._weights.map.config.hidden_size
         return self._view[: count * hidden // 16].reshape(count, hidden)
 
-    def _input(self, site: str, count: int) -> np.ndarray:
-        cols = self._weights.map.matrices.shape(Site[site.upper()]).cols
+    def _input(self, layer: int, site: str, count: int) -> np.ndarray:
+        cols = self._weights.map.matrices.sites[layer][Site[site.upper()]].shape.cols
         start = self._chunk_map.inputs[SITES.index(site)]
         return self._view[start : start + count * cols // 16].reshape(count, cols)
 

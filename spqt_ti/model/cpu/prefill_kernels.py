@@ -49,7 +49,7 @@ def make_prefill_kernels(
     throughout.
     """
     config = weights.config
-    hidden, width = config.hidden_size // 16, config.intermediate_size // 16
+    hidden = config.hidden_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     head_vectors, queries_per_kv, attention = head_dim // 16, heads // kv_heads, heads * head_dim // 16
     eps = config.rms_norm_eps
@@ -159,7 +159,8 @@ def make_prefill_kernels(
 
     @ti.func
     def swiglu(d: ti.template()):
-        """Input of down."""
+        """Input of down, which may be narrower in one layer than in another."""
+        width = d.integers[site_row(d.layer, Site.DOWN) + SiteField.COLS] >> 4
         for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
             at = inputs[Site.DOWN] + token * width
             for i in range(width):

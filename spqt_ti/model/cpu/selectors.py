@@ -5,7 +5,7 @@ from __future__ import annotations
 from spqt_ti.backend import host_view
 from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.selectors import Selectors
-from spqt_ti.model.sites import inputs_per_site
+from spqt_ti.model.sites import inputs_per_layer
 
 
 class WorkerSelectors(Selectors):
@@ -14,4 +14,4 @@ class WorkerSelectors(Selectors):
     def __init__(self, weights: Weights) -> None:
         values = host_view(weights.constants)[weights.map.selectors :].reshape(-1)
         values[:] = 0
-        super().__init__(weights.map.selector_map, inputs_per_site(weights.map.config), values)
+        super().__init__(weights.map.selector_map, inputs_per_layer(weights.map.config), values)

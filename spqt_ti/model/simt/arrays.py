@@ -17,7 +17,7 @@ from spqt_ti.model.constants import Constants
 from spqt_ti.model.selectors import SelectorMap, Selectors
 from spqt_ti.model.simt.maps import FloatMap, IntegerMap
 from spqt_ti.model.simt.weights import WeightMap, read_words
-from spqt_ti.model.sites import inputs_per_site
+from spqt_ti.model.sites import inputs_per_layer
 
 # What the kernels of token_kernels and chunk_kernels take: threads of the largest group, bytes that one shares
 # (attention's), arrays of a task.
@@ -42,7 +42,7 @@ class ModelArrays:
         self.weight_map = WeightMap.of(config, container.matrices, divisions)
         self.cache_shape = CacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context)
         self.constants = Constants.read(container, context)
-        inputs = inputs_per_site(config)
+        inputs = inputs_per_layer(config)
         selector_map = SelectorMap.of(config.num_hidden_layers, int(inputs.max()))
         self.selectors = Selectors(selector_map, inputs, np.zeros(selector_map.vectors * 16, np.float32))
         self.floats = FloatMap.of(self.weight_map, self.constants, selector_map)

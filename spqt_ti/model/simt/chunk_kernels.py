@@ -28,7 +28,7 @@ from spqt_ti.model.engine import CHUNK
 from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.simt.head_tasks import make_head_tasks
 from spqt_ti.model.simt.maps import FloatMap, IntegerMap
-from spqt_ti.model.simt.weights import WeightMap
+from spqt_ti.model.simt.weights import LayerSpan, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
 
 _GROUP = 128  # threads of a group, except for products
@@ -36,17 +36,17 @@ _GROUP = 128  # threads of a group, except for products
 
 def make_chunk_kernels(
     weight_map: WeightMap, constants: Constants, cache_shape: CacheShape, selectors: SelectorMap, floats: FloatMap,
-    ints: IntegerMap,
+    ints: IntegerMap, *, span: LayerSpan | None = None,
 ):  # fmt: skip
     """Build begin_chunk, the launches of a layer (of named arrays, layer, start, count and masked), and end_chunk for a
-    model of these shapes, for up to CHUNK tokens.
+    model of these shapes, for up to CHUNK tokens. The launches are for the layers of a span, by default the first.
     """
-    config = weight_map.config
-    hidden, width = config.hidden_size, config.intermediate_size
+    config, span = weight_map.config, span or weight_map.spans[0]
+    hidden, width = config.hidden_size, span.width
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     half, queries_per_kv = head_dim // 2, heads // kv_heads
     attention = heads * head_dim
-    matrix_maps = [weight_map.matrices[site.label] for site in Site]
+    matrix_maps = [span.matrices[site.label] for site in Site]
     padded_rows = [matrix_map.shape.padded_rows for matrix_map in matrix_maps]
     matmuls = [make_matmul(matrix_map.shape, CHUNK) for matrix_map in matrix_maps]
     threads = [matmul_threads(matrix_map.shape, CHUNK) for matrix_map in matrix_maps]
@@ -100,8 +100,8 @@ def make_chunk_kernels(
                 threshold = -1.0
         weights = floats.selectors + (selectors.weights + (layer * SITE_COUNT + site) * selectors.stride) * LANES
         weighted = a[floats.selectors + selectors.weighted + layer * SITE_COUNT + site] > 0.0
-        quants_at = layer * weight_map.quants_stride + matrix_maps[site].quants
-        headers_at = layer * weight_map.headers_stride + matrix_maps[site].headers
+        quants_at = layer * span.quants_stride + (span.quants + matrix_maps[site].quants)
+        headers_at = layer * span.headers_stride + (span.headers + matrix_maps[site].headers)
         matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
         rule = ti.static(Rule(threshold, a, weights, weighted))
         matmuls[site](i, matrix, a, floats.chunk_inputs[site], floats.chunk_output, count, rule)

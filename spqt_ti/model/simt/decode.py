@@ -54,12 +54,16 @@ class SimtDecode:
 
     def _make_token(self) -> Submission:
         m = self._arrays
-        begin, run_layer, end = make_token_kernels(
-            m.weight_map, m.constants, m.cache_shape, m.selectors.map, m.floats, m.ints
-        )
+        maps = m.weight_map, m.constants, m.cache_shape, m.selectors.map, m.floats, m.ints
+        kernels = [make_token_kernels(*maps, span=span) for span in m.weight_map.spans]
+        begin, _, end = kernels[0]
         vocabulary = ("words", "scales", "a", "integers")
         weights = ("quants", "headers", "a", "cache", "integers")
-        layers = [Launch(run_layer, weights, (layer,)) for layer in range(m.config.num_hidden_layers)]
+        layers = [
+            Launch(run_layer, weights, (layer,))
+            for span, (_, run_layer, _) in zip(m.weight_map.spans, kernels, strict=True)
+            for layer in range(span.first, span.first + span.count)
+        ]
         launches = [
             Launch(begin, vocabulary, ("token", "position")),
             *layers,

@@ -19,10 +19,12 @@ class SimtPrefill:
     def __init__(self, arrays: ModelArrays) -> None:
         self._arrays = arrays
         self._tokens = zeros(ti.i32, CHUNK)
-        self._begin, self._launches, self._end = make_chunk_kernels(
-            arrays.weight_map, arrays.constants, arrays.cache_shape, arrays.selectors.map, arrays.floats, arrays.ints
-        )
-        self._layer: Submission | None = None  # compiled when it is first wanted
+        a = arrays
+        maps = a.weight_map, a.constants, a.cache_shape, a.selectors.map, a.floats, a.ints
+        kernels = {span.first: make_chunk_kernels(*maps, span=span) for span in a.weight_map.spans}
+        self._begin, _, self._end = kernels[0]
+        self._launches = {first: launches for first, (_, launches, _) in kernels.items()}
+        self._layers: dict[int, Submission] = {}  # by a span's first layer; compiled when it is first wanted
         self._warm = False
 
     def warm_up(self, position: int) -> None:
@@ -40,7 +42,7 @@ class SimtPrefill:
             self.run_layer(layer, start, count, masked)
             if observer is not None:
                 for number, (site, first) in enumerate(zip(SITES, m.floats.chunk_inputs, strict=True)):
-                    cols = m.weight_map.matrices[site].shape.cols
+                    cols = m.weight_map.span(layer).matrices[site].shape.cols
                     inputs = m.read(first, count * cols).reshape(count, cols)
                     # The products mask what they read; the array keeps every input.
                     observer(layer, site, m.selectors.masked(layer, number, inputs) if masked else inputs)
@@ -53,12 +55,12 @@ class SimtPrefill:
 
     def run_layer(self, layer: int, start: int, count: int, masked: bool) -> None:
         """Put the hidden states of `count` tokens, the first at position `start`, through one layer."""
-        m = self._arrays
+        m, first = self._arrays, self._arrays.weight_map.span(layer).first
         m.upload_selectors()
-        if self._layer is None:
+        if first not in self._layers:
             arrays = {"quants": m.quants, "headers": m.headers, "a": m.a, "cache": m.cache}
-            self._layer = Submission(self._launches, arrays)
-        self._layer.submit(layer=layer, start=start, count=count, masked=int(masked))
+            self._layers[first] = Submission(self._launches[first], arrays)
+        self._layers[first].submit(layer=layer, start=start, count=count, masked=int(masked))
 
     def read_states(self, count: int) -> np.ndarray:
         """The hidden states of `count` tokens, f32 [count, hidden]. Waits for the device."""

@@ -23,7 +23,7 @@ from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.simt.head_tasks import make_head_tasks
 from spqt_ti.model.simt.maps import FloatMap, IntegerMap
-from spqt_ti.model.simt.weights import WeightMap
+from spqt_ti.model.simt.weights import LayerSpan, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
 
 _ONE_GROUP = 512  # threads of the tasks that are one group's
@@ -33,15 +33,15 @@ _SPREAD = 128  # threads of a group where threads have nothing to say to one ano
 
 def make_token_kernels(
     weight_map: WeightMap, constants: Constants, cache_shape: CacheShape, selectors: SelectorMap, floats: FloatMap,
-    ints: IntegerMap,
+    ints: IntegerMap, *, span: LayerSpan | None = None,
 ):  # fmt: skip
-    """Build the three kernels for a model of these shapes."""
-    config = weight_map.config
-    hidden, width = config.hidden_size, config.intermediate_size
+    """Build the three kernels for a model of these shapes; run_layer is for a span's layers, the first's by default."""
+    config, span = weight_map.config, span or weight_map.spans[0]
+    hidden, width = config.hidden_size, span.width
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     half, queries_per_kv = head_dim // 2, heads // kv_heads
     layers = config.num_hidden_layers
-    matrix_maps = [weight_map.matrices[site.label] for site in Site]
+    matrix_maps = [span.matrices[site.label] for site in Site]
     segments = [matrix_map.segments for matrix_map in matrix_maps]
     products = [make_product(matrix_map.shape, matrix_map.division, matrix_map.segments) for matrix_map in matrix_maps]
     multiplies, rows_of = [product.multiply for product in products], [product.row_of for product in products]
@@ -119,8 +119,8 @@ def make_token_kernels(
         i, quants: ti.template(), headers: ti.template(), a: ti.template(), integers: ti.template(), layer,
         site: ti.template(), x,
     ):  # fmt: skip
-        quants_at = layer * weight_map.quants_stride + matrix_maps[site].quants
-        headers_at = layer * weight_map.headers_stride + matrix_maps[site].headers
+        quants_at = layer * span.quants_stride + (span.quants + matrix_maps[site].quants)
+        headers_at = layer * span.headers_stride + (span.headers + matrix_maps[site].headers)
         matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
         active = ti.static(ActiveList(integers, ints.active, ints.lengths))
         count = multiplies[site](

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,18 +33,41 @@ class MatrixMap:
 
 
 @dataclass(frozen=True)
+class LayerSpan:
+    """Neighbouring layers whose matrices have the same shapes: they run with the same kernels.
+
+    A site's matrix in layer l begins at entry `quants + l * quants_stride + matrices[site].quants`, and so do its
+    headers: `quants` and `headers` are where layer 0 would be.
+    """
+
+    first: int
+    count: int
+    matrices: dict[str, MatrixMap]
+    quants: int
+    quants_stride: int
+    headers: int
+    headers_stride: int
+
+    @property
+    def width(self) -> int:
+        """Channels of the feed-forward network."""
+        return self.matrices[Site.DOWN.label].shape.cols
+
+
+@dataclass(frozen=True)
 class WeightMap:
     """Where everything lies in the four arrays: quants and headers (of four words each), vocabulary and its scales
     (words).
 
     The matrices of a layer follow one another, and behind the layers lies a head that is not tiled (`head`). Embedding
-    tiles come before those of the head unless they are the same.
+    tiles come before those of the head unless they are the same. `matrices`: of the widest layer.
     """
 
     config: ModelConfig
+    spans: tuple[LayerSpan, ...]
     matrices: dict[str, MatrixMap]
-    quants_stride: int
-    headers_stride: int
+    quants: int  # entries of all layers
+    headers: int
     tiles: int
     head_tile: int
     head: MatrixMap | None
@@ -61,14 +85,27 @@ class WeightMap:
         Raises ContainerError where a site is not stored alike in all layers, or the embedding not as Q8_0 rows.
         """
         matrices = matrices if matrices is not None else plan_matrices(config)
-        matrix_maps, quants, headers = {}, 0, 0
-        for site in Site:
-            stored = _alike([matrices[matrix_name(layer, site)] for layer in range(config.num_hidden_layers)])
-            shape = words_of(stored.rows, stored.cols, stored.scheme, stored.layout)
-            division = division_of(shape, divisions[site.label] if divisions else None)
-            matrix_maps[site.label] = MatrixMap(shape, division, segments_of(config, site.label), quants, headers)
-            quants, headers = quants + shape.quants, headers + shape.headers
-        tiles, layers = tiles_for(config.vocab_size), config.num_hidden_layers
+        stored = {
+            site: [matrices[matrix_name(layer, site)] for layer in range(config.num_hidden_layers)] for site in Site
+        }
+        for of_site in stored.values():
+            _check_alike(of_site)
+        # One division of a site in all layers: a layer adds up what the one before has left of down's.
+        shared = {}
+        for site, of_site in stored.items():
+            shape = _words(max(of_site, key=lambda matrix: matrix.rows * matrix.cols))
+            shared[site] = division_of(shape, divisions[site.label] if divisions else None)
+        spans: list[LayerSpan] = []
+        quants = headers = first = 0
+        for _, layers_of in itertools.groupby(enumerate(config.widths()), key=lambda item: item[1]):
+            count = len(list(layers_of))
+            maps = _maps(config, {site: of_site[first] for site, of_site in stored.items()}, shared)
+            strides = [sum(getattr(one.shape, name) for one in maps.values()) for name in ("quants", "headers")]
+            starts = quants - first * strides[0], headers - first * strides[1]
+            spans.append(LayerSpan(first, count, maps, starts[0], strides[0], starts[1], strides[1]))
+            quants, headers, first = quants + count * strides[0], headers + count * strides[1], first + count
+        tiles, widest = tiles_for(config.vocab_size), max(spans, key=lambda span: span.width).matrices
+        everything = (config, tuple(spans), widest, quants, headers, tiles)
         if not _is_tiled(matrices[EMBEDDING]):
             storage = matrices[EMBEDDING].storage
             raise ContainerError(
@@ -76,10 +113,13 @@ class WeightMap:
             )
         head = matrices.get(HEAD)
         if head is None or _is_tiled(head):
-            return cls(config, matrix_maps, quants, headers, tiles, tiles if head else 0, None)
-        shape = words_of(head.rows, head.cols, head.scheme, head.layout)
-        matrix_map = MatrixMap(shape, division_of(shape), whole(head.cols), layers * quants, layers * headers)
-        return cls(config, matrix_maps, quants, headers, tiles, 0, matrix_map)
+            return cls(*everything, tiles if head else 0, None)
+        shape = _words(head)
+        return cls(*everything, 0, MatrixMap(shape, division_of(shape), whole(head.cols), quants, headers))
+
+    def span(self, layer: int) -> LayerSpan:
+        """The span that a layer is in."""
+        return next(span for span in self.spans if layer < span.first + span.count)
 
     @property
     def head_arrays(self) -> tuple[str, str]:
@@ -88,26 +128,32 @@ class WeightMap:
 
     def sizes(self) -> dict[str, int]:
         """Words of each array."""
-        layers, tiles = self.config.num_hidden_layers, self.tiles + self.head_tile
+        tiles = self.tiles + self.head_tile
         head = (self.head.shape.quants, self.head.shape.headers) if self.head else (0, 0)
         return {
-            "quants": 4 * (layers * self.quants_stride + head[0]),
-            "headers": 4 * (layers * self.headers_stride + head[1]),
+            "quants": 4 * (self.quants + head[0]),
+            "headers": 4 * (self.headers + head[1]),
             "vocabulary": tiles * self.config.hidden_size * 16,
             "vocabulary scales": tiles * self.config.hidden_size,
         }
 
     def traffic(self) -> Traffic:
         """What a token reads of these arrays: of a last band only the parts that it has."""
-        config, shapes = self.config, [matrix_map.shape for matrix_map in self.matrices.values()]
-        skipped = [not isinstance(shape, RowWords) for shape in shapes]
-        columns = [_bytes(shape) / shape.cols if skips else 0 for shape, skips in zip(shapes, skipped, strict=True)]
-        whole = sum(_bytes(shape) for shape, skips in zip(shapes, skipped, strict=True) if not skips)
-        head = int(self.tiles * config.hidden_size * TILE_COLUMN_BYTES)
+        read_whole, columns = int(self.tiles * self.config.hidden_size * TILE_COLUMN_BYTES), []
         if self.head is not None:
-            head = _bytes(self.head.shape)
-        layers = config.num_hidden_layers
-        return Traffic(np.tile(columns, (layers, 1)), head + layers * whole)
+            read_whole = _bytes(self.head.shape)
+        for span in self.spans:
+            shapes = [matrix_map.shape for matrix_map in span.matrices.values()]
+            in_rows = [isinstance(shape, RowWords) for shape in shapes]
+            bytes_of = [_bytes(shape) for shape in shapes]
+            read_whole += span.count * sum(size for size, whole in zip(bytes_of, in_rows, strict=True) if whole)
+            columns += span.count * [
+                [
+                    0 if whole else size / shape.cols
+                    for shape, size, whole in zip(shapes, bytes_of, in_rows, strict=True)
+                ]
+            ]
+        return Traffic(np.array(columns), read_whole)
 
 
 def traffic(config: ModelConfig, matrices: Mapping[str, MatrixInfo] | None = None) -> Traffic:
@@ -116,7 +162,7 @@ def traffic(config: ModelConfig, matrices: Mapping[str, MatrixInfo] | None = Non
 
 
 def segments_of(config: ModelConfig, site: str) -> Segments:
-    """Segments of a site's active list: what a group computes of the site's inputs, it collects."""
+    """Segments of a site's active list in the widest layer: what a group computes of its inputs, it collects."""
     cols = matrix_shapes(config)[site].cols
     return {"o": Segments(cols, config.head_dim), "down": spread(cols)}.get(site, whole(cols))
 
@@ -126,16 +172,18 @@ def read_words(container: Container, weight_map: WeightMap) -> dict[str, np.ndar
     arrays: dict[str, np.ndarray] = {name: np.zeros(size, np.uint32) for name, size in weight_map.sizes().items()}
     arrays |= {name: arrays[name].reshape(-1, 4) for name in ("quants", "headers")}
 
-    def put_matrix(matrix: MatrixInfo, matrix_map: MatrixMap, layer: int) -> None:
+    def put_matrix(matrix: MatrixInfo, matrix_map: MatrixMap, layer_quants: int = 0, layer_headers: int = 0) -> None:
         quants, headers = matrix_map.shape.unpack(container.read_matrix(matrix))
-        _put(arrays["quants"], layer * weight_map.quants_stride + matrix_map.quants, quants)
-        _put(arrays["headers"], layer * weight_map.headers_stride + matrix_map.headers, headers)
+        _put(arrays["quants"], layer_quants + matrix_map.quants, quants)
+        _put(arrays["headers"], layer_headers + matrix_map.headers, headers)
 
     for layer in range(weight_map.config.num_hidden_layers):
+        span = weight_map.span(layer)
+        starts = span.quants + layer * span.quants_stride, span.headers + layer * span.headers_stride
         for site in Site:
-            put_matrix(container.matrix(layer, site), weight_map.matrices[site.label], layer)
+            put_matrix(container.matrix(layer, site), span.matrices[site.label], *starts)
     if weight_map.head is not None:
-        put_matrix(container.head, weight_map.head, 0)
+        put_matrix(container.head, weight_map.head)
     tiled = [container.embedding, container.head] if weight_map.head_tile else [container.embedding]
     for i, matrix in enumerate(tiled):
         words, scales = tile(container.read_matrix(matrix).reshape(matrix.rows, -1, matrix.scheme.bytes))
@@ -156,8 +204,25 @@ def _bytes(shape: Words) -> int:
     return 16 * (shape.quants + shape.headers)
 
 
-def _alike(matrices: list[MatrixInfo]) -> MatrixInfo:
-    """The first of a site's matrices. ContainerError unless the others are stored as it is."""
+def _words(matrix: MatrixInfo) -> Words:
+    return words_of(matrix.rows, matrix.cols, matrix.scheme, matrix.layout)
+
+
+def _maps(
+    config: ModelConfig, matrices: Mapping[Site, MatrixInfo], divisions: Mapping[Site, Division]
+) -> dict[str, MatrixMap]:
+    """Those of a layer's matrices, one after the other. Segments are as long as in the widest layer."""
+    found, quants, headers = {}, 0, 0
+    for site, matrix in matrices.items():
+        shape, widest = _words(matrix), segments_of(config, site.label)
+        segments = widest if matrix.cols == widest.cols else Segments(matrix.cols, widest.length)
+        found[site.label] = MatrixMap(shape, divisions[site], segments, quants, headers)
+        quants, headers = quants + shape.quants, headers + shape.headers
+    return found
+
+
+def _check_alike(matrices: list[MatrixInfo]) -> None:
+    """ContainerError unless a site's matrices are stored alike in all layers."""
     first = matrices[0]
     for other in matrices:
         if other.storage != first.storage:
@@ -165,4 +230,3 @@ def _alike(matrices: list[MatrixInfo]) -> MatrixInfo:
                 f"{other.name} is stored as {other.storage} and {first.name} as {first.storage}: GPUs run one scheme "
                 "and layout per class of matrix; quantise with one for each"
             )
-    return first
