@@ -1,19 +1,23 @@
-"""Quantising by GPTQ: where the calibration tokens come from.
+"""Quantising with calibration, by GPTQ or after pruning: where the tokens come from.
 
-`convert/` has the method and knows neither tokenizers nor runners; this module brings them together.
+`convert/` has the methods and knows neither tokenizers nor runners; this module brings them together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from spqt_ti.api import open_quantized
-from spqt_ti.container import Container, check_destination
+from spqt_ti.container import Container, Source, check_destination
 from spqt_ti.convert.choices import parse_storage
-from spqt_ti.convert.gptq_model import DAMPING, GptqQuantizer
+from spqt_ti.convert.gptq_model import DAMPING, GptqQuantizer, MatrixQuantizer, round_to_nearest
+from spqt_ti.convert.identity import files_of
+from spqt_ti.convert.plan import PruningPlan
+from spqt_ti.convert.prune import Pruner, pruned_checkpoint
 from spqt_ti.convert.quantize import check_supported, label_of, open_source, quantize_checkpoint
-from spqt_ti.convert.rotate import rotated
+from spqt_ti.convert.rotate import Rotation, rotated
 from spqt_ti.errors import QuantizationError
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.generation.windows import sampled_windows, text_windows
@@ -21,49 +25,73 @@ from spqt_ti.model.runner import Llama
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.texts import paragraph_hashes, sha256
 
-__all__ = ["DEFAULT_TOKENS", "WINDOW", "quantize_gptq"]
+__all__ = ["DEFAULT_TOKENS", "METHODS", "WINDOW", "quantize_calibrated"]
 
+METHODS = ("rtn", "gptq")
 DEFAULT_TOKENS = 16384
 WINDOW = 512  # tokens
 
 
-def quantize_gptq(
+def quantize_calibrated(
     source: str | Path,
     destination: str | Path,
     *,
+    method: str = "gptq",
     scheme: str = "q4_k",
     layout: str = "zigzag",
     text: str | None = None,
     tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
     damping: float = DAMPING,
+    plan: PruningPlan | float | None = None,
+    pruning: str = "compensated",
     rotate: Iterable[str] = (),
     progress: bool = True,
     overwrite: bool = False,
 ) -> Container:
-    """As `convert.quantize`, with the layers' matrices quantised by GPTQ on `tokens` calibration tokens.
+    """As `convert.quantize`, with what `tokens` calibration tokens say of the source.
 
-    Half of them come from `text` (as many as it has), the others are drawn from the model itself, rounded to the
-    nearest; without a text all are. The container records method, hashes of the text, tokens, damping and seed.
-    `rotate`: components that are rotated before, as for `convert.quantize`.
+    `method`: "gptq" for the layers' matrices, or "rtn" (to the nearest). `plan`: rates at which layers are pruned
+    before, or one for all of them, in the way of `pruning` (one of `prune.MODES`). `rotate`: as for `convert.quantize`,
+    after pruning.
 
-    Raises QuantizationError for fewer tokens than a window, a layout other than zigzag and inputs that are not finite;
-    else as `convert.quantize`.
+    Half of the tokens come from `text` (as many as it has), the others are drawn from the model itself, rounded to the
+    nearest; without a text all are. The container records what was done, hashes of the texts, tokens and seed.
+
+    Raises QuantizationError for an unknown method, fewer tokens than a window, GPTQ of a layout other than zigzag and
+    inputs that are not finite, AllocationError for a plan of another model; else as `convert.quantize`.
     """
     storage = parse_storage(scheme, layout)
+    if method not in METHODS:
+        raise QuantizationError(f"unknown method {method!r}; there are: {', '.join(METHODS)}")
     check_destination(destination, overwrite)
     checkpoint = open_source(source, progress)
     check_supported(checkpoint.config)
-    checkpoint, records = rotated(checkpoint, rotate, seed)
+    Rotation.of(checkpoint.config, rotate, seed)  # what cannot be done is said before any work
+    label = label_of(source)
+    if isinstance(plan, float):
+        plan = PruningPlan((plan,) * checkpoint.config.num_hidden_layers)
+    if plan is not None:
+        plan.check(Source(label, files_of(checkpoint.source)).sha256, checkpoint.config.num_hidden_layers)
     length = min(WINDOW, checkpoint.config.max_position_embeddings)
     if tokens < length:
-        raise QuantizationError(f"GPTQ needs {length} calibration tokens or more, not {tokens}")
+        raise QuantizationError(f"{length} calibration tokens or more are needed, not {tokens}")
     windows = _windows(checkpoint, text, tokens // length, length, seed)
-    quantizer = GptqQuantizer(checkpoint, windows, damping)
-    record = {**quantizer.record(), "seed": seed, **_text_record(text)}
+    said = {"seed": seed, **_text_record(text)}
+    records: list[dict[str, Any]] = []
+    if plan is not None:
+        pruner = Pruner(checkpoint, plan.rates, windows, pruning)
+        checkpoint = pruned_checkpoint(checkpoint, pruner)
+        records += [*plan.records(), {**pruner.record(), **said}]
+    checkpoint, rotations = rotated(checkpoint, rotate, seed)
+    records += rotations
+    quantizer: MatrixQuantizer = round_to_nearest
+    if method == "gptq":
+        quantizer = by_gptq = GptqQuantizer(checkpoint, windows, damping)
+        records.append({**by_gptq.record(), **said})
     return quantize_checkpoint(
-        checkpoint, destination, storage, label_of(source), transformations=[*records, record], quantizer=quantizer,
-        progress=progress, overwrite=overwrite,
+        checkpoint, destination, storage, label, transformations=records, quantizer=quantizer, progress=progress,
+        overwrite=overwrite,
     )  # fmt: skip
 
 

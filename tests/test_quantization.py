@@ -14,7 +14,7 @@ from spqt_ti.formats import layout as layouts
 from spqt_ti.generation.windows import sampled_windows, text_windows
 from spqt_ti.model.reference import Reference
 from spqt_ti.model.runner import Llama
-from spqt_ti.quantization import quantize_gptq
+from spqt_ti.quantization import quantize_calibrated
 from spqt_ti.texts import check_disjoint
 
 TEXT = "\n\n".join(f"Paragraph {i} says something that no other paragraph says, {i * 7919} times." for i in range(200))
@@ -30,7 +30,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Container:
-    return quantize_gptq(source, tmp_path_factory.mktemp("out") / "gptq", text=TEXT, tokens=2048, progress=False)
+    return quantize_calibrated(source, tmp_path_factory.mktemp("out") / "gptq", text=TEXT, tokens=2048, progress=False)
 
 
 def logits_of(container: Container, tokens: list[int]) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_is_nearer_to_the_source_than_rounding(source: Path, made: Container, tm
 
 
 def test_the_same_seed_makes_the_same_file(source: Path, made: Container, tmp_path: Path) -> None:
-    again = quantize_gptq(source, tmp_path / "again", text=TEXT, tokens=2048, progress=False)
+    again = quantize_calibrated(source, tmp_path / "again", text=TEXT, tokens=2048, progress=False)
     assert again.fingerprint == made.fingerprint
 
 
@@ -66,10 +66,10 @@ def test_matrices_but_those_of_layers_are_rounded(source: Path, made: Container,
 
 
 def test_refusals(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="calibration tokens or more, not 5"):
-        quantize_gptq(source, tmp_path / "few", tokens=5)
+    with pytest.raises(QuantizationError, match="calibration tokens or more are needed, not 5"):
+        quantize_calibrated(source, tmp_path / "few", tokens=5)
     with pytest.raises(QuantizationError, match="zigzag layout, not row"):
-        quantize_gptq(source, tmp_path / "row", layout="row", text=TEXT, tokens=2048, progress=False)
+        quantize_calibrated(source, tmp_path / "row", layout="row", text=TEXT, tokens=2048, progress=False)
     assert not list(tmp_path.iterdir())
     checkpoint = open_source(source)
     for windows in ([], [[1, 2], [3]], [[]]):

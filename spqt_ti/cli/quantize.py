@@ -55,11 +55,23 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--text",
         metavar="FILE",
-        help="gptq: UTF-8 text for half of the calibration; the rest is drawn from the model (default: all of it)",
+        help="gptq, pruning: UTF-8 text for half of the calibration; the rest is drawn from the model "
+        "(default: all of it)",
     )
     parser.add_argument(
-        "--tokens", type=options.count, metavar="N", help="gptq: calibration tokens (default: 16384)"
+        "--tokens", type=options.count, metavar="N", help="gptq, pruning: calibration tokens (default: 16384)"
     )  # fmt: skip
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument(
+        "--plan", metavar="FILE", help="prune the layers' feed-forward networks at the rates of a plan (spqt allocate)"
+    )
+    rates.add_argument("--prune", type=options.level, metavar="RATE", help="prune all layers at one rate, as 0.1")
+    parser.add_argument(
+        "--pruning",
+        choices=("compensated", "channels", "weights"),
+        help="compensated removes channels and refits the others, channels only removes them, weights puts zeros for "
+        "single weights, for studies (default: compensated)",
+    )
     parser.add_argument(
         "--rotate",
         type=_components,
@@ -104,10 +116,16 @@ def _checked(scheme: str, layout: str, text: str) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Quantise and report size and time."""
-    if arguments.method == "rtn" and (arguments.text or arguments.tokens):
-        raise QuantizationError("--text and --tokens are for --method gptq; rounding to the nearest reads no text")
+    pruned = arguments.plan is not None or arguments.prune is not None
+    if arguments.method == "rtn" and not pruned and (arguments.text or arguments.tokens):
+        raise QuantizationError(
+            "--text and --tokens are for --method gptq and for pruning; rounding to the nearest reads no text"
+        )
+    if arguments.pruning and not pruned:
+        raise QuantizationError("--pruning says how channels are pruned; give the rates with --plan or --prune")
     start = time.perf_counter()
-    container = _by_gptq(arguments) if arguments.method == "gptq" else _to_nearest(arguments)
+    calibrated = arguments.method == "gptq" or pruned
+    container = _calibrated(arguments) if calibrated else _to_nearest(arguments)
     seconds = time.perf_counter() - start
     report = describe_container(container)
     if arguments.json:
@@ -128,13 +146,15 @@ def _to_nearest(arguments: argparse.Namespace) -> Container:
     )  # fmt: skip
 
 
-def _by_gptq(arguments: argparse.Namespace) -> Container:
+def _calibrated(arguments: argparse.Namespace) -> Container:
     with held_back():
-        from spqt_ti.quantization import DEFAULT_TOKENS, quantize_gptq
+        from spqt_ti.convert.plan import PruningPlan
+        from spqt_ti.quantization import DEFAULT_TOKENS, quantize_calibrated
         from spqt_ti.texts import read_text
     text = read_text(arguments.text, QuantizationError) if arguments.text else None
-    return quantize_gptq(
-        arguments.source, arguments.destination, scheme=arguments.scheme, layout=arguments.layout, text=text,
-        tokens=arguments.tokens or DEFAULT_TOKENS, seed=arguments.seed, rotate=arguments.rotate,
-        overwrite=arguments.force,
+    plan = PruningPlan.load(arguments.plan) if arguments.plan else arguments.prune
+    return quantize_calibrated(
+        arguments.source, arguments.destination, method=arguments.method, scheme=arguments.scheme,
+        layout=arguments.layout, text=text, tokens=arguments.tokens or DEFAULT_TOKENS, seed=arguments.seed, plan=plan,
+        pruning=arguments.pruning or "compensated", rotate=arguments.rotate, overwrite=arguments.force,
     )  # fmt: skip

@@ -7,7 +7,6 @@ The source's own inputs count, so one pass serves all layers, and a layer's H is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ import numpy.typing as npt
 
 from spqt_ti.container.matrices import MatrixInfo, matrix_name
 from spqt_ti.convert.gptq import factored, quantize_columns
+from spqt_ti.convert.walk import SourceWalk
 from spqt_ti.errors import QuantizationError
 from spqt_ti.kernels.pack.quantize import quantize_matrix
-from spqt_ti.model.reference import Layer, unmasked
-from spqt_ti.model.sites import SITES, Site
+from spqt_ti.model.sites import Site
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.threads import blas_threads
 
@@ -33,20 +32,10 @@ U8Array = npt.NDArray[np.uint8]
 # (matrix, its weights f32 [rows, cols]) -> stored bytes u8 [nbytes]; called in the order of a forward pass.
 MatrixQuantizer = Callable[[MatrixInfo, F32Array], U8Array]
 
-_BATCH_TOKENS = 2048  # that go through a layer at once: bounds what attention and the FFN need
-
 
 def round_to_nearest(matrix: MatrixInfo, w: F32Array) -> U8Array:
     """ggml's quantiser, a superblock at a time, whatever the inputs are."""
     return quantize_matrix(w, matrix.layout, matrix.scheme, matrix.name)
-
-
-@dataclass
-class _Walk:
-    """Where the calibration windows are: their states before layer `layer`, f32 [windows, tokens, hidden]."""
-
-    layer: int
-    states: F32Array
 
 
 class GptqQuantizer:
@@ -59,19 +48,16 @@ class GptqQuantizer:
     """
 
     def __init__(self, checkpoint: Checkpoint, windows: Sequence[Sequence[int]], damping: float = DAMPING) -> None:
-        if not windows or len({len(window) for window in windows}) != 1 or not len(windows[0]):
-            raise QuantizationError("GPTQ calibrates on one or more windows of tokens of the same length")
-        self._checkpoint, self._config, self._damping = checkpoint, checkpoint.config, damping
-        self._tokens = np.asarray(windows)
-        self._walk: _Walk | None = None
+        self._walk, self._damping = SourceWalk(checkpoint, windows, "GPTQ"), damping
         self._hessians: dict[Site, F64Array] = {}
-        layers = range(self._config.num_hidden_layers)
+        layers = range(checkpoint.config.num_hidden_layers)
         self._places = {matrix_name(layer, site): (layer, site) for layer in layers for site in Site}
 
     def record(self) -> dict[str, Any]:
         """What a container says of it (see `Manifest.transformations`)."""
+        tokens = self._walk.tokens
         return {
-            "kind": "gptq", "tokens": int(self._tokens.size), "window": int(self._tokens.shape[1]),
+            "kind": "gptq", "tokens": int(tokens.size), "window": int(tokens.shape[1]),
             "damping": self._damping, "order": "diagonal",
         }  # fmt: skip
 
@@ -93,25 +79,13 @@ class GptqQuantizer:
             return quantize_columns(w, factor, matrix.scheme, quantize)
 
     def _enter(self, layer: int) -> None:
-        """Run the windows through a layer: H of its four sites, and the states for the next."""
-        if self._walk is None:
-            embedding = self._checkpoint.read("model.embed_tokens.weight")
-            self._walk = _Walk(0, embedding[self._tokens])
+        """Run the windows through a layer: H of its four sites."""
         if layer != self._walk.layer:
             raise QuantizationError(f"GPTQ takes the layers in order: {self._walk.layer} and not {layer}")
-        reference = self._read(layer)
-        states, tokens = self._walk.states, self._tokens.size
-        step = max(1, _BATCH_TOKENS // states.shape[1])
-        for start in range(0, len(states), step):
-            trace = reference.run(states[start : start + step], unmasked)
-            for site, label in zip(Site, SITES, strict=True):
-                x = trace.inputs[label].reshape(-1, trace.inputs[label].shape[-1])
-                h = (x.T @ x).astype(np.float64) / tokens
-                self._hessians[site] = self._hessians[site] + h if start else h
-            states[start : start + step] = trace.output
-        self._walk.layer += 1
+        self._hessians.clear()
 
-    def _read(self, layer: int) -> Layer:
-        prefix = f"model.layers.{layer}."
-        names = [name for name in self._checkpoint.names() if name.startswith(prefix)]
-        return Layer.of(self._config, layer, {name: self._checkpoint.read(name) for name in names})
+        def see(site: Site, x: F32Array) -> None:
+            h = (x.T @ x).astype(np.float64) / self._walk.tokens.size
+            self._hessians[site] = self._hessians[site] + h if site in self._hessians else h
+
+        self._walk.run_layer(see)

@@ -62,6 +62,13 @@ class PruningPlan:
             raise AllocationError("calibration is no object")
         return cls(tuple(rates), _source(fields.get("model")), details)
 
+    def records(self) -> list[dict[str, Any]]:
+        """What a container says of the search for the plan: nothing of one that was written by hand."""
+        if not self.details:
+            return []
+        said = {name: value for name, value in self.details.items() if name not in ("calibration", "groups")}
+        return [{"kind": "allocation", **said, **self.details.get("calibration", {})}]
+
     def check(self, source_sha256: str | None, layers: int) -> None:
         """Raise AllocationError unless the plan is for the source with this hash and number of layers."""
         if self.source_sha256 is not None and source_sha256 != self.source_sha256:

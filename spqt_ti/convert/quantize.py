@@ -116,13 +116,12 @@ def quantize_checkpoint(
 
 def check_supported(config: ModelConfig) -> None:
     """CheckpointError for sizes that the formats and kernels do not take; before any work is done."""
-    for name, step, why in (
-        ("hidden_size", 32, "Q8_0 blocks of the embedding"),
-        ("intermediate_size", 32, "vectors of the kernels"),
-        ("head_dim", 16, "vectors of the kernels"),
+    for name, values, step, why in (
+        ("hidden_size", (config.hidden_size,), 32, "Q8_0 blocks of the embedding"),
+        ("intermediate_size", config.widths(), 32, "vectors of the kernels"),
+        ("head_dim", (config.head_dim,), 16, "vectors of the kernels"),
     ):
-        value = getattr(config, name)
-        if value % step:
+        for value in (value for value in values if value % step):
             raise CheckpointError(f"{name} is {value}, expected a multiple of {step} ({why})")
 
 

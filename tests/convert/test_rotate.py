@@ -86,7 +86,7 @@ def test_with_gptq(folder, tmp_path, monkeypatch) -> None:
     """H is that of the rotated model's inputs."""
     windows = np.random.default_rng(0).integers(0, 320, (1, 256)).tolist()
     monkeypatch.setattr(quantization, "_windows", lambda *_: windows)
-    made = quantization.quantize_gptq(
+    made = quantization.quantize_calibrated(
         folder, tmp_path / "model", scheme="q8_0", text="a text", rotate=["residual"], progress=False
     )
     assert [one["kind"] for one in made.transformations] == ["rotation", "gptq"]

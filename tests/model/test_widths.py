@@ -11,6 +11,7 @@ import pytest
 import tiny_containers
 import tiny_models
 
+from spqt_ti.backend import requested
 from spqt_ti.container import Container
 from spqt_ti.errors import CheckpointError
 from spqt_ti.model.config import ModelConfig
@@ -18,8 +19,10 @@ from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES, Site, inputs_per_layer, inputs_skipped, realised_sparsity
 
 TOKENS = [0, 17, 203, 5, 5, 299, 42, 150, 3, 88, 261]
-# 288 takes more bands and segments of a list than 64. On a GPU each width compiles kernels of its own.
+# 288 takes more bands and segments of a list than 64.
 WIDTHS = (64, 288)
+# On a GPU only with -m slow: each width compiles kernels of its own, for more than a minute on lavapipe.
+pytestmark = [] if requested() == "cpu" else [pytest.mark.slow]
 
 
 @functools.cache
