@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from spqt_ti.container import Container
 from spqt_ti.container.directories import remove_leftovers
 from spqt_ti.convert.identity import cached_copy
 from spqt_ti.convert.quantize import quantize
-from spqt_ti.errors import BackendError, CheckpointError, ContainerError, GenerationError, PolicyError
+from spqt_ti.errors import BackendError, CacheError, CheckpointError, ContainerError, GenerationError, PolicyError
 from spqt_ti.generation.loop import Stats, generate_tokens
 from spqt_ti.generation.sampling import Sampling
 from spqt_ti.generation.tokenizer import Tokenizer
@@ -122,7 +123,9 @@ class Model:
         """
         identity = sha256(text if text is not None else uniform.sample_text())
         name = "calibration.json" if text is None else f"calibration-{identity[:12]}.json"
-        folders = [self.container.path, cache_dir() / "calibrations" / self.container.fingerprint]
+        folders = [self.container.path]
+        with contextlib.suppress(CacheError):  # without a cache folder it is not kept there
+            folders.append(cache_dir() / "calibrations" / self.container.fingerprint)
         for folder in folders:
             if (folder / name).is_file():
                 found = uniform.Calibration.load(folder / name)

@@ -7,11 +7,23 @@ from pathlib import Path
 
 import platformdirs
 
+from spqt_ti.errors import CacheError
+
 
 def cache_dir() -> Path:
-    """SPQT_CACHE_DIR, else the user's cache folder for this package. Not created here."""
+    """SPQT_CACHE_DIR, else the user's cache folder for this package. Not created here.
+
+    Raises CacheError where the user has no home folder. Never below the current folder, unless that was chosen: what
+    is in the cache is run.
+    """
     chosen = os.environ.get("SPQT_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("spqt-ti"))
+    try:
+        folder = Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("spqt-ti"))
+    except RuntimeError as error:
+        raise CacheError(f"no cache folder: {error} Set SPQT_CACHE_DIR to a folder of yours") from error
+    if not chosen and not folder.is_absolute():
+        raise CacheError(f"no cache folder: {folder} is not absolute; set HOME, or SPQT_CACHE_DIR to a folder of yours")
+    return folder
 
 
 def private_folder(name: str) -> Path:

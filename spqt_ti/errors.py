@@ -18,6 +18,10 @@ class BackendError(SpqtError):
     """The asked-for backend or runtime setting cannot be had on this machine."""
 
 
+class CacheError(SpqtError, OSError):
+    """There is no place for the cache folder. An OSError too: who can do without it does so for any of them."""
+
+
 class CheckpointError(SpqtError):
     """A source model (Hugging Face directory, GGUF file, known name) is missing, damaged or not supported."""
 

@@ -194,16 +194,15 @@ def _start_gpu(found: Runtime, profiler: bool) -> Runtime:
 def _init(arch: Any, **options: Any) -> Any:
     """ti.init with what all backends share; returns the arch that came up."""
     compiled = _compiled_kernels()
-    if compiled is not None:
-        kernel_cache.claim(compiled)
+    kernel_cache.claim(compiled)
     # ti.init prints a banner that has no switch, and leaves this thread flushing denormals to zero.
     with contextlib.redirect_stdout(io.StringIO()), gradual_underflow():
         ti.init(
             arch=arch,
             # Q4_K is byte-exact only without it, and explicit vectors gain nothing from it.
             fast_math=False,
-            offline_cache=compiled is not None,
-            offline_cache_file_path=str(compiled or ""),
+            offline_cache=True,
+            offline_cache_file_path=str(compiled),
             log_level=ti.ERROR,
             **options,
         )
@@ -262,8 +261,9 @@ def host_view(array: ti.Ndarray) -> np.ndarray:
     return np.frombuffer(buffer, dtype=dtype).reshape(shape)
 
 
-def _compiled_kernels() -> Path | None:
-    """Folder for compiled kernels, None if it cannot be written.
+def _compiled_kernels() -> Path:
+    """Folder for compiled kernels: the user's, or one that goes with the process where that cannot be written. Without
+    any, Taichi 1.7.4 ends with a segmentation fault.
 
     Taichi's cache does not see what is inside the native bitcode, so each version of that has a folder of its own.
     """
@@ -273,10 +273,15 @@ def _compiled_kernels() -> Path | None:
     try:
         folder = private_folder("kernels") / f"{PACKAGE}-{version}-{sha256(bitcode).hexdigest()[:12]}"
         folder.mkdir(exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} cannot be written")
+        return folder
     except OSError as error:
         _log.warning("kernels are compiled anew at each start: %s", error)
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+    try:
+        return kernel_cache.temporary_folder()
+    except OSError as error:
+        raise BackendError(f"there is no folder for compiled kernels: {error}; set SPQT_CACHE_DIR or TMPDIR") from error
 
 
 def _thread_ids() -> set[int]:

@@ -6,16 +6,19 @@ the index has its name. Here every process that uses the folder holds a shared l
 it, which ends with the process. Who gets it alone knows that no other process is there.
 """
 
+import atexit
 import contextlib
 import logging
 import os
 import re
 import shutil
 import struct
+import tempfile
 import time
 from pathlib import Path
 
-from spqt_ti.backend.taichi_import import PACKAGE
+from spqt_ti.backend import guard
+from spqt_ti.backend.taichi_import import PACKAGE, ti
 
 try:
     import fcntl
@@ -52,6 +55,20 @@ def claim(folder: Path) -> None:
         free = shutil.disk_usage(folder).free
         if free < LEAST_FREE:
             _log.warning("%.0f MB are free in %s: new kernels may be compiled at each start", free / 1e6, folder)
+
+
+def temporary_folder() -> Path:
+    """A new folder that goes when this process ends. OSError where there is no place for it."""
+    folder = Path(tempfile.mkdtemp(prefix="spqt-kernels-"))
+    atexit.register(_remove, folder)
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    if guard.forked():
+        return
+    ti.reset()  # it writes its kernels, which it would do later otherwise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(folder: Path) -> bool:

@@ -6,6 +6,11 @@ from spqt_ti.errors import BackendError
 
 PACKAGE = os.environ.get("SPQT_TAICHI", "taichi")
 os.environ.setdefault("ENABLE_TAICHI_HEADER_PRINT", "0")
+os.environ.setdefault("TI_SKIP_VERSION_CHECK", "ON")  # Taichi would tell its server of each day's first start
+# Taichi 1.7.4 ends the process where HOME is not set, though it keeps nothing there: the home folder that Python finds
+# without it, or a place where nothing can be made.
+_home = os.path.expanduser("~")
+os.environ.setdefault("HOME", _home if os.path.isabs(_home) else os.devnull)
 
 if PACKAGE == "taichi":
     import taichi as ti

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -124,13 +126,22 @@ def _prompt(arguments: argparse.Namespace) -> str:
     if arguments.file is not None:
         return read_text(arguments.file, GenerationError)
     if arguments.prompt != "-":
-        return str(arguments.prompt)
+        return _whole(str(arguments.prompt))
     if sys.stdin is None:
         raise GenerationError("there is no stdin to read the prompt from")
     try:
         return sys.stdin.buffer.read().decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise GenerationError(f"stdin is not UTF-8 text: {error}") from error
+
+
+def _whole(argument: str) -> str:
+    """UTF-8 on the command line where the locale knows ASCII alone: Python then escapes each of its bytes."""
+    if argument.isascii() or not any("\udc80" <= c <= "\udcff" for c in argument):
+        return argument
+    with contextlib.suppress(UnicodeError):
+        return os.fsencode(argument).decode()
+    return argument  # refused later, with where it is
 
 
 def ended(reason: str | None, wanted: int) -> str:

@@ -15,8 +15,12 @@ from spqt_ti.tables import Table, csv_text, print_table
 
 
 def print_json(content: Any) -> None:
-    """JSON on stdout; a number that is not finite, for which JSON has no word, is null."""
-    print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+    """JSON on stdout; a number that is not finite, for which JSON has no word, is null.
+
+    Characters are escaped where stdout could not hold them all.
+    """
+    escaped = not str(getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    print(json.dumps(_finite(content), indent=2, ensure_ascii=escaped, allow_nan=False))
 
 
 def _finite(content: Any) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from spqt_ti.atomic import written_whole
 from spqt_ti.bounded_json import read_object
 from spqt_ti.cache import cache_dir
-from spqt_ti.errors import TuningError
+from spqt_ti.errors import CacheError, TuningError
 
 FORMAT = 3  # 2, which is still read, had fields of both engines
 # Where nothing is known of the device, what was asked for is done: on the README's machine density 0.75 gains 5 to 28 %
@@ -114,8 +114,14 @@ class Tuning:
 
     @classmethod
     def load(cls, device: str) -> Tuning:
-        """Read what `save` wrote; an empty one where there is no file. Raises TuningError for anything else."""
-        path = tuning_path(device)
+        """Read what `save` wrote; an empty one where there is no file, or no cache folder.
+
+        Raises TuningError for anything else.
+        """
+        try:
+            path = tuning_path(device)
+        except CacheError:
+            return cls(device, {}, "")
         if not path.is_file():
             return cls(device, {}, "")
         try:

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -220,12 +221,16 @@ def test_other_bitcode_has_another_folder(cache, monkeypatch):
 def test_without_a_folder_that_can_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPQT_CACHE_DIR", str(tmp_path / "file"))
-    assert backend._compiled_kernels() is None
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert backend._compiled_kernels().parent == tmp_path
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(BackendError, match=r"no folder for compiled kernels.*TMPDIR"):
+        backend._compiled_kernels()
 
 
 def test_a_folder_that_cannot_be_written(cache, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    assert backend._compiled_kernels() is None
+    assert cache not in backend._compiled_kernels().parents
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ READERS = (
 _SLICE = 60.0  # seconds that a reader gets at a time
 _LAST_BYTES = 1 << 20
 _MOST_BYTES = 4 << 30  # of a slice's process: an input that wants more ends it, and not the machine
+_LATE = 900.0  # seconds after which a turn is ended from outside: on a busy machine a start takes minutes
 _MOST_CPU_SECONDS = 20.0  # after which an input is ended that nothing else can interrupt
 
 
@@ -121,7 +122,7 @@ def _turn(reader: str, state_folder: Path, inputs: int, seconds: float, seed: in
     command = [sys.executable, __file__, reader, "--slice", "--state", str(state_folder)]
     command += ["--inputs", str(more), "--seconds", str(seconds), "--seed", str(seed)]
     try:
-        ended = subprocess.run(command, timeout=seconds + 120).returncode
+        ended = subprocess.run(command, timeout=seconds + _LATE).returncode
     except subprocess.TimeoutExpired:
         state.died("hangs")
         return
