@@ -7,7 +7,10 @@ A name is that of the scheme's module in this folder, which has its SCHEME, and 
 __all__ = ["NAMES"]
 
 NAMES = (
+    "q2_k",
+    "q3_k",
     "q4_k",
+    "q5_k",
     "q6_k",
     "q8_0",
 )

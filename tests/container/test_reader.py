@@ -177,7 +177,7 @@ DAMAGES = {
         "spqt.json",
         "format version is 99, this program reads 1 and 2",
     ),
-    "scheme": (edit_matrix(scheme="q9"), "spqt.json", "scheme is 'q9', expected one of: q4_k"),
+    "scheme": (edit_matrix(scheme="q9"), "spqt.json", "scheme is 'q9', expected one of: q2_k, q3_k, q4_k"),
     "layout": (edit_matrix(layout="z"), "spqt.json", "layout is 'z', expected one of: zigzag, row"),
     "other layout": (edit_matrix(layout="row"), "", "expected uint8"),
     "other scheme": (edit_matrix(scheme="q6_k"), "", "q6_k is missing, expected uint8"),

@@ -38,10 +38,10 @@ def test_choices(scheme, layout, changes):
 @pytest.mark.parametrize(
     ("scheme", "layout", "message"),
     [
-        ("q2_k", "zigzag", "unknown scheme 'q2_k'; there are: q4_k, q6_k, q8_0"),
+        ("q1_k", "zigzag", "unknown scheme 'q1_k'; there are: q2_k, q3_k, q4_k, q5_k, q6_k, q8_0"),
         ("", "zigzag", "unknown scheme ''"),
         ("q4_k,", "zigzag", "unknown scheme ''"),
-        ("q4_k,down=q2_k", "zigzag", "unknown scheme 'q2_k'"),
+        ("q4_k,down=q1_k", "zigzag", "unknown scheme 'q1_k'"),
         ("q4_k,ffn=q6_k", "zigzag", "no scheme can be chosen for 'ffn', only for: qkv, o, gate_up, down, head"),
         ("q4_k,embedding=q6_k", "zigzag", "no scheme can be chosen for 'embedding'"),
         ("q4_k,q6_k", "zigzag", "'q6_k' comes after others; name the class"),

@@ -209,7 +209,7 @@ def test_unsupported_sizes(changes, message, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
-@pytest.mark.parametrize("options", [{"layout": "column"}, {"scheme": "q2_k"}])
+@pytest.mark.parametrize("options", [{"layout": "column"}, {"scheme": "q1_k"}])
 def test_unknown_choices(options, tmp_path):
     with pytest.raises(QuantizationError, match=r"unknown (layout|scheme) '.*'; there are: "):
         quantize("nothing", tmp_path / "model", **options)

@@ -94,7 +94,11 @@ def make_stream(planes: Planes):
     def fetch(entry):
         if ti.static(prefetches):
             at = entry
-            helpers.prefetch_listed128(at)
+            if ti.static(quant_bytes == 64):
+                first = ti.cast(0, ti.i64)
+                helpers.prefetch_listed64(at, first)
+            else:
+                helpers.prefetch_listed128(at)
             for line in ti.static(range(2, quant_bytes // 64)):
                 offset = ti.cast(64 * line, ti.i64)
                 helpers.prefetch_listed64(at, offset)

@@ -16,7 +16,18 @@ from spqt_ti.backend import ti
 from spqt_ti.formats.layout import BAND
 from spqt_ti.formats.scheme import Scheme
 
-__all__ = ["F16_MAX", "LANES", "ROUND", "Packer", "half", "lanes", "make_packer", "outside", "store_half"]
+__all__ = [
+    "F16_MAX",
+    "LANES",
+    "ROUND",
+    "Packer",
+    "half",
+    "lanes",
+    "make_packer",
+    "outside",
+    "store_half",
+    "store_pairs",
+]
 
 LANES = 16
 ROUND = 12582912.0  # 1.5 * 2**23: adding and subtracting it rounds to an integer, halves to even
@@ -141,3 +152,14 @@ def store_half(out: ti.template(), at, value):
     bits = ti.cast(ti.bit_cast(ti.cast(value, ti.f16), ti.u16), ti.i32)
     out[at] = ti.cast(bits & 255, ti.u8)
     out[at + 1] = ti.cast(bits >> 8, ti.u8)
+
+
+@ti.func
+def store_pairs(scratch: ti.template(), tile, lane, units, out: ti.template(), at):
+    """The low two bits of the quants at `tile`, of the first `units` halves of 128, as `formats.pairs` has them."""
+    for h in range(units):
+        for i in range(32):
+            byte = 0
+            for k in range(4):
+                byte |= (ti.cast(scratch[tile + 128 * h + 32 * k + i][lane], ti.i32) & 3) << (2 * k)
+            out[at + 32 * h + i] = ti.cast(byte, ti.u8)

@@ -64,13 +64,13 @@ def make(kind: str, rows: int, cols: int, rng: np.random.Generator) -> np.ndarra
         "tiny": lambda: normal * 10.0 ** rng.uniform(-20, -4),
         "tiny levels": lambda: np.round(normal) * 10.0 ** rng.uniform(-20, -4),
         "mixed": lambda: normal * 10.0 ** rng.uniform(-20, 0, (1, cols)) * (rng.random((rows, cols)) < 0.3),
-        "large": lambda: normal * 4e5,
+        "large": lambda: normal * 2e5,
         "zero": lambda: normal * 0,
         "constant": lambda: np.full((rows, cols), rng.standard_normal()),
     }
-    if kind == "bits":  # any f32 below 2**21 that bits can spell, signed zeros and denormals included
+    if kind == "bits":  # any f32 below 2**19 that bits can spell, signed zeros and denormals included
         signs = rng.integers(0, 2, (rows, cols)) << 31
-        return (rng.integers(0, 148 << 23, (rows, cols)) | signs).astype(np.uint32).view(np.float32)
+        return (rng.integers(0, 146 << 23, (rows, cols)) | signs).astype(np.uint32).view(np.float32)
     with gradual_underflow():
         return values[kind]().astype(np.float32)
 
@@ -83,12 +83,12 @@ KINDS += ["tiny", "tiny levels", "mixed", "bits"]
 @both_layouts
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_numpy(kind: str, layout: str, scheme: Scheme) -> None:
-    check(make(kind, 600, 530, np.random.default_rng(4)), layout, scheme)
+    check(make(kind, 330, 290, np.random.default_rng(4)), layout, scheme)
 
 
 @all_schemes
 @both_layouts
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.one_of(st.tuples(st.integers(1, 600), st.integers(1, 40)), st.tuples(st.integers(1, 5), st.integers(1, 600))),
     st.sampled_from(KINDS),
@@ -158,7 +158,21 @@ def test_refuses_a_matrix_of_them(scheme: Scheme, layout: str, value: float) -> 
 @both_layouts
 @pytest.mark.parametrize(
     ("scheme", "value"),
-    [("q4_k", 1e8), ("q4_k", -5e6), ("q4_k", 3e38), ("q6_k", 3e8), ("q6_k", -3e38), ("q8_0", 9e6), ("q8_0", -3e38)],
+    [
+        ("q4_k", 1e8),
+        ("q4_k", -5e6),
+        ("q4_k", 3e38),
+        ("q6_k", 3e8),
+        ("q6_k", -3e38),
+        ("q8_0", 9e6),
+        ("q8_0", -3e38),
+        ("q2_k", 3e6),
+        ("q2_k", -1e6),
+        ("q3_k", 1e7),
+        ("q3_k", -3e38),
+        ("q5_k", 1e9),
+        ("q5_k", -5e6),
+    ],
 )
 def test_refuses_values_beyond_f16_by_name(layout: str, scheme: str, value: float) -> None:
     w = make("normal", 40, 40, np.random.default_rng(11))

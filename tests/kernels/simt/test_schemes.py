@@ -23,7 +23,7 @@ from spqt_ti.kernels.simt.row_words import RowWords
 from spqt_ti.kernels.simt.schemes import decoder_of
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 
-NEW = [SCHEMES["q8_0"], SCHEMES["q6_k"]]
+NEW = [SCHEMES[name] for name in ("q8_0", "q6_k", "q5_k", "q3_k", "q2_k")]
 
 
 @pytest.fixture(params=NEW, ids=str)
@@ -81,7 +81,7 @@ def test_row(scheme: Scheme, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [("q4_k", "row"), ("q8_0", "row"), ("q6_k", "row"), ("q8_0", "zigzag"), ("q6_k", "zigzag")],
+    [("q4_k", "row"), *((scheme.name, layout) for layout in ("row", "zigzag") for scheme in NEW)],
 )
 def test_many_tokens(name: str, layout: str) -> None:
     """Dense, and masked with weights of the inputs."""
@@ -96,10 +96,11 @@ def test_many_tokens(name: str, layout: str) -> None:
 
 
 def test_nothing_is_padded() -> None:
-    """Of whole bands the device's bytes are the stored ones, but for the last 16."""
+    """Of whole bands the device's bytes are the stored ones, but for the last 16, and for two in each of Q3_K's 110."""
     for scheme in SCHEMES.values():
-        shape = ZigzagWords(512, 264, scheme)
-        assert 16 * (shape.quants + shape.headers) == 512 * 264 * scheme.bits_per_weight / 8
+        shape, superblocks = ZigzagWords(512, 264, scheme), 512 * 264 // scheme.values
+        stored = superblocks * (scheme.bytes + (2 if scheme.name == "q3_k" else 0))
+        assert 16 * (shape.quants + shape.headers) == stored
 
 
 def test_unknown() -> None:

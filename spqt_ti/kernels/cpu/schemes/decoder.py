@@ -14,14 +14,18 @@ Func = Any  # a ti.func
 
 @dataclass(frozen=True)
 class ByteVectors:
-    """How a superblock is four vectors of bytes (see byte_vectors.py). `vector`: the ti.func (quants, at, t) of vector
-    t of a superblock whose quants begin at `at`; `make_scales` builds the ti.func (headers, at, x) of x times the scale
-    of each 16 values, f32x16; a byte less `zero` is the quant.
+    """How a superblock is four vectors of bytes (see byte_vectors.py).
+
+    `vector`: the ti.func (quants, quants_at, headers, headers_at, t) of vector t of a superblock whose quants and
+    headers begin there; `make_scales` builds the ti.func (headers, at, x) of x times the scale of each 16 values,
+    f32x16, and `make_minima` that of x times their minimum (None: they have none). A value is scale times the byte less
+    `zero`, less the minimum.
     """
 
     zero: int
     vector: Func
     make_scales: Callable[[], Func]
+    make_minima: Callable[[], Func] | None = None
 
 
 @dataclass(frozen=True)

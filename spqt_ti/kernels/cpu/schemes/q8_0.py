@@ -24,7 +24,7 @@ def unpack(superblocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @ti.func
-def byte_vector(quants: ti.template(), at, t):
+def byte_vector(quants: ti.template(), at, headers: ti.template(), headers_at, t):
     return quants[at + t]
 
 

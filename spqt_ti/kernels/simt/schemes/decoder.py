@@ -39,7 +39,7 @@ class Matrix(NamedTuple):
 class Decoder:
     """A scheme's device words and how a lane reads them. Everything from `entry` on is a ti.func."""
 
-    bits: int  # of a quant
+    bits: int  # of a quant, in planes of which each part has its own entries
     loads: int  # entries of quants that a lane reads
     header_words: int  # that a lane keeps of a header
     half_stride: int  # values from a part's first half to its second
@@ -59,9 +59,11 @@ class Decoder:
     quant: Any  # (packed, byte, half) -> f32: one quant of each word, divided by its unit
     first_value: Any  # (part) -> index of a part's first value in its piece
 
+    shared_entries: int = 0  # of a plane of bits that is whole in any piece, behind the other entries
+
     def entries(self, parts: int) -> int:
         """Entries of quants in a piece of so many parts."""
-        return parts * self.bits // 4
+        return parts * self.bits // 4 + self.shared_entries
 
     def quants(self, superblocks: U8Array, parts: int) -> U32Array:
         """Entries u32 [pieces * entries, 4] of superblocks u8 [pieces, superblocks of a piece, bytes]."""
@@ -100,6 +102,15 @@ def signed_byte(packed, byte: ti.template(), half: ti.template()):
     return ti.Vector(
         [ti.cast((packed[k] << (24 - 8 * byte)) & _TOP_BYTE, ti.i32) * 1.0 for k in ti.static(range(packed.n))]
     )
+
+
+UNSIGNED_UNITS = tuple(2.0 ** (-8 * k) for k in (0, 0, 1, 1, 2, 2, 3, 3))  # of `unsigned_byte`
+
+
+@ti.func
+def unsigned_byte(packed, byte: ti.template(), half: ti.template()):
+    """One byte below 128 of each word as f32, divided by its unit."""
+    return (packed & (127 << (8 * byte))) * 1.0
 
 
 def make_decode_half(decoder: Decoder):
