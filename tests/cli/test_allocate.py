@@ -33,7 +33,7 @@ def test_choices_are_those_there_are() -> None:
 
 def test_a_plan(capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(static, "WINDOW", 30)
-    rates = ("--alpha", 0.1, "--beta", 0.3, "--rate-step", 0.2, "--delta-max", 0.9, "--jobs", 1)
+    rates = ("--alpha", 0.2, "--beta", 0.4, "--rate-step", 0.2, "--delta-max", 0.9, "--jobs", 1)
     report = json.loads(run(capsys, tmp_path, *rates, "--json"))
     plan = json.loads((tmp_path / "out.json").read_text())
     assert report["groups"] == [[g["first"], g["layers"], g["rate"]] for g in plan["groups"]]

@@ -17,12 +17,14 @@ from spqt_ti.allocation.allocators import KeepWithin, allocate
 from spqt_ti.allocation.grouped import PRICE, STEP, GroupSettings
 from spqt_ti.allocation.problem import Allocation, BudgetProblem
 from spqt_ti.container import Container
+from spqt_ti.convert.prune import STEP as CHANNELS
+from spqt_ti.convert.prune import kept_width
 from spqt_ti.errors import AllocationError
 from spqt_ti.parallel.executors import Executor
 from spqt_ti.parallel.study import ModelReference, Request
 from spqt_ti.parallel.sweep import sweep
 from spqt_ti.sparsity.allocate import tables
-from spqt_ti.sparsity.allocate.studies import CHANNELS
+from spqt_ti.sparsity.allocate.studies import CHANNELS as PRUNED_CHANNELS
 from spqt_ti.sparsity.policy import write_text
 from spqt_ti.sparsity.search.sample import spread
 from spqt_ti.texts import paragraph_hashes, sha256
@@ -73,10 +75,20 @@ class StaticSettings:
             raise AllocationError(f"delta_max must be a number above 0, not {self.delta_max}")
         GroupSettings(self.step, self.price)
 
-    def rates(self) -> list[float]:
-        """From alpha on, none above beta: with a larger beta there are more of them, and the same ones."""
+    def rates(self, width: int) -> list[float]:
+        """Those nearest to alpha, alpha + rate_step, .. that a network of `width` channels can lose (whole numbers of
+        32), from alpha to beta. With a larger beta there are more of them, and the same ones. AllocationError for none.
+        """
         count = int((self.beta - self.alpha) / self.rate_step + 1e-9) + 1
-        return [round(self.alpha + self.rate_step * i, 9) for i in range(count)]
+        wanted = (self.alpha + self.rate_step * i for i in range(count))
+        found = sorted({1 - kept_width(width, rate) / width for rate in wanted})
+        bounded = [rate for rate in found if self.alpha - 1e-9 <= rate <= self.beta + 1e-9]
+        if not bounded:
+            raise AllocationError(
+                f"no rate from {self.alpha:g} to {self.beta:g} is a whole number of {CHANNELS} channels of {width}: "
+                f"allow rates up to {CHANNELS / width:.3g}"
+            )
+        return bounded
 
 
 @dataclass(frozen=True)
@@ -125,11 +137,15 @@ def plan(
     nowhere); `shared`: see ModelReference.
 
     Raises AllocationError for a text of fewer than 256 tokens, a container of format 1 (which does not know its
-    source), and where nothing keeps the limit.
+    source) or one that is pruned already, and where nothing keeps the limit.
     """
     if container.source.sha256 is None:
         raise AllocationError(
             f"{container.path}: of format 1, which does not say what it was made from; quantise again"
+        )
+    if len(set(container.config.widths())) > 1:
+        raise AllocationError(
+            f"{container.path}: pruned already, to layers of different widths; allocate on the whole model"
         )
     if len(tokens) < MIN_TOKENS:
         raise AllocationError(f"{len(tokens)} tokens to measure on, expected {MIN_TOKENS} or more")
@@ -140,9 +156,9 @@ def plan(
 
     def request(measured: list[list[int]]) -> Request:
         chosen = {"calibration": windows(CALIBRATION_WINDOWS, _CALIBRATED), "windows": measured, "threads": 1}
-        return Request(CHANNELS, ModelReference.of(container, shared), chosen)
+        return Request(PRUNED_CHANNELS, ModelReference.of(container, shared), chosen)
 
-    layers, rates = container.config.num_hidden_layers, settings.rates()
+    layers, rates = container.config.num_hidden_layers, settings.rates(container.config.intermediate_size)
     searched = request(windows(settings.windows, _SEARCHED))
     kept = None if folder is None else folder / f"channels-{searched.key}.json"
     table = tables.measure(executor, searched, layers, rates, settings.exact, kept)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spqt_ti.container import Container
+from spqt_ti.convert.prune import importance, kept_width
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES, Site
 from spqt_ti.sparsity.allocate.partial_runs import PartialRuns
@@ -24,14 +25,9 @@ _ALL_BUT_ZEROS = np.float32(1e-30)  # a threshold that only what weighs nothing 
 Change = tuple[int, int, float]
 
 
-def channels_removed(rate: float, channels: int) -> int:
-    """Of a layer's `channels` at a rate: to the nearest whole number."""
-    return round(rate * channels)
-
-
 class PrunedChannels:
-    """FFN channels removed from layers: the least important ones, by the norm of a channel's activations times that of
-    its column in down.
+    """FFN channels removed from layers, as `convert/prune.py` removes them (mode `channels`): the least important ones,
+    a whole number of 32.
 
     A channel whose input to down is zero does nothing, as if its rows in gate and up and its column were gone.
     Settings: "windows", token windows to measure on; "calibration", those that importance is taken from; "threads".
@@ -41,7 +37,7 @@ class PrunedChannels:
     def __init__(self, container: Container, settings: Mapping[str, Any]) -> None:
         calibration = settings["calibration"]
         self._llama = _runner(container, settings, calibration)
-        self._order = np.argsort(importance(container, self._llama, calibration), axis=1, kind="stable")
+        self._order = np.argsort(-channel_importance(container, self._llama, calibration), axis=1, kind="stable")
         self._runs = PartialRuns(self._llama, settings["windows"])
 
     def __call__(self, item: Sequence[Change]) -> np.ndarray:
@@ -50,8 +46,9 @@ class PrunedChannels:
         selectors.clear()
         for first, count, rate in item:
             for layer in range(first, first + count):
-                kept = np.ones(self._order.shape[1], np.float32)
-                kept[self._order[layer, : channels_removed(rate, len(kept))]] = 0
+                width = self._order.shape[1]
+                kept = np.zeros(width, np.float32)
+                kept[self._order[layer, : kept_width(width, rate)]] = 1
                 selectors.weigh(layer, SITES[Site.DOWN], kept)
                 selectors.thresholds[layer, Site.DOWN] = _ALL_BUT_ZEROS
         return self._runs.compare(_first_layer(item))
@@ -78,8 +75,8 @@ class SparseLayers:
         return self._runs.compare(_first_layer(item))
 
 
-def importance(container: Container, llama: Llama, windows: Sequence[Sequence[int]]) -> np.ndarray:
-    """f64 [layers, channels]: norm of a channel's activations over `windows` (dense) times that of its down column."""
+def channel_importance(container: Container, llama: Llama, windows: Sequence[Sequence[int]]) -> np.ndarray:
+    """f64 [layers, channels]: `prune.importance` of every layer, on dense runs of `windows`."""
     squares = np.zeros((llama.config.num_hidden_layers, llama.config.intermediate_size))
 
     def observe(layer: int, site: str, inputs: np.ndarray) -> None:
@@ -91,11 +88,8 @@ def importance(container: Container, llama: Llama, windows: Sequence[Sequence[in
         llama.reset()
         llama.prefill(window, "none", observer=observe)
     llama.reset()
-    columns = [
-        np.square(container.dequantize(container.matrix(layer, Site.DOWN))).sum(axis=0, dtype=np.float64)
-        for layer in range(len(squares))
-    ]
-    return np.sqrt(squares * columns)
+    downs = (container.dequantize(container.matrix(layer, Site.DOWN)) for layer in range(len(squares)))
+    return np.array([importance(down, found) for down, found in zip(downs, squares, strict=True)])
 
 
 def _runner(container: Container, settings: Mapping[str, Any], more: Sequence[Sequence[int]] = ()) -> Llama:

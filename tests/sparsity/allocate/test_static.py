@@ -22,7 +22,7 @@ from spqt_ti.sparsity.search.divergence import divergence, log_softmax
 
 RNG = np.random.default_rng(5)
 WINDOWS, CALIBRATION = RNG.integers(0, 300, (2, 30)).tolist(), RNG.integers(0, 300, (2, 30)).tolist()
-SETTINGS = StaticSettings(alpha=0.05, beta=0.45, rate_step=0.2, delta_max=0.5, windows=2)
+SETTINGS = StaticSettings(alpha=0.2, beta=0.6, rate_step=0.2, delta_max=0.5, windows=2)  # of 160 channels
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def without_channels(model: FloatModel, layer: int, x: np.ndarray, removed: int)
     model.layers[layer] = dataclasses.replace(old, matrices=smaller)
 
 
-@pytest.mark.parametrize(("item", "removed"), [([[1, 1, 0.3]], {1: 48}), ([[0, 1, 0.05], [1, 1, 0.45]], {0: 8, 1: 72})])
+@pytest.mark.parametrize(("item", "removed"), [([[1, 1, 0.4]], {1: 64}), ([[0, 1, 0.2], [1, 1, 0.45]], {0: 32, 1: 64})])
 def test_masked_channels_are_removed_ones(study: PrunedChannels, item: list, removed: dict[int, int]) -> None:
     """As in a model in NumPy whose matrices are smaller."""
     weights = dict(tiny_containers.container("gqa").weights())
@@ -76,7 +76,7 @@ def test_masked_channels_are_removed_ones(study: PrunedChannels, item: list, rem
 
 def test_a_result_depends_on_its_item_alone(study: PrunedChannels) -> None:
     first = study([[0, 2, 0.25]])
-    study([[1, 1, 0.45]])
+    study([[1, 1, 0.6]])
     assert study([[0, 2, 0.25]]).tobytes() == first.tobytes()
     assert study([[0, 2, 0.0]])[0] < 1e-6
 
@@ -89,7 +89,7 @@ def test_plan(exact: bool, tmp_path: Path, monkeypatch) -> None:
     settings = dataclasses.replace(SETTINGS, exact=exact)
     made = static.plan(container, "text", tokens, settings, InProcess(), tmp_path)
     assert made.allocation.degradation <= settings.delta_max
-    assert {g.rate for g in made.allocation.groups} <= set(settings.rates())
+    assert {g.rate for g in made.allocation.groups} <= set(settings.rates(160))
     (kept,) = tmp_path.iterdir()
     assert len(json.loads(kept.read_text())["results"]) == 3 * (3 if exact else 2)
     fields = json.loads(made.to_json())
@@ -124,9 +124,14 @@ def test_settings_that_make_no_sense(change: dict, message: str) -> None:
         StaticSettings(**change)
 
 
-def test_rates_of_a_larger_bound_contain_those_of_a_smaller_one() -> None:
-    assert StaticSettings().rates() == [0.01, 0.03, 0.05, 0.07, 0.09, 0.11, 0.13, 0.15]
-    assert StaticSettings(beta=0.16).rates() == StaticSettings().rates()
+def test_rates_are_whole_numbers_of_32_channels() -> None:
+    """Within the bounds; those of a larger bound contain those of a smaller one."""
+    found = StaticSettings().rates(1536)
+    assert np.array(found) * 1536 / 32 == pytest.approx(range(1, 8))
+    assert StaticSettings(alpha=0.0).rates(1536) == [0.0, *found]
+    assert StaticSettings(beta=0.2).rates(1536)[:7] == found
+    with pytest.raises(AllocationError, match=r"32 channels of 160: allow rates up to 0\.2"):
+        StaticSettings().rates(160)
 
 
 def test_a_short_text() -> None:
