@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 
+import numpy as np
 import pytest
 from tiny_models import random_weights, tiny_config, write_gguf, write_huggingface
 
+from spqt_ti import quantization
 from spqt_ti.api import open_quantized
 from spqt_ti.children import python_command
 from spqt_ti.cli import main as cli
@@ -69,6 +71,24 @@ def test_quantize_json_and_force(source, quantised, capsys):
     assert report["storage"]["head"] == "q8_0, row"
     assert report["parameters"] == PARAMETERS
     assert report["seconds"] > 0
+
+
+def test_quantize_pruned_and_rotated(source, tmp_path, capsys, monkeypatch):
+    windows = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 32)).tolist()
+    monkeypatch.setattr(quantization, "_windows", lambda *_: windows)
+    plan, text = tmp_path / "plan.json", tmp_path / "text"
+    plan.write_text('{"spqt_plan": 1, "rates": [0, 0.4]}')
+    text.write_text("a text")
+    line = succeeds(
+        capsys, "quantize", source, tmp_path / "model", "--plan", plan, "--pruning", "channels", "--rotate", "heads",
+        "--text", text, "--tokens", 256,
+    )  # fmt: skip
+    assert f"{(PARAMETERS - 3 * 64 * 192) / 1e6:.1f} M parameters" in line
+    assert "[320, 192]" in (shown := succeeds(capsys, "info", tmp_path / "model"))
+    assert "[192, 192]" in shown
+    report = json.loads(succeeds(capsys, "info", tmp_path / "model", "--json"))
+    assert [one["kind"] for one in report["transformations"]] == ["pruning", "rotation"]
+    assert report["config"]["intermediate_sizes"] == [160, 96]
 
 
 def test_info_of_a_container(quantised, capsys):

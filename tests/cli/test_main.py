@@ -94,6 +94,10 @@ def test_version(capsys):
         ["dance"],
         ["quantize", "only-a-source"],
         ["quantize", "a", "b", "--layout", "diagonal"],
+        ["quantize", "a", "b", "--rotate", "residual,qkv"],
+        ["quantize", "a", "b", "--rotate", "down"],
+        ["quantize", "a", "b", "--prune", "1.5"],
+        ["quantize", "a", "b", "--prune", "0.1", "--plan", "plan.json"],
         ["generate", "model", "prompt", "--threads", "many"],
         ["generate", "model", "prompt", "--seed", "-1"],
         ["generate", "model", "prompt", "--sparsity", "0.5", "--policy", "file"],
@@ -199,6 +203,21 @@ def test_bad_directory(damage, message, source, tmp_path, capsys):
     assert str(source) in line
     assert tree(tmp_path) == before
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_plans_that_do_not_fit(source, tmp_path, capsys):
+    plan, model = tmp_path / "plan.json", tmp_path / "model"
+    for content, message in (
+        ('{"spqt_plan": 1, "model": {"sha256": "00"}, "rates": [0.1, 0.1]}', "made for the source with SHA-256 00"),
+        ('{"spqt_plan": 1, "rates": [0.1]}', "rates of 1 layers, the model has 2"),
+        ('{"spqt_plan": 1, "rates": [0.1, 1.1]}', "the rate of layer 1 is 1.1"),
+        ("{}", "spqt_plan is None"),
+    ):
+        plan.write_text(content)
+        assert message in fails(capsys, "quantize", source, model, "--plan", plan)
+    assert "give the rates" in fails(capsys, "quantize", source, model, "--pruning", "weights")
+    assert "reads no text" in fails(capsys, "quantize", source, model, "--tokens", "256")
+    assert not model.exists()
 
 
 def test_bad_gguf(gguf_source, tmp_path, capsys):
