@@ -2,17 +2,22 @@
 
     python bench/accuracy/schemes.py smollm2-135m --text evaluation.txt --storage q4_k --storage q6_k --storage q8_0
     python bench/accuracy/schemes.py smollm2-135m --text evaluation.txt --storage q4_k --container made-by-gptq
+    python bench/accuracy/schemes.py smollm2-135m --text evaluation.txt --storage q3_k --rounds 7 --json widths.json
 
 Quantised models go through the product's own runner (prefill, every token dense), the source through f32 NumPy
-(evaluation/float_model.py). KL is from the source, ± its standard error over windows.
+(evaluation/float_model.py). KL is from the source, ± its standard error over windows. Tokens/s are of dense decoding,
+medians of --rounds rounds in which every model has its turn. bench/accuracy/curve.py has sparsity as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +36,7 @@ from spqt_ti.tables import Table, print_table
 from spqt_ti.texts import check_disjoint, read_text
 
 TITLES = [
-    "stored", "bits per weight", "MB per token", "perplexity", "KL from the source", "same top 1",
+    "stored", "bits per weight", "MB per token", "perplexity", "KL from the source", "same top 1", "tokens/s",
 ]  # fmt: skip
 
 
@@ -49,13 +54,51 @@ def bits_per_weight(container: Container) -> float:
     return 8 * sum(matrix.nbytes for matrix in matrices) / sum(matrix.rows * matrix.cols for matrix in matrices)
 
 
-def line(name: str, bits: float, megabytes: float | None, score: Scores) -> list[str]:
-    """A row of the table."""
-    row, (kl, error) = score.row(0.0), mean_and_error(score.kl)
-    return [
-        name, f"{bits:.2f}", "" if megabytes is None else f"{megabytes:.1f}",
-        f"{row.perplexity:.2f} ± {row.perplexity_se:.2f}", f"{kl:.4f} ± {error:.4f}", f"{row.top1:.1%}",
-    ]  # fmt: skip
+def decoded_per_second(models: Sequence[Llama], rounds: int, tokens: int) -> list[float | None]:
+    """Tokens/s of dense decoding, medians of interleaved rounds; None without rounds."""
+    speeds: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for model, speed in zip(models, speeds, strict=True):
+            model.reset()
+            token = int(model.prefill(range(16), "last")[-1].argmax())
+            token = int(model.decode_greedy(token, 16)[-1])  # compiled, and warm
+            start = time.perf_counter()
+            for _ in range(tokens // 16):
+                token = int(model.decode_greedy(token, 16)[-1])
+            speed.append(tokens // 16 * 16 / (time.perf_counter() - start))
+    return [float(np.median(speed)) if speed else None for speed in speeds]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a way to store a model costs. `bits_per_weight`: of the layers' matrices, as stored. `bytes_per_token`: as
+    read, padding included; None of the source. `kl`: nats per token from the source; `_se` are standard errors.
+    """
+
+    stored: str
+    bits_per_weight: float
+    bytes_per_token: float | None
+    perplexity: float
+    perplexity_se: float
+    kl: float
+    kl_se: float
+    top1: float
+    tokens_per_second: float | None
+
+    @classmethod
+    def of(cls, stored: str, bits: float, read: float | None, score: Scores, speed: float | None) -> Cost:
+        """From a model's scores."""
+        row, (kl, error) = score.row(0.0), mean_and_error(score.kl)
+        return cls(stored, bits, read, row.perplexity, row.perplexity_se, kl, error, row.top1, speed)
+
+    def line(self) -> list[str]:
+        """A row of the table."""
+        return [
+            self.stored, f"{self.bits_per_weight:.2f}",
+            "" if self.bytes_per_token is None else f"{self.bytes_per_token / 1e6:.1f}",
+            f"{self.perplexity:.2f} ± {self.perplexity_se:.2f}", f"{self.kl:.4f} ± {self.kl_se:.4f}",
+            f"{self.top1:.1%}", "" if self.tokens_per_second is None else f"{self.tokens_per_second:.0f}",
+        ]  # fmt: skip
 
 
 def main() -> None:
@@ -67,6 +110,10 @@ def main() -> None:
     parser.add_argument("--container", action="append", default=[], metavar="DIR", help="quantised already")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--threads", type=int, help="default: all")
+    parser.add_argument("--rounds", type=int, default=0, help="of decoding, for tokens/s (default: none)")
+    parser.add_argument("--tokens", type=int, default=64, help="decoded per round, a multiple of 16")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     arguments = parser.parse_args()
     text, path = read_text(arguments.text), registry.resolve(arguments.model)
     checkpoint = open_checkpoint(path)
@@ -81,19 +128,30 @@ def main() -> None:
         for container in containers.values():
             for transformation in container.transformations:
                 check_disjoint(text, transformation, "the model was quantised with")
-        models = [Llama(container, context=arguments.context) for container in containers.values()]
+        models = [
+            Llama(container, context=arguments.context, threads=arguments.threads) for container in containers.values()
+        ]
         scorers = [source.second_half, *(functools.partial(prefilled, model) for model in models)]
         scores = compare(parts, source.second_half, scorers)
-    dense = [model.traffic.bytes_per_token(inputs_per_layer(model.config)) / 1e6 for model in models]
-    rows = [line("source", 32.0, None, scores[0])] + [
-        line(name, bits_per_weight(container), megabytes, score)
-        for (name, container), megabytes, score in zip(containers.items(), dense, scores[1:], strict=True)
+    speeds = decoded_per_second(models, arguments.rounds, arguments.tokens)
+    costs = [Cost.of("source", 32.0, None, scores[0], None)] + [
+        Cost.of(
+            name,
+            bits_per_weight(container),
+            model.traffic.bytes_per_token(inputs_per_layer(model.config)),
+            score,
+            speed,
+        )
+        for (name, container), model, score, speed in zip(containers.items(), models, scores[1:], speeds, strict=True)
     ]
-    print_table(
-        Table(TITLES, rows),
+    notes = (
         f"{scores[0].row(0.0).tokens} tokens of {Path(arguments.text).name} scored",
-        provenance(None),
+        provenance(arguments.threads),
     )
+    print_table(Table(TITLES, [cost.line() for cost in costs]), *notes)
+    if arguments.json is not None:
+        found = {"model": arguments.model, "notes": notes, "costs": [asdict(cost) for cost in costs]}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
