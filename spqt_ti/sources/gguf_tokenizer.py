@@ -155,7 +155,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Tokeniz
         raise CheckpointError("metadata key tokenizer.ggml.merges is missing")
     pairs = [(m[:cut], m[cut + 1 :]) for m in merges for cut in [m.find(" ", 1)]]
     tokenizer = Tokenizer(_bpe(tokens, pairs, ignore_merges=words.whole_words))
-    tokenizer.pre_tokenizer = words.pre_tokenizer(bool(metadata.get("tokenizer.ggml.add_space_prefix", False)))
+    tokenizer.pre_tokenizer = words.pre_tokenizer()  # add_space_prefix is SentencePiece's alone, as in llama.cpp
     tokenizer.decoder = decoders.ByteLevel()
     if words.normalized:
         tokenizer.normalizer = normalizers.NFC()
@@ -168,8 +168,12 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     if not isinstance(scores, Sequence | np.ndarray) or isinstance(scores, str) or len(scores) != len(tokens):
         raise CheckpointError("metadata key tokenizer.ggml.scores is missing or of another length than the tokens")
     unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN and token), None)
+    if unknown is None and "tokenizer.ggml.token_type" not in metadata:
+        unknown = tokens[_special(metadata, "unknown", "llama", len(tokens)) or 0] or None
+    # Bytes are known by their text, whatever types the file gives.
+    bytes_known = _BYTE in types or "<0x00>" in tokens
     merges = sentencepiece_merges(tokens, types, [float(score) for score in scores])
-    tokenizer = Tokenizer(_bpe(tokens, merges, unk_token=unknown, fuse_unk=True, byte_fallback=_BYTE in types))
+    tokenizer = Tokenizer(_bpe(tokens, merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_known))
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     spaces = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces] if prefix else [spaces])

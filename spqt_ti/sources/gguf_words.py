@@ -55,12 +55,10 @@ class Words:
     adds_bos: bool = False
     normalized: bool = False
 
-    def pre_tokenizer(self, space_prefix: bool) -> pre_tokenizers.PreTokenizer:
-        """The cuts, then the map from bytes to characters; `space_prefix` puts a space before a text."""
+    def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
+        """The cuts, then the map from bytes to characters."""
         cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in self.patterns]
-        return pre_tokenizers.Sequence(
-            [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=space_prefix, use_regex=False)]
-        )
+        return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 _GPT2_WORDS, _DIGITS, _LLAMA3_WORDS = Words((_GPT2,)), Words((r"\p{N}", _GPT2)), Words((_LLAMA3,))

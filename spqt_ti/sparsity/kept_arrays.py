@@ -6,6 +6,7 @@ NumPy's own reader allocates what a header claims, whatever the file's size.
 from __future__ import annotations
 
 import math
+import sys
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -70,7 +71,11 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         raise ValueError(f"{entry.filename} does not hold what its header says")
     if not dtype.itemsize:
         raise ValueError(f"{entry.filename} holds values of no size")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_column else "C").copy()
+    values = np.frombuffer(content, dtype)
+    characters = values.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)) if dtype.kind == "U" else values[:0]
+    if characters.size and characters.max() > sys.maxunicode:  # Python raises SystemError when it looks at them
+        raise ValueError(f"{entry.filename} holds characters that do not exist")
+    return values.reshape(shape, order="F" if by_column else "C").copy()
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -200,6 +200,16 @@ def test_how_families_cut_numbers(pre, expected):
     }
     ids = Tokenizer(tokenizer_json(metadata), tiny_config()).encode(" 1234!!")
     assert [tokens[i] for i in ids] == expected
+    # llama.cpp looks at this for SentencePiece alone; the library would put a space before each word.
+    metadata["tokenizer.ggml.add_space_prefix"] = True
+    assert Tokenizer(tokenizer_json(metadata), tiny_config()).encode(" 1234!!") == ids
+
+
+def test_bytes_are_known_by_their_text():
+    """As in llama.cpp, where a file gives tokens no types."""
+    without = {name: value for name, value in SPM.items() if name != "tokenizer.ggml.token_type"}
+    tokenizer = Tokenizer(tokenizer_json(without), tiny_config(bos_token_id=1))
+    assert tokenizer.encode("ab q") == [1, 268, 259, 3 + ord("q")]
 
 
 def test_special_tokens_only_when_asked():

@@ -76,6 +76,15 @@ def test_damaged(kept: Checkpoint, damage: bytes) -> None:
         kept.load("search", seed=3)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_characters_that_do_not_exist(kept: Checkpoint, order: str) -> None:
+    path = kept.folder / "search.npz"
+    text = np.array([0x110000], f"{order}u4").view(f"{order}U1").reshape(())
+    np.savez(path, identity=text)
+    with pytest.raises(PolicyError, match=r"characters that do not exist.*delete it to start again"):
+        kept.load("search", seed=3)
+
+
 def test_cut_short(kept: Checkpoint) -> None:
     path = kept.folder / "search.npz"
     path.write_bytes(path.read_bytes()[:-40])
