@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from spqt_ti.container.directories import remove_leftovers
 from spqt_ti.convert.identity import cached_copy
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import BackendError, CacheError, CheckpointError, ContainerError, GenerationError, PolicyError
+from spqt_ti.generation.answer import Answer, checked_stops
 from spqt_ti.generation.loop import Stats, generate_tokens
-from spqt_ti.generation.sampling import Sampling
+from spqt_ti.generation.sampling import Sampling, of_fields
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.kernels.pack import quantize as pack
 from spqt_ti.model.runner import Llama, positions, too_long
@@ -34,6 +34,8 @@ from spqt_ti.sources import registry
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy, be_dense
 from spqt_ti.texts import read_text, sha256
+
+Prompt = str | Sequence[Mapping[str, Any]]  # text, or a conversation: messages with `role` and `content`
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,33 @@ class Generation:
 class Request:
     """What is asked of a model. Raises GenerationError for values of another type or out of range."""
 
-    prompt: str
+    prompt: Prompt
     max_new_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
     chat: bool = False
+    stop: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        checks.text("the prompt", self.prompt)
+        if isinstance(self.prompt, Sequence) and not isinstance(self.prompt, str | bytes | bytearray):
+            if not self.prompt:
+                raise GenerationError("the conversation is empty")
+        else:
+            checks.text("the prompt", self.prompt)
         checks.whole_number("max_new_tokens", self.max_new_tokens, 1)
+        checked_stops(self.stop)
+
+    @property
+    def messages(self) -> list[Mapping[str, Any]] | None:
+        """The conversation; None for plain text."""
+        if not isinstance(self.prompt, str):
+            return list(self.prompt)
+        return [{"role": "user", "content": self.prompt}] if self.chat else None
 
     def encode(self, tokenizer: Tokenizer) -> list[int]:
         """Token ids of the prompt. Raises GenerationError where there are none, or no chat template."""
-        if self.chat:
-            return tokenizer.encode_chat([{"role": "user", "content": self.prompt}])
+        if self.messages is not None:
+            return tokenizer.encode_chat(self.messages)
+        assert isinstance(self.prompt, str)
         tokens = tokenizer.encode(self.prompt)
         if not tokens:
             raise GenerationError("the prompt is empty")
@@ -163,15 +179,19 @@ class Model:
 
     def stream(
         self,
-        prompt: str,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 64,
         sampling: Sampling | None = None,
         chat: bool = False,
+        stop: str | Sequence[str] | None = None,
         **fields: Any,
     ) -> Iterator[Piece]:
-        """Yield text as it is generated; with `chat` the prompt is a user's message in the model's chat template.
+        """Yield text as it is generated; with `chat` the prompt is a user's message in the model's chat template, as it
+        is where it is a list of messages (`role`, `content`).
 
+        The text ends before the first of the strings in `stop`. What the KV cache has of the prompt from the call
+        before is not computed again, with the same results bit for bit.
         `sampling`: how tokens are drawn (default: greedily); its fields may be given by name instead, as in
         `stream(prompt, temperature=0.8, top_k=40)`. A model holds one sequence: any other call that uses the model
         ends the stream, whose next step then raises GenerationError. Threads may share a model on these terms.
@@ -180,29 +200,28 @@ class Model:
         of a model without a template; at the first step for a prompt longer than the context; at any step for logits
         that are not finite numbers.
         """
-        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat)
+        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop)
         return self._stream(request, request.encode(self.tokenizer))
 
     def _stream(self, request: Request, tokens: Sequence[int]) -> Iterator[Piece]:
-        stop = self.tokenizer.eos_ids
-        decoder = self.tokenizer.stream(continues=not request.chat)
-        for step in generate_tokens(self.llama, tokens, request.max_new_tokens, request.sampling, stop):
-            text = "" if step.token in stop else decoder.push(step.token)
-            if step.finish_reason:
-                text += decoder.finish()
+        decoder = self.tokenizer.stream(continues=request.messages is None)
+        answer = Answer(decoder, self.tokenizer.eos_ids, checked_stops(request.stop))
+        for step in generate_tokens(self.llama, tokens, request.max_new_tokens, request.sampling, answer.ends):
+            text = answer.take(last=step.finish_reason is not None)
             yield Piece(text, step.token, step.finish_reason, step.stats)
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 64,
         sampling: Sampling | None = None,
         chat: bool = False,
+        stop: str | Sequence[str] | None = None,
         **fields: Any,
     ) -> Generation:
         """The whole of `stream` at once. Calls of several threads wait for one another."""
-        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat)
+        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop)
         tokens = request.encode(self.tokenizer)
         with self.llama.exclusive():
             pieces = list(self._stream(request, tokens))
@@ -220,13 +239,9 @@ def _sampling(sampling: Sampling | None, fields: dict[str, Any]) -> Sampling:
         if not isinstance(sampling, Sampling):
             raise GenerationError(f"sampling must be a Sampling, not {type(sampling).__name__}")
         return sampling
-    known = [field.name for field in dataclasses.fields(Sampling)]
-    unknown = next((name for name in fields if name not in known), None)
-    if unknown is not None:
-        raise GenerationError(f"there is no argument {unknown!r}; of sampling there are {', '.join(known)}")
     if sampling is not None:
         raise GenerationError(f"give sampling or its fields ({', '.join(fields)}), not both")
-    return Sampling(**fields)
+    return of_fields(fields)
 
 
 def load(

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from spqt_ti.cli import options
+from spqt_ti.cli import generating, options
 from spqt_ti.cli.output import for_terminal, megabytes, print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.errors import GenerationError
@@ -39,47 +39,11 @@ def add_parser(commands: Any) -> None:
     form.add_argument("--chat", action="store_true", help="use the model's chat template (default where it has one)")
     form.add_argument("--raw", action="store_true", help="no chat template: go on from the prompt as it is")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most (default: %(default)s)")
-    _add_sparsity(parser)
-    _add_sampling(parser)
-    machine = parser.add_argument_group("machine")
-    options.add_threads(machine)
-    machine.add_argument("--context", type=int, metavar="N", help="tokens that prompt and answer may take together")
-    options.add_backend(machine)
-    machine.add_argument("--exact", action="store_true", help="f32 where the CPU would otherwise multiply in 16 bits")
+    generating.add_sparsity(parser)
+    generating.add_sampling(parser)
+    generating.add_machine(parser)
     parser.add_argument("--json", action="store_true", help="print JSON at the end instead of text as it comes")
     parser.set_defaults(run=run)
-
-
-def _add_sparsity(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sparsity").add_mutually_exclusive_group()
-    group.add_argument(
-        "--sparsity",
-        type=float,
-        default=0.0,
-        metavar="S",
-        help="share of inputs to skip, 0 to 0.99; the first time, a short calibration runs (default: %(default)s)",
-    )
-    group.add_argument("--policy", metavar="FILE", help="thresholds from a policy file instead")
-    parser.add_argument(
-        "--calibration-text", metavar="FILE", help="text to calibrate on instead of the sample that comes along"
-    )
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (default: %(default)s)"
-    )
-    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    group.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach this share")
-    group.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random draws (default: %(default)s)")
-
-
-def _seed(text: str) -> int:
-    seed = int(text)
-    if seed < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return seed
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -87,31 +51,22 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = _prompt(arguments)
     with held_back():
         from spqt_ti import api
-        from spqt_ti.generation.sampling import Sampling
-    sampling = Sampling(**{name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")})
-    request = api.Request(prompt, arguments.max_new_tokens, sampling, arguments.chat)
+    sampling = generating.sampling_of(arguments)
+    request = api.Request(prompt, arguments.max_new_tokens, sampling, arguments.chat, arguments.stop)
     if arguments.policy is None:
         api.check_level(arguments.sparsity)
     container = api.open_quantized(arguments.model, arguments.backend)
     if container.chat_template is not None and not arguments.raw:
         request = dataclasses.replace(request, chat=True)
     api.check_prompt(container, request, arguments.context)
-    model = api.load(
-        container,
-        backend=arguments.backend,
-        sparsity=arguments.sparsity if arguments.policy is None else arguments.policy,
-        threads=arguments.threads,
-        context=arguments.context,
-        calibration_text=arguments.calibration_text,
-        exact=arguments.exact,
-    )
+    model = generating.load(arguments, container)
     asked: dict[str, Any] = {
-        "max_new_tokens": request.max_new_tokens, "sampling": request.sampling, "chat": request.chat
+        "max_new_tokens": request.max_new_tokens, "sampling": sampling, "chat": request.chat, "stop": request.stop
     }  # fmt: skip
     if arguments.json:
         _print_generation(model.generate(prompt, **asked))
         return
-    last = _print_stream(model.stream(prompt, **asked))
+    last = print_stream(model.stream(prompt, **asked))
     if last is not None and last.stats is not None:
         print(summary(last.stats), file=sys.stderr)
         end = ended(last.finish_reason, arguments.max_new_tokens)
@@ -153,7 +108,7 @@ def ended(reason: str | None, wanted: int) -> str:
     return ""
 
 
-def _print_stream(pieces: Iterable[Piece]) -> Piece | None:
+def print_stream(pieces: Iterable[Piece]) -> Piece | None:
     """Print pieces as they come, then a line end, even if Ctrl-C cuts them off; return the last one."""
     last = None
     shown = for_terminal if sys.stdout.isatty() else str

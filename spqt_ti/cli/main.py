@@ -18,6 +18,7 @@ from spqt_ti.cli import (
     backends,
     bench,
     calibrate,
+    chat,
     compare,
     generate,
     info,
@@ -32,7 +33,9 @@ from spqt_ti.cli.signals import terminate_cleanly
 from spqt_ti.cli.streams import open_streams
 from spqt_ti.errors import SpqtError
 
-_COMMANDS = (pull, quantize, info, generate, calibrate, allocate, perplexity, backends, compare, bench, tune, recommend)
+_COMMANDS = (
+    pull, quantize, info, generate, chat, calibrate, allocate, perplexity, backends, compare, bench, tune, recommend
+)  # fmt: skip
 _EXAMPLES = """\
 examples:
   spqt generate smollm2-135m "The capital of France is" --sparsity 0.3

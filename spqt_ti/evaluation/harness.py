@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from spqt_ti.api import load
 from spqt_ti.errors import BackendError, GenerationError
+from spqt_ti.generation.answer import Answer
 from spqt_ti.generation.loop import generate_tokens
-from spqt_ti.generation.sampling import Sampling
+from spqt_ti.generation.sampling import Sampling, field_names
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 try:
@@ -177,15 +178,13 @@ class SpqtLM(TemplateLM):
                 f"{options['max_gen_toks']} new tokens leave no room in the context of {self._llama.context}"
             )
         tokens = (self.tok_encode(prompt) or [self.prefix_token_id])[-room:]
-        given = {name: options[name] for name in ("temperature", "top_k", "top_p", "seed") if name in options}
-        sampling = Sampling(**given)
-        end, decoder, text = self.tokenizer.eos_ids, self.tokenizer.stream(continues=True), ""
+        sampling = Sampling(**{name: options[name] for name in field_names() if name in options})
+        stop = [string for string in options["until"] if string]
+        answer = Answer(self.tokenizer.stream(continues=True), self.tokenizer.eos_ids, stop)
         self._cached = []
-        for step in generate_tokens(self._llama, tokens, options["max_gen_toks"], sampling, end):
-            text += "" if step.token in end else decoder.push(step.token)
-            if any(stop in text for stop in options["until"] if stop):
-                break
-        return postprocess_generated_text(text + decoder.finish(), options["until"], None)
+        for _ in generate_tokens(self._llama, tokens, options["max_gen_toks"], sampling, answer.ends):
+            pass
+        return postprocess_generated_text(answer.take(last=True), options["until"], None)
 
 
 if __name__ == "__main__":

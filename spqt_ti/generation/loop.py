@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from spqt_ti import checks
 from spqt_ti.errors import GenerationError
-from spqt_ti.generation.sampling import Sampling, draw
+from spqt_ti.generation.sampling import Sampler, Sampling
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES, inputs_skipped, realised_sparsity
@@ -22,6 +22,7 @@ LAUNCH_SECONDS = 0.1  # of greedy decoding at once: text comes in pieces of that
 class Stats:
     """What a generation cost. Times in seconds.
 
+    `prompt_tokens_reused`: how many of the prompt's tokens were in the KV cache from before.
     While decoding: `realised_sparsity`: share of the layers' weights that were skipped; `inputs_skipped`: site -> share
     of its inputs; `bytes_per_token`: bytes of weights that were read.
     `decode_tokens` counts every token that was decoded: a few more than were made where a launch went on after the end.
@@ -34,10 +35,13 @@ class Stats:
     realised_sparsity: float
     inputs_skipped: dict[str, float]
     bytes_per_token: float
+    prompt_tokens_reused: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        """Of the tokens that were not in the KV cache from before."""
+        fresh = self.prompt_tokens - self.prompt_tokens_reused
+        return fresh / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -46,7 +50,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Step:
-    """A new token; the last one has a finish_reason ("stop": end-of-sequence token, "length": as many as asked for,
+    """A new token; the last one has a finish_reason ("stop": the text is over, "length": as many as asked for,
     "context": full).
     """
 
@@ -66,7 +70,7 @@ class _Meter:
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
         self._active = np.zeros((llama.config.num_hidden_layers, len(SITES)), np.int64)
-        self.prompt_tokens = self.decode_tokens = 0
+        self.prompt_tokens = self.reused = self.decode_tokens = 0
         self.prompt_seconds = self.decode_seconds = 0.0
 
     def count(self, tokens: int, seconds: float) -> None:
@@ -88,7 +92,7 @@ class _Meter:
             self.prompt_tokens, self.prompt_seconds, self.decode_tokens, self.decode_seconds,
             realised_sparsity(config, active) if known else 0.0,
             {site: float(share) for site, share in zip(SITES, skipped, strict=True)},
-            self._llama.traffic.bytes_per_token(active),
+            self._llama.traffic.bytes_per_token(active), self.reused,
         )  # fmt: skip
 
 
@@ -113,29 +117,30 @@ class _Turn:
 
 
 def generate_tokens(
-    llama: Llama, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop: Collection[int]
+    llama: Llama, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, ends: Callable[[int], bool]
 ) -> Iterator[Step]:
-    """Prefill `prompt` into an empty cache, then yield tokens until one of `stop`, the number asked for, or a full
-    context.
+    """Prefill what the cache does not have of `prompt`, then yield tokens until `ends` of one is true, the number asked
+    for is reached, or the context is full. `ends` is asked once of each token that is yielded, in order, before that.
 
     Between two steps the runner is free: who uses it meanwhile ends this generation, which then raises GenerationError
     at its next step. Raises GenerationError, too, for an empty prompt, an id outside the vocabulary, a prompt that
     leaves no room for a token, and logits that are not numbers.
     """
     max_new_tokens = checks.whole_number("max_new_tokens", max_new_tokens, 1)
-    generator = np.random.default_rng(sampling.seed)
     with llama.exclusive():
-        llama.reset()
+        meter = _Meter(llama)
+        meter.reused = llama.rewind(prompt)
+        sampler = Sampler(sampling, prompt, llama.config.vocab_size)
         llama.warm_up_prefill()
-        meter, start = _Meter(llama), time.perf_counter()
-        new = [draw(llama.prefill(prompt)[0], sampling, generator)]
+        start = time.perf_counter()
+        new = [sampler.draw(llama.prefill(prompt[meter.reused :])[0])]
         meter.prompt_tokens, meter.prompt_seconds = len(prompt), time.perf_counter() - start
         turn = _Turn(llama)
     made = 0
     while True:
         for token in new:
             made += 1
-            reason = _finish_reason(token, made, max_new_tokens, llama.context - len(prompt), stop)
+            reason = _finish_reason(ends(token), made, max_new_tokens, llama.context - len(prompt))
             yield Step(token, reason, meter.stats() if reason else None)
             if reason:
                 return
@@ -143,18 +148,18 @@ def generate_tokens(
             turn.check()
             llama.warm_up_decode()
             start = time.perf_counter()
-            if sampling.greedy:
+            if sampling.greedy and not sampling.changes_logits:
                 room = min(max_new_tokens - made, llama.context - llama.position)
                 new = llama.decode_greedy(token, max(1, min(room, meter.tokens_of_launch())))
             else:
-                new = [draw(llama.decode(token), sampling, generator)]
+                new = [sampler.draw(llama.decode(token))]
             meter.count(len(new), time.perf_counter() - start)
             turn.keep()
 
 
-def _finish_reason(token: int, made: int, wanted: int, room: int, stop: Collection[int]) -> str | None:
+def _finish_reason(over: bool, made: int, wanted: int, room: int) -> str | None:
     """`room`: positions of the cache for new tokens, of which the last made needs none yet."""
-    if token in stop:
+    if over:
         return "stop"
     if made == wanted:
         return "length"

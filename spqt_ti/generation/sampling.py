@@ -1,18 +1,32 @@
-"""Choosing the next token from logits."""
+"""Choosing the next token from logits.
+
+Each step is that of transformers' processor of the same name, in its order: penalties and biases, temperature, top-k,
+top-p, min-p, typical-p. Penalties of frequency and presence are OpenAI's.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from spqt_ti import checks
 from spqt_ti.errors import GenerationError
 
+F64Array = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: temperature 0 is greedy; top_k and top_p narrow the choice before drawing.
+    """How tokens are drawn: temperature 0 is greedy; top_k, top_p, min_p and typical_p narrow the choice.
+
+    `min_p`: tokens of at least this share of the likeliest one's probability. `typical_p`: the tokens whose surprise is
+    nearest to the expected one (arXiv 2202.00666), up to this probability. `repetition_penalty` divides positive logits
+    of the tokens of prompt and answer, and multiplies negative ones. `frequency_penalty` is taken off the logit of a
+    token for each time that the answer has it, `presence_penalty` once. `logit_bias`: token id -> what is added.
 
     Raises GenerationError for values of another type or outside their range.
     """
@@ -21,6 +35,12 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if checks.real_number("temperature", self.temperature) < 0:
@@ -28,17 +48,78 @@ class Sampling:
         checks.whole_number("seed", self.seed, 0)
         if self.top_k is not None:
             checks.whole_number("top_k", self.top_k, 1)
-        if self.top_p is not None and not 0 < checks.real_number("top_p", self.top_p) <= 1:
-            raise GenerationError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        for name in ("top_p", "min_p", "typical_p"):
+            share = getattr(self, name)
+            if share is not None and not 0 < checks.real_number(name, share) <= 1:
+                raise GenerationError(f"{name} must be above 0 and at most 1, not {share}")
+        if checks.real_number("repetition_penalty", self.repetition_penalty) <= 0:
+            raise GenerationError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        for name in ("frequency_penalty", "presence_penalty"):
+            checks.real_number(name, getattr(self, name))
+        if not isinstance(self.logit_bias, Mapping):
+            raise GenerationError(f"logit_bias maps token ids to numbers, it is no {type(self.logit_bias).__name__}")
+        for token, bias in self.logit_bias.items():
+            checks.whole_number("a token id of logit_bias", token, 0)
+            checks.real_number(f"logit_bias of token {token}", bias)
 
     @property
     def greedy(self) -> bool:
+        """True where the likeliest token is taken."""
         return self.temperature == 0
 
+    @property
+    def changes_logits(self) -> bool:
+        """True where the tokens so far or biases change the logits: then the device's own argmax will not do."""
+        penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
+        return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias)
 
-def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Probabilities f64 [vocab] after temperature, top_k and top_p (the smallest set of likeliest tokens that reaches
-    it).
+
+class Sampler:
+    """Draws the tokens of one generation.
+
+    `prompt`: its token ids. Raises GenerationError for a biased token outside the vocabulary of `vocab_size`.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Iterable[int], vocab_size: int) -> None:
+        for token in sampling.logit_bias:
+            if token >= vocab_size:
+                raise GenerationError(f"logit_bias has token {token}, outside the vocabulary of {vocab_size}")
+        self._sampling, self._generator = sampling, np.random.default_rng(sampling.seed)
+        self._seen, self._made = np.zeros(vocab_size, bool), np.zeros(vocab_size, np.int64)
+        self._seen[list(prompt)] = True
+
+    def draw(self, logits: np.ndarray) -> int:
+        """The next token of logits f32 [vocab]."""
+        if self._sampling.changes_logits:
+            logits = changed(logits, self._sampling, self._seen, self._made)
+        token = draw(logits, self._sampling, self._generator)
+        self.note([token])
+        return token
+
+    def note(self, tokens: Iterable[int]) -> None:
+        """Tokens of the answer that were drawn elsewhere, or by `draw`."""
+        for token in tokens:
+            self._seen[token] = True
+            self._made[token] += 1
+
+
+def changed(logits: np.ndarray, sampling: Sampling, seen: np.ndarray, made: np.ndarray) -> F64Array:
+    """Logits f64 [vocab] after penalties and biases; `seen`, bool: tokens of prompt and answer, `made`, whole numbers:
+    how often the answer has each.
+    """
+    values: F64Array = logits.astype(np.float64)
+    penalty = sampling.repetition_penalty
+    if penalty != 1:
+        values[seen] = np.where(values[seen] < 0, values[seen] * penalty, values[seen] / penalty)
+    values -= sampling.frequency_penalty * made + sampling.presence_penalty * (made > 0)
+    for token, bias in sampling.logit_bias.items():
+        values[token] += bias
+    return values
+
+
+def probabilities(logits: np.ndarray, sampling: Sampling) -> F64Array:
+    """Probabilities f64 [vocab] after temperature, top_k, top_p (the smallest set of likeliest tokens that reaches it),
+    min_p and typical_p.
     """
     below_best = logits.astype(np.float64) - logits.max()
     with np.errstate(over="ignore"):  # a tiny temperature divides into -inf, whose probability is 0
@@ -48,9 +129,24 @@ def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     if sampling.top_p is not None:
         total = np.cumsum(p[kept]) / p[kept].sum()
         kept = kept[: int(np.searchsorted(total, sampling.top_p)) + 1]
+    if sampling.min_p is not None:
+        kept = kept[p[kept] >= sampling.min_p * p[kept[0]]]
+    if sampling.typical_p is not None:
+        kept = kept[_typical(p[kept] / p[kept].sum(), sampling.typical_p)]
     result = np.zeros_like(p)
     result[kept] = p[kept]
-    return result / result.sum()
+    return np.asarray(result / result.sum())
+
+
+def _typical(p: F64Array, share: float) -> npt.NDArray[np.bool_]:
+    """Which tokens of probabilities p are typical: nearest to the entropy in surprise, until they reach `share`."""
+    with np.errstate(divide="ignore"):
+        surprise = -np.log(p)
+    entropy = p[p > 0] @ surprise[p > 0]
+    away = np.abs(surprise - entropy)
+    order = np.argsort(away, kind="stable")
+    last = min(int(np.count_nonzero(np.cumsum(p[order]) < share)), len(p) - 1)
+    return np.asarray(away <= away[order[last]])
 
 
 def draw(logits: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> int:
@@ -58,3 +154,16 @@ def draw(logits: np.ndarray, sampling: Sampling, generator: np.random.Generator)
     if sampling.greedy:
         return int(np.argmax(logits))
     return int(generator.choice(len(logits), p=probabilities(logits, sampling)))
+
+
+def field_names() -> list[str]:
+    """Names of Sampling's fields, which callers may give one by one."""
+    return list(Sampling.__dataclass_fields__)
+
+
+def of_fields(fields: Mapping[str, Any]) -> Sampling:
+    """Sampling of those fields that are given. GenerationError for others."""
+    unknown = next((name for name in fields if name not in Sampling.__dataclass_fields__), None)
+    if unknown is not None:
+        raise GenerationError(f"there is no argument {unknown!r}; of sampling there are {', '.join(field_names())}")
+    return Sampling(**fields)

@@ -69,6 +69,7 @@ class Llama:
         self.selectors, self._decode, self._prefill = engine.selectors, engine.decode, engine.prefill
         self.traffic, self._cache = engine.traffic, engine.cache
         self._position = self.sequence = 0
+        self._prefilled: list[int] = []  # tokens of the positions from 0 on that `prefill` has filled densely
         self._lock = threading.RLock()
 
     @property
@@ -84,6 +85,21 @@ class Llama:
     def reset(self) -> None:
         """Forget the sequence. `sequence` counts how often that has happened."""
         self.position = 0
+
+    def rewind(self, tokens: Tokens) -> int:
+        """Begin a sequence that starts with `tokens`, and keep what the cache has of them: `prefill` the rest. Returns
+        how many are kept, all but one at most, because the last one's logits are asked for.
+
+        Only positions that `prefill` filled densely are kept. Its results do not depend on how a sequence was cut, so
+        everything has the same bits as after `reset`. GenerationError as `prefill`, with nothing changed.
+        """
+        ids = checks.token_ids(tokens, self.config.vocab_size)
+        if len(ids) > self.context:
+            raise GenerationError(too_long(len(ids), self.context, self.config.max_position_embeddings))
+        most = min(len(ids) - 1, len(self._prefilled))
+        same = np.equal(ids[:most], self._prefilled[:most])
+        self.position = most if same.all() else int(np.argmin(same))
+        return self.position
 
     def exclusive(self) -> AbstractContextManager[Any]:
         """What to hold (`with`) while nobody else may use the runner; a thread may take it several times.
@@ -115,6 +131,7 @@ class Llama:
         Raises GenerationError where the cache is full: running them needs a free position.
         """
         self._check_room(1)
+        self._forget_from(self.position)
         with says_if_slow(COMPILING):
             self._prefill.warm_up(self.position)
 
@@ -124,6 +141,7 @@ class Llama:
         Raises GenerationError where the cache is full: running it needs a free position.
         """
         self._check_room(1)
+        self._forget_from(self.position)
         with says_if_slow(COMPILING):
             self._decode.warm_up(self.position)
 
@@ -146,9 +164,12 @@ class Llama:
         for begin in range(0, len(ids), CHUNK):
             chunk = ids[begin : begin + CHUNK]
             begun = self.position
+            self._forget_from(begun)
             self._prefill.run(chunk, begun, masked, observer)
             self._position += len(chunk)
             self._check_cache(begun)
+            if not masked and len(self._prefilled) == begun:
+                self._prefilled += chunk.tolist()
             last = begin + CHUNK >= len(ids)
             if logits == "all" or (logits == "last" and last):
                 rows.append(self._prefill.logits(0 if logits == "all" else len(chunk) - 1, len(chunk)))
@@ -161,6 +182,7 @@ class Llama:
         """Hidden states f32 [n, hidden] before the first layer, of a short sequence (see `layers`)."""
         self._check_short(len(tokens))
         self.reset()
+        self._forget_from(0)
         self._prefill.embed(self._check(tokens))
         return self._prefill.read_states(len(tokens))
 
@@ -172,6 +194,7 @@ class Llama:
         """
         self._check_short(len(states))
         self.reset()
+        self._forget_from(0)
         self._prefill.write_states(states)
         for layer in range(first, self.config.num_hidden_layers):
             self._prefill.run_layer(layer, 0, len(states), masked)
@@ -197,6 +220,7 @@ class Llama:
     def submit(self, token: int) -> None:
         """Append one token as `decode` does, without waiting for a GPU."""
         token = self._check_token(token)
+        self._forget_from(self.position)
         self._decode.run(token, self.position)
         self._position += 1
 
@@ -207,6 +231,7 @@ class Llama:
         A launch costs a few hundred microseconds beside its tokens.
         """
         token = self._check_launch(token, count)
+        self._forget_from(self.position)
         self._decode.run(token, self.position, count)
         self._position += count
         return self._check_best(self._decode.best_tokens)
@@ -217,6 +242,7 @@ class Llama:
         Raises BackendError where the kernel cannot read a clock.
         """
         token = self._check_launch(token, count)
+        self._forget_from(self.position)
         seconds = self._decode.profile(token, self.position, count)
         self._position += count
         return seconds
@@ -224,6 +250,10 @@ class Llama:
     def best_token(self) -> int:
         """Token with the highest logit after the last one, found by the kernel; the lowest id among equals."""
         return self._check_best(self._decode.best_tokens)[-1]
+
+    def _forget_from(self, position: int) -> None:
+        """What is written from this position on is no longer what `prefill` has put there."""
+        del self._prefilled[position:]
 
     def _finite(self, logits: np.ndarray) -> np.ndarray:
         if not all_finite(logits):
@@ -246,6 +276,7 @@ class Llama:
         """What to raise where numbers are not finite. Nothing of them stays in the cache."""
         fault = self._cache.fault(0, self.position)
         self.reset()
+        self._forget_from(0)
         self._cache.clear()
         sparse = bool((self.thresholds > 0).any())
         return GenerationError(explain(fault, self._cache.half, sparse, self.config.num_hidden_layers))

@@ -29,7 +29,7 @@ STATS = Stats(
     bytes_per_token=71_600_000.0,
 )
 SUMMARY = "prompt 5 tokens, 50.0/s; decoded 2, 100.0/s; 32% of the weights skipped, 71.6 MB read per token\n"
-DEFAULTS = {"max_new_tokens": 64, "sampling": Sampling(), "chat": False}
+DEFAULTS = {"max_new_tokens": 64, "sampling": Sampling(), "chat": False, "stop": None}
 
 
 class FakeModel:
@@ -106,7 +106,8 @@ def test_options_reach_the_model(fake):
     loaded = {"backend": "cpu", "sparsity": 0.4, "threads": 2, "context": 128, "calibration_text": "sample.txt"}
     assert fake.opened == ("tiny", "cpu")
     assert fake.loaded == {"exact": True, **loaded}
-    assert fake.asked == {"prompt": "hello", "max_new_tokens": 9, "sampling": Sampling(0.7, 40, 0.9, 3), "chat": True}
+    sampling = Sampling(0.7, 40, 0.9, 3)
+    assert fake.asked == {"prompt": "hello", **DEFAULTS, "max_new_tokens": 9, "sampling": sampling, "chat": True}
 
 
 def test_policy_file(fake):
@@ -129,6 +130,7 @@ def test_json(fake, capsys):
         "realised_sparsity": STATS.realised_sparsity,
         "inputs_skipped": STATS.inputs_skipped,
         "bytes_per_token": 71_600_000.0,
+        "prompt_tokens_reused": 0,
         "prompt_tokens_per_second": 50.0,
         "decode_tokens_per_second": 100.0,
     }

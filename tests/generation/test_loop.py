@@ -51,7 +51,7 @@ def calibration(loaded) -> uniform.Calibration:
 
 
 def steps(llama: Llama, prompt=TOKENS, count: int = 8, stop=(), **sampling) -> list[Step]:
-    return list(generate_tokens(llama, prompt, count, Sampling(**sampling), stop))
+    return list(generate_tokens(llama, prompt, count, Sampling(**sampling), set(stop).__contains__))
 
 
 def tokens_of(llama: Llama, *args, **options) -> list[int]:
@@ -186,7 +186,7 @@ def test_top_k_of_one_is_greedy(llama):
 
 def test_a_run_left_half_way_does_not_reach_the_next(llama):
     before = tokens_of(llama)
-    other = generate_tokens(llama, [9, 8, 7], 8, Sampling(), ())
+    other = generate_tokens(llama, [9, 8, 7], 8, Sampling(), [].__contains__)
     for _ in range(3):
         next(other)
     other.close()
@@ -218,6 +218,37 @@ def test_the_stop_token_is_not_part_of_the_text(model, monkeypatch):
     assert made.text == model.tokenizer.decode(free.token_ids[:first])
 
 
+def test_a_stop_string_ends_the_text_before_it(model):
+    free = model.generate(PROMPT, max_new_tokens=12)
+    stop = free.text[3:6]
+    made = model.generate(PROMPT, max_new_tokens=12, stop=["never said", stop])
+    assert made.finish_reason == "stop"
+    assert made.text == free.text[: free.text.index(stop)]
+    assert len(made.token_ids) <= len(free.token_ids)
+    assert "".join(map(str, model.stream(PROMPT, max_new_tokens=12, stop=stop))) == made.text
+
+
+def test_penalties_reach_the_loop(model):
+    """Each token once: every answer with so large a penalty is without repetitions."""
+    made = model.generate(PROMPT, max_new_tokens=16, presence_penalty=1e6)
+    assert len(set(made.token_ids)) == 16
+
+
+def test_a_bias_decides_greedy_tokens(llama):
+    assert tokens_of(llama, count=3, logit_bias={17: 1e6}) == [17] * 3
+
+
+def test_a_conversation_is_a_prompt(model):
+    messages = [{"role": "user", "content": PROMPT}]
+    made = model.generate(messages, max_new_tokens=6)
+    assert made.token_ids == model.generate(PROMPT, max_new_tokens=6, chat=True).token_ids
+    longer = [*messages, {"role": "assistant", "content": made.text}, {"role": "user", "content": "And then?"}]
+    assert model.generate(longer, max_new_tokens=1).stats.prompt_tokens_reused > 0
+    for bad in ([], [{"role": "user"}], ["text"], 3, None):
+        with pytest.raises(GenerationError):
+            model.generate(bad)
+
+
 # Stats ----------------------------------------------------------------------------------------------------------------
 
 
@@ -229,7 +260,8 @@ def test_tokens_are_counted(llama, count):
     assert stats.prompt_seconds > 0
     assert (stats.decode_seconds > 0) == (count > 1)
     assert (stats.decode_tokens_per_second > 0) == (count > 1)
-    assert stats.prompt_tokens_per_second == pytest.approx(len(TOKENS) / stats.prompt_seconds)
+    fresh = len(TOKENS) - stats.prompt_tokens_reused
+    assert stats.prompt_tokens_per_second == pytest.approx(fresh / stats.prompt_seconds)
 
 
 @pytest.mark.parametrize("count", [1, 8])

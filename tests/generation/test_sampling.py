@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spqt_ti.errors import GenerationError
-from spqt_ti.generation.sampling import Sampling, draw, probabilities
+from spqt_ti.generation.sampling import Sampler, Sampling, changed, draw, probabilities
 
 LOGITS = np.random.default_rng(1).normal(0, 3, 50).astype(np.float32)
 # Exact in binary, so that "reaches p" can be asked at the very edge; in no order.
@@ -118,6 +118,76 @@ def test_top_p_counts_within_top_k():
     assert set(np.flatnonzero(exact_probabilities(top_p=0.6))) == {3, 0}
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"min_p": 0.1}, {"min_p": 1.0}, {"min_p": 0.05, "temperature": 1.7}, {"typical_p": 0.2}, {"typical_p": 0.9},
+        {"typical_p": 0.97}, {"top_k": 9, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.8, "temperature": 0.6},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_as_transformers_has_it(fields):
+    """Same kept tokens, and probabilities but for the rounding of f32."""
+    torch = pytest.importorskip("torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    warpers = {
+        "temperature": processors.TemperatureLogitsWarper, "top_k": processors.TopKLogitsWarper,
+        "top_p": processors.TopPLogitsWarper, "min_p": processors.MinPLogitsWarper,
+        "typical_p": processors.TypicalLogitsWarper,
+    }  # fmt: skip
+    for seed in range(20):
+        logits = np.random.default_rng(seed).normal(0, 3, 50).astype(np.float32)
+        scores = torch.tensor(logits)[None]
+        for name in warpers:
+            if name in fields:
+                scores = warpers[name](fields[name])(None, scores)
+        expected = torch.softmax(scores, -1)[0].numpy()
+        p = probabilities(logits, Sampling(**{"temperature": 1.0, **fields}))
+        np.testing.assert_array_equal(p > 0, expected > 0)
+        np.testing.assert_allclose(p, expected, rtol=2e-5)
+
+
+# Penalties ------------------------------------------------------------------------------------------------------------
+
+
+def test_repetition_penalty_as_transformers_has_it():
+    torch = pytest.importorskip("torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    tokens = [3, 7, 7, 20]
+    expected = processors.RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([tokens]), torch.tensor(LOGITS)[None])
+    seen = np.isin(np.arange(50), tokens)
+    found = changed(LOGITS, Sampling(repetition_penalty=1.3), seen, np.zeros(50, int))
+    np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-6)
+
+
+def test_frequency_and_presence_penalties_are_of_the_answer():
+    """OpenAI's formula: logit - count * frequency - (count > 0) * presence. The prompt's tokens do not count."""
+    made = np.zeros(50, int)
+    made[[4, 9]] = 1, 3
+    found = changed(LOGITS, Sampling(frequency_penalty=0.5, presence_penalty=0.25), np.ones(50, bool), made)
+    expected = LOGITS.astype(np.float64)
+    expected[[4, 9]] -= 0.75, 1.75
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_sampler_counts_what_it_draws():
+    sampler = Sampler(Sampling(presence_penalty=1.5), [1], 3)
+    assert [sampler.draw(np.array([1.0, 3.0, 2.0], np.float32)) for _ in range(4)] == [1, 2, 1, 1]
+
+
+def test_a_sampler_penalises_the_prompt_for_repetition():
+    logits = np.array([1.0, 3.0, 2.0], np.float32)
+    assert Sampler(Sampling(repetition_penalty=2.0), [0], 3).draw(logits) == 1
+    assert Sampler(Sampling(repetition_penalty=2.0), [1], 3).draw(logits) == 2
+
+
+def test_logit_bias():
+    sampling = Sampling(logit_bias={0: 100.0, 2: -100.0})
+    assert Sampler(sampling, [], 3).draw(np.array([1.0, 3.0, 2.0], np.float32)) == 0
+    with pytest.raises(GenerationError, match="logit_bias has token 2, outside the vocabulary of 2"):
+        Sampler(sampling, [], 2)
+
+
 # Drawing --------------------------------------------------------------------------------------------------------------
 
 
@@ -146,12 +216,26 @@ def test_top_k_of_one_is_greedy():
     [
         *(("temperature", bad) for bad in (-1, -1e-9, math.nan, math.inf, -math.inf)),
         *(("top_k", bad) for bad in (0, -5)),
-        *(("top_p", bad) for bad in (0, -0.1, 1.1, math.nan, math.inf)),
+        *((name, bad) for name in ("top_p", "min_p", "typical_p") for bad in (0, -0.1, 1.1, math.nan, math.inf)),
+        *(("repetition_penalty", bad) for bad in (0, -1, math.inf)),
+        *((name, math.nan) for name in ("frequency_penalty", "presence_penalty")),
         ("seed", -1),
     ],
 )
 def test_values_out_of_range_are_named(field, value):
     with pytest.raises(GenerationError, match=f"{field} must be .* not {value}"):
+        Sampling(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, bad) for name in ("frequency_penalty", "presence_penalty") for bad in ("1", None)),
+        *(("logit_bias", bad) for bad in ([1], {-1: 1.0}, {"a": 1.0}, {1: math.nan}, None)),
+    ],
+)
+def test_values_of_another_type_are_named(field, value):
+    with pytest.raises(GenerationError, match=field):
         Sampling(**{field: value})
 
 

@@ -125,7 +125,7 @@ def greedy(llama: Llama) -> None:
 
 
 def draw(llama: Llama) -> None:
-    list(generate_tokens(llama, TOKENS[:1], 8, Sampling(1.0), ()))
+    list(generate_tokens(llama, TOKENS[:1], 8, Sampling(1.0), [].__contains__))
 
 
 WAYS: dict[str, Callable[[Llama], object]] = {

@@ -1,0 +1,94 @@
+"""What the commands that generate text share: options of sparsity, sampling and machine, and the model they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from spqt_ti.cli import options
+
+if TYPE_CHECKING:
+    from spqt_ti.api import Model
+    from spqt_ti.container import Container
+    from spqt_ti.generation.sampling import Sampling
+
+
+def add_sparsity(parser: argparse.ArgumentParser) -> None:
+    """--sparsity, --policy and --calibration-text."""
+    group = parser.add_argument_group("sparsity").add_mutually_exclusive_group()
+    group.add_argument(
+        "--sparsity",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="share of inputs to skip, 0 to 0.99; the first time, a short calibration runs (default: %(default)s)",
+    )
+    group.add_argument("--policy", metavar="FILE", help="thresholds from a policy file instead")
+    parser.add_argument(
+        "--calibration-text", metavar="FILE", help="text to calibrate on instead of the sample that comes along"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The fields of Sampling, and --stop."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (default: %(default)s)"
+    )
+    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach this share")
+    group.add_argument("--min-p", type=float, metavar="P", help="draw from tokens with this share of the best one's")
+    group.add_argument(
+        "--typical-p", type=float, metavar="P", help="draw from the most typical tokens up to this share"
+    )
+    for name, default, what in (
+        ("repetition", 1.0, "divides logits of tokens that were there (1 changes nothing)"),
+        ("frequency", 0.0, "taken off for each time that the answer has the token"),
+        ("presence", 0.0, "taken off where the answer has the token"),
+    ):
+        group.add_argument(
+            f"--{name}-penalty", type=float, default=default, metavar="X", help=f"{what} (default: %(default)s)"
+        )
+    group.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random draws (default: %(default)s)")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
+    )
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """--threads, --context, --backend and --exact."""
+    machine = parser.add_argument_group("machine")
+    options.add_threads(machine)
+    machine.add_argument("--context", type=int, metavar="N", help="tokens that prompt and answer may take together")
+    options.add_backend(machine)
+    machine.add_argument("--exact", action="store_true", help="f32 where the CPU would otherwise multiply in 16 bits")
+
+
+def sampling_of(arguments: argparse.Namespace) -> Sampling:
+    """What `add_sampling` was given. Raises GenerationError for values out of range."""
+    from spqt_ti.generation.sampling import Sampling, field_names
+
+    given = vars(arguments)
+    return Sampling(**{name: given[name] for name in field_names() if name in given})
+
+
+def load(arguments: argparse.Namespace, container: Container) -> Model:
+    """The model of a container as the options want it."""
+    from spqt_ti import api
+
+    return api.load(
+        container,
+        backend=arguments.backend,
+        sparsity=arguments.sparsity if arguments.policy is None else arguments.policy,
+        threads=arguments.threads,
+        context=arguments.context,
+        calibration_text=arguments.calibration_text,
+        exact=arguments.exact,
+    )
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if seed < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return seed
