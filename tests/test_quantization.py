@@ -43,7 +43,7 @@ def test_is_nearer_to_the_source_than_rounding(source: Path, made: Container, tm
     tokens = np.random.default_rng(5).integers(0, checkpoint.config.vocab_size, 200).tolist()
     wanted = Reference(checkpoint.config, {name: checkpoint.read(name) for name in checkpoint.names()}).logits(tokens)
     errors = [float(np.square(logits_of(c, tokens) - wanted).mean()) for c in (made, rounded)]
-    assert errors[0] < 0.9 * errors[1]
+    assert errors[0] < 0.95 * errors[1]
 
 
 def test_the_same_seed_makes_the_same_file(source: Path, made: Container, tmp_path: Path) -> None:

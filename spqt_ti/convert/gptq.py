@@ -23,6 +23,8 @@ import numpy.typing as npt
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats.scheme import Scheme
+from spqt_ti.kernels.pack.compensated import BATCH, ColumnQuantizer
+from spqt_ti.kernels.pack.quantize import quantize_matrix
 
 __all__ = ["Factor", "factored", "loss", "quantize_columns"]
 
@@ -30,7 +32,6 @@ F32Array = npt.NDArray[np.float32]
 F64Array = npt.NDArray[np.float64]
 U8Array = npt.NDArray[np.uint8]
 
-_BATCH = 64  # columns whose targets get the errors before them by one matrix product
 _STRONGER = 10.0  # than the damping asked for, where H is singular all the same
 
 
@@ -38,11 +39,11 @@ _STRONGER = 10.0  # than the damping asked for, where H is singular all the same
 class Factor:
     """The order in which columns are quantised, i64 [cols], and what errors weigh in later targets.
 
-    `weights` f64 [cols, cols], strictly upper triangular in that order: R_ij / R_jj.
+    `weights` f32 [cols, cols], strictly upper triangular in that order: R_ij / R_jj.
     """
 
     order: npt.NDArray[np.int64]
-    weights: F64Array
+    weights: F32Array
 
 
 def factored(hessian: F64Array, damping: float, ordered: bool = True) -> Factor:
@@ -64,32 +65,35 @@ def factored(hessian: F64Array, damping: float, ordered: bool = True) -> Factor:
         except np.linalg.LinAlgError:
             continue
         upper = lower[::-1, ::-1]
-        return Factor(order, np.triu(upper / np.diag(upper), 1))
+        return Factor(order, np.triu(upper / np.diag(upper), 1).astype(np.float32))
     raise QuantizationError(
         f"the inputs of a matrix do not span its columns, even with damping {damping * _STRONGER:g}; "
         "calibrate on more text"
     )
 
 
-def quantize_columns(w: F32Array, factor: Factor, scheme: Scheme, quantize: Callable[[F32Array], U8Array]) -> U8Array:
-    """Stored zigzag bytes u8 [nbytes] of `w` f32 [rows, cols], compensated.
+def quantize_columns(
+    w: F32Array, factor: Factor, scheme: Scheme, quantize: Callable[[F32Array], U8Array] | None = None
+) -> U8Array:
+    """Stored zigzag bytes u8 [nbytes] of `w` f32 [rows, cols], compensated. With a diagonal H nothing is compensated:
+    the bytes are those of rounding.
 
-    `quantize`: stored zigzag bytes of f32 [rows, 1], one column. With a diagonal H nothing is compensated and the bytes
-    are those of `quantize` on every column.
+    By default the scheme's kernel does a batch of columns at a time, where it has one. `quantize`, stored zigzag bytes
+    of one column f32 [rows, 1], does without that, and what the kernel has to leave.
     """
     rows, cols = w.shape
-    columns = _Columns(rows, cols, scheme)
-    errors = np.zeros((cols, rows))  # d_j of the columns in their order
-    ordered = np.ascontiguousarray(w.T[factor.order]).astype(np.float64)  # [cols, rows]
     out = np.empty(layouts.nbytes(rows, cols, "zigzag", scheme), np.uint8)
-    for start in range(0, cols, _BATCH):
-        last = min(start + _BATCH, cols)
-        targets = ordered[start:last] + factor.weights[:start, start:last].T @ errors[:start]
-        for j in range(start, last):
-            target = targets[j - start] + factor.weights[start:j, j] @ errors[start:j]
-            data = quantize(np.ascontiguousarray(target, np.float32)[:, None])
-            errors[j] = ordered[j] - layouts.dequantize_matrix(data, rows, 1, "zigzag", scheme)[:, 0]
-            columns.put(out, int(factor.order[j]), data)
+    in_batches = quantize is None and ColumnQuantizer.supports(scheme)
+    batched = ColumnQuantizer(out, rows, cols, scheme) if in_batches else None
+    singly = _Singly(out, rows, cols, scheme, quantize or (lambda column: quantize_matrix(column, "zigzag", scheme)))
+    losses = np.zeros((cols, rows), np.float32)  # d_j of the columns in their order
+    for start in range(0, cols, BATCH):
+        batch = slice(start, min(start + BATCH, cols))
+        indices, weights = factor.order[batch], factor.weights[batch, batch]
+        columns = np.ascontiguousarray(w[:, indices].T)
+        carried = factor.weights[:start, batch].T @ losses[:start]
+        lost = batched(columns, carried, weights, indices) if batched else None
+        losses[batch] = singly(columns, carried, weights, indices) if lost is None else lost
     return out
 
 
@@ -99,10 +103,13 @@ def loss(difference: npt.NDArray[np.floating], hessian: F64Array) -> float:
     return float(np.sum((d @ hessian) * d))
 
 
-class _Columns:
-    """Where a column's bytes lie in a zigzag matrix: a piece in each band."""
+class _Singly:
+    """Quantises the columns of a batch by a launch each: as `ColumnQuantizer`, for any quantiser."""
 
-    def __init__(self, rows: int, cols: int, scheme: Scheme) -> None:
+    def __init__(
+        self, out: U8Array, rows: int, cols: int, scheme: Scheme, quantize: Callable[[F32Array], U8Array]
+    ) -> None:  # fmt: skip
+        self._out, self._rows, self._scheme, self._quantize = out, rows, scheme, quantize
         self._pieces: list[tuple[int, int]] = []  # first byte of a band, bytes of a column in it
         start = 0
         for count in layouts.band_rows(rows):
@@ -110,10 +117,21 @@ class _Columns:
             self._pieces.append((start, size))
             start += size * cols
 
-    def put(self, out: U8Array, column: int, data: U8Array) -> None:
+    def __call__(
+        self, columns: F32Array, carried: F32Array, weights: F32Array, indices: npt.NDArray[np.integer]
+    ) -> F32Array:  # fmt: skip
+        losses = np.zeros_like(columns)
+        for j, index in enumerate(indices):
+            target = columns[j] + carried[j] + weights[:j, j] @ losses[:j]
+            data = self._quantize(target[:, None])
+            losses[j] = columns[j] - layouts.dequantize_matrix(data, self._rows, 1, "zigzag", self._scheme)[:, 0]
+            self._put(int(index), data)
+        return losses
+
+    def _put(self, column: int, data: U8Array) -> None:
         """The bytes of one column, bands one after the other, to their offsets."""
         read = 0
         for start, size in self._pieces:
             at = start + column * size
-            out[at : at + size] = data[read : read + size]
+            self._out[at : at + size] = data[read : read + size]
             read += size

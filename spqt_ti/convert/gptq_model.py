@@ -19,7 +19,6 @@ from spqt_ti.errors import QuantizationError
 from spqt_ti.kernels.pack.quantize import quantize_matrix
 from spqt_ti.model.sites import Site
 from spqt_ti.sources.checkpoint import Checkpoint
-from spqt_ti.threads import blas_threads
 
 __all__ = ["DAMPING", "GptqQuantizer", "MatrixQuantizer", "round_to_nearest"]
 
@@ -70,13 +69,11 @@ class GptqQuantizer:
         layer, site = self._places[matrix.name]
         if site is Site.QKV:
             self._enter(layer)
-
-        def quantize(column: F32Array) -> U8Array:
-            return quantize_matrix(column, "zigzag", matrix.scheme, matrix.name)
-
         factor = factored(self._hessians.pop(site), self._damping)
-        with blas_threads(1):  # products of a column: waking more threads takes longer
-            return quantize_columns(w, factor, matrix.scheme, quantize)
+        try:
+            return quantize_columns(w, factor, matrix.scheme)
+        except QuantizationError as error:
+            raise QuantizationError(f"{matrix.name}: {error}") from error
 
     def _enter(self, layer: int) -> None:
         """Run the windows through a layer: H of its four sites."""

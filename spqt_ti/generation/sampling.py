@@ -124,6 +124,8 @@ def probabilities(logits: np.ndarray, sampling: Sampling) -> F64Array:
     below_best = logits.astype(np.float64) - logits.max()
     with np.errstate(over="ignore"):  # a tiny temperature divides into -inf, whose probability is 0
         p = np.exp(below_best / sampling.temperature)
+    if sampling.top_k is None and sampling.top_p is None:  # sorting a vocabulary takes as long as a small model's token
+        return p / p.sum()
     order = np.argsort(-p, kind="stable")
     kept = order if sampling.top_k is None else order[: sampling.top_k]
     if sampling.top_p is not None:

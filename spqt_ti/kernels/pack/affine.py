@@ -4,7 +4,7 @@ from spqt_ti.backend import ti
 from spqt_ti.formats.affine import Search
 from spqt_ti.kernels.pack.tiles import F16_MAX, ROUND, half, lanes, outside, store_half
 
-__all__ = ["DMIN", "LOW", "SCALE", "SCRATCH", "TILE", "D", "make_quantise", "store_six_bit_header"]
+__all__ = ["DMIN", "LOW", "SCALE", "SCRATCH", "TILE", "D", "make_quantise", "make_value", "store_six_bit_header"]
 
 HUGE = 1e38
 # Below these, an error term (weight * difference**2, where a difference is at least a rounding error) may be denormal.
@@ -168,6 +168,19 @@ def make_quantise(how: Search, sub_block: int, most_multiple: int):
         return ti.select(keep, lanes(0.0), bad)
 
     return quantise
+
+
+def make_value(sub_block: int):
+    """Build the ti.func (scratch, here, k) of `tiles.make_packer`, after the one of `make_quantise`."""
+
+    @ti.func
+    def value(scratch: ti.template(), here, k):
+        """What value `k` has become."""
+        j = k // sub_block
+        step = scratch[here + D] * scratch[here + SCALE + j]
+        return step * scratch[here + TILE + k] - scratch[here + DMIN] * scratch[here + LOW + j]
+
+    return value
 
 
 @ti.func

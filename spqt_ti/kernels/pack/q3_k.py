@@ -150,4 +150,10 @@ def store(scratch: ti.template(), here, lane, units, out: ti.template(), at):
     store_half(out, scales + 12, scratch[here + D][lane])
 
 
-PACKER = make_packer(q3_k.SCHEME, D + 1, quantise, store)
+@ti.func
+def value(scratch: ti.template(), here, k):
+    """What value `k` has become."""
+    return scratch[here + D] * scratch[here + SCALE + k // q3_k.SUB_BLOCK] * (scratch[here + k] - 4.0)
+
+
+PACKER = make_packer(q3_k.SCHEME, D + 1, quantise, store, value)

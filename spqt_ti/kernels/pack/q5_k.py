@@ -2,7 +2,7 @@
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import q5_k
-from spqt_ti.kernels.pack.affine import SCRATCH, TILE, make_quantise, store_six_bit_header
+from spqt_ti.kernels.pack.affine import SCRATCH, TILE, make_quantise, make_value, store_six_bit_header
 from spqt_ti.kernels.pack.tiles import make_packer
 
 __all__ = ["PACKER"]
@@ -24,4 +24,6 @@ def store(scratch: ti.template(), here, lane, units, out: ti.template(), at):
             out[at + 48 + k * 32 + i] = ti.cast(a | (b << 4), ti.u8)
 
 
-PACKER = make_packer(q5_k.SCHEME, SCRATCH, make_quantise(q5_k.SEARCH, q5_k.SUB_BLOCK, 63), store)
+PACKER = make_packer(
+    q5_k.SCHEME, SCRATCH, make_quantise(q5_k.SEARCH, q5_k.SUB_BLOCK, 63), store, make_value(q5_k.SUB_BLOCK)
+)

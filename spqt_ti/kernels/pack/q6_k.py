@@ -143,4 +143,10 @@ def store(scratch: ti.template(), here, lane, units, out: ti.template(), at):
     store_half(out, at + 104 * units, scratch[here + D][lane])
 
 
-PACKER = make_packer(q6_k.SCHEME, D + 1, quantise, store)
+@ti.func
+def value(scratch: ti.template(), here, k):
+    """What value `k` has become."""
+    return scratch[here + D] * scratch[here + SCALE + k // q6_k.SUB_BLOCK] * (scratch[here + k] - 32.0)
+
+
+PACKER = make_packer(q6_k.SCHEME, D + 1, quantise, store, value)

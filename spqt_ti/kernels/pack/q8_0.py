@@ -44,4 +44,10 @@ def store(scratch: ti.template(), here, lane, units, out: ti.template(), at):
         out[at + 2 + i] = ti.cast(ti.cast(scratch[here + i][lane], ti.i32) & 255, ti.u8)
 
 
-PACKER = make_packer(q8_0.SCHEME, D + 1, quantise, store)
+@ti.func
+def value(scratch: ti.template(), here, k):
+    """What value `k` has become."""
+    return scratch[here + D] * scratch[here + k]
+
+
+PACKER = make_packer(q8_0.SCHEME, D + 1, quantise, store, value)

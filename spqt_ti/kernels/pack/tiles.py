@@ -43,19 +43,25 @@ Lanes = ti.types.ndarray(lanes, 1)
 
 @dataclass(frozen=True)
 class Packer:
-    """The kernel of a scheme, and the vectors of scratch that each of its workers needs."""
+    """The kernel of a scheme, the vectors of scratch that each of its workers needs, and what it is made of (see
+    `make_packer`).
+    """
 
     scheme: Scheme
     scratch: int
     launch: Callable[..., Any]
+    quantise: Any
+    store: Any
+    value: Any
 
 
-def make_packer(scheme: Scheme, scratch_vectors: int, quantise: Any, store: Any) -> Packer:
+def make_packer(scheme: Scheme, scratch_vectors: int, quantise: Any, store: Any, value: Any) -> Packer:
     """The kernel that quantises matrices.
 
     `quantise(scratch, here)` finds the tile in the first `values` vectors from `here`, leaves there what `store` needs
     and returns 1.0 in lanes that NumPy has to redo. `store(scratch, here, lane, units, out, at)` writes the first
-    `units` units of a lane's superblock to `out` from byte `at`.
+    `units` units of a lane's superblock to `out` from byte `at`. `value(scratch, here, k)` gives value `k` as it can be
+    read again.
     """
     values, unit, size = scheme.values, scheme.unit, scheme.bytes
     per_column = BAND // values
@@ -97,7 +103,7 @@ def make_packer(scheme: Scheme, scratch_vectors: int, quantise: Any, store: Any)
                         flags[number] = ti.u8(1)
                 tile = ti.atomic_add(numbers[0], 1)
 
-    return Packer(scheme, scratch_vectors, pack)
+    return Packer(scheme, scratch_vectors, pack, quantise, store, value)
 
 
 def _make_load(values: int) -> Any:
