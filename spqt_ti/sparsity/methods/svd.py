@@ -73,7 +73,8 @@ def calibrate(
 ) -> SvdCalibration:
     """Of `tokens` (of `text`, whose hash is kept): even windows give the factors, odd ones the biases.
 
-    Raises PolicyError for a model whose activation has no exact zeros, and for a rank above its hidden size.
+    Raises PolicyError for a model whose activation has no exact zeros or whose layers differ in width, and for a rank
+    above its hidden size.
     """
     settings, checkpoint = settings or PredictorSettings(), checkpoint or Checkpoint()
     config = container.config
@@ -81,6 +82,10 @@ def calibrate(
         raise PolicyError(
             f"neuron predictors are for models with relu, relu2 or fatrelu: this one has {config.hidden_act}, which is "
             "zero for no neuron; take another method"
+        )
+    if config.intermediate_sizes:
+        raise PolicyError(
+            "neuron predictors are for models whose layers are as wide as one another: this one is pruned"
         )
     rank = settings.rank_for(config.hidden_size)
     windows = _windows(tokens)

@@ -1,5 +1,6 @@
 """SVD predictors of tiny random ReGLU models: what they say of tokens that they were not made from."""
 
+import dataclasses
 import logging
 import shutil
 
@@ -109,6 +110,13 @@ def test_little_text(caplog):
     assert "150 tokens do not span the 192 inputs of a layer" in caplog.text
     assert policy.calibration["jitter"] > 0
     assert calibrate().policy(0.5).calibration["jitter"] == 0
+
+
+def test_a_pruned_model_is_refused():
+    container = tiny_containers.container(MODEL)
+    narrower = dataclasses.replace(container.config, intermediate_sizes=(container.config.intermediate_size, 32))
+    with pytest.raises(PolicyError, match="this one is pruned"):
+        svd.calibrate(dataclasses.replace(container, config=narrower), "text", TOKENS)
 
 
 def test_refused():
