@@ -69,7 +69,7 @@ def quantize_calibrated(
     check_supported(checkpoint.config)
     Rotation.of(checkpoint.config, rotate, seed)  # what cannot be done is said before any work
     label = label_of(source)
-    if isinstance(plan, float):
+    if isinstance(plan, int | float):
         plan = PruningPlan((plan,) * checkpoint.config.num_hidden_layers)
     if plan is not None:
         plan.check(Source(label, files_of(checkpoint.source)).sha256, checkpoint.config.num_hidden_layers)
