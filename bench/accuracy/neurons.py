@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=levels, default=[0.4, 0.5, 0.6, 0.7])
     parser.add_argument("--ranks", type=lambda text: [int(rank) for rank in text.split(",")], default=[16, 32, 64])
     parser.add_argument("--ablations", type=int, metavar="RANK", help="rank of the ablations (default: the last)")
-    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--threads", type=int)
     parser.add_argument("-o", "--output", type=Path, required=True, help="results, as JSON")

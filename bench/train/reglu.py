@@ -66,7 +66,7 @@ class Recipe:
         return LlamaConfig(
             vocab_size=self.vocab, hidden_size=self.hidden, intermediate_size=self.intermediate,
             num_hidden_layers=self.layers, num_attention_heads=self.hidden // 64, num_key_value_heads=2,
-            max_position_embeddings=2048, hidden_act=activation, tie_word_embeddings=True, rms_norm_eps=1e-5,
+            max_position_embeddings=self.window, hidden_act=activation, tie_word_embeddings=True, rms_norm_eps=1e-5,
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`spqt info`: what a model is made of, quantised or not."""
+"""`spqt info`: what a model is made of, quantised or not; what a policy says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spqt_ti.cli import options
+from spqt_ti.cli import options, policies
 from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.cli.workers import workers_of
@@ -41,9 +41,11 @@ def add_parser(commands: Any) -> None:
     """Add this command to the parser's `commands`."""
     parser = commands.add_parser(
         "info",
-        help="show what a model is made of",
-        description="Show architecture, sizes and, of a quantised model, format, bytes read per token, and which "
-        "matrices run sparse. A known name, directory or file that was used before is followed to its quantised copy.",
+        help="show what a model or a policy is made of",
+        description="Of a policy (a .json file): method, level, what it was made from and, for neuron predictors, "
+        "recall and density of every layer. Of a model: architecture, sizes and, of a quantised one, format, bytes "
+        "read per token, and which matrices run sparse. A known name, directory or file that was used before is "
+        "followed to its quantised copy.",
     )
     options.add_model(parser)
     parser.add_argument(
@@ -67,6 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
         from spqt_ti.sources import registry
         from spqt_ti.sources.open import open_checkpoint
     given = expanded(arguments.model)
+    if given.suffix == ".json" and given.is_file():
+        policies.show(given, arguments.json)
+        return
     source = None if (given / MANIFEST).is_file() else registry.resolve(arguments.model)
     directory = given if source is None else cached_copy(source)
     if (directory / MANIFEST).is_file():

@@ -62,7 +62,7 @@ class NeuronMask:
 
     @staticmethod
     def _gate(layer: Layer, inputs: np.ndarray) -> np.ndarray:
-        neurons = layer.config.intermediate_size
+        neurons = len(layer.matrices["gate_up"]) // 2
         gate = inputs @ layer.matrices["gate_up"][:neurons].T
         return gate + layer.biases["gate_up"][:neurons] if "gate_up" in layer.biases else gate
 

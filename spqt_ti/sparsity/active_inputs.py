@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from spqt_ti.model.predictors import Executor, NeuronPredictor
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES, inputs_per_layer, realised_sparsity
 
@@ -11,7 +12,9 @@ from spqt_ti.model.sites import SITES, inputs_per_layer, realised_sparsity
 class ActiveInputs:
     """An Observer of masked prefill: inputs that are read, f64 [layers, 4], of all tokens together.
 
-    A site whose threshold is 0 runs dense: all its inputs are read, whatever they are.
+    A site whose threshold is 0 runs dense: all its inputs are read, whatever they are. Where a layer has a neuron
+    predictor, gate and up count by the weights that are read, rows of theirs and the predictor's own: as many inputs as
+    have those weights.
     """
 
     def __init__(self, llama: Llama) -> None:
@@ -23,9 +26,30 @@ class ActiveInputs:
     def __call__(self, layer: int, site: str, inputs: np.ndarray) -> None:
         """Count a chunk: masked inputs f32 [tokens, cols]."""
         at = layer, SITES.index(site)
+        predictor = getattr(self._llama, "predictors", {}).get(layer)
+        if predictor is not None and site in ("gate_up", "down"):
+            self._count_neurons(layer, site, inputs, predictor)
+            return
         skips = self._llama.thresholds[at] > 0
         self.total[at] += np.count_nonzero(inputs) if skips else inputs.size
         self._tokens[at] += len(inputs)
+
+    def _count_neurons(self, layer: int, site: str, inputs: np.ndarray, predictor: NeuronPredictor) -> None:
+        """Gate rows of predicted neurons, up rows of those that are on as well; in parallel, of the same ones."""
+        at, gate_up = (layer, SITES.index(site)), (layer, SITES.index("gate_up"))
+        per_row = predictor.hidden / (2 * predictor.intermediate)  # inputs that have as many weights as a row
+        sequential = getattr(self._llama, "executor", Executor.SEQUENTIAL) is Executor.SEQUENTIAL
+        self._tokens[at] += len(inputs)
+        if site == "gate_up":
+            rows = int(np.count_nonzero(predictor.predict(inputs)))
+            both = 1 if sequential else 2
+            own = predictor.rank * (predictor.hidden + predictor.intermediate) / predictor.hidden
+            self.total[at] += (both * rows + len(inputs) * own) * per_row
+            return
+        on = int(np.count_nonzero(inputs))
+        self.total[at] += on
+        if sequential:
+            self.total[gate_up] += on * per_row
 
     @property
     def mean(self) -> np.ndarray:

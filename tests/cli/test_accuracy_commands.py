@@ -227,3 +227,19 @@ def test_quick_is_another_calibration(texts, tmp_path, capsys) -> None:
     rough = SparsityPolicy.load(tmp_path / "q.json")
     assert (rough.method, rough.sparsity) == ("teal", 0.5)
     assert (rough.thresholds != whole.thresholds).any()
+
+
+def test_neuron_predictors(tmp_path, capsys) -> None:
+    """Made, described, and refused where there is none."""
+    name = next(name for name in tiny_containers.MODELS if "relu" in name.split("+"))
+    directory, policy = tiny_containers.container(name).path, tmp_path / "policy.json"
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and in the beginning was the word.\n" * 60)
+    more = ("--text", text, "--tokens", 1000, "--checkpoints", tmp_path / "kept", "--threads", 1)
+    run(capsys, "calibrate", directory, "--method", "svd", "--rank", 24, "--sparsity", 0.5, "-o", policy, *more)
+    report = json.loads(run(capsys, "info", policy, "--json"))
+    assert (report["method"], report["rank"], report["executor"]) == ("svd", 24, "sequential")
+    assert [layer["rank"] for layer in report["predictors"]] == [24, 24]
+    assert "recall" in run(capsys, "info", policy)
+    policy.with_suffix(".safetensors").unlink()
+    assert "belongs beside the policy" in run(capsys, "info", policy, code=1)

@@ -175,8 +175,8 @@ def test_pull(tmp_path, capsys, monkeypatch):
 def test_pull_lists_what_is_known(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SPQT_CACHE_DIR", str(tmp_path))
     assert succeeds(capsys, "pull").startswith("smollm2-135m  ")
-    (known,) = json.loads(succeeds(capsys, "pull", "--json"))["models"]
-    assert known["fetched"] is False
+    known = json.loads(succeeds(capsys, "pull", "--json"))["models"]
+    assert {model["name"]: model["fetched"] for model in known} == {"smollm2-135m": False, "reglu-tiny": True}
 
 
 def test_pull_of_an_unknown_name(capsys):

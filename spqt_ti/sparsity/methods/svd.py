@@ -88,7 +88,7 @@ def calibrate(
             "neuron predictors are for models whose layers are as wide as one another: this one is pruned"
         )
     rank = settings.rank_for(config.hidden_size)
-    windows = _windows(tokens)
+    windows = _windows(tokens, config.max_position_embeddings)
     halves = [sum(len(window) for window in windows[half::2]) for half in range(2)]
     if settings.whiten and halves[0] < config.hidden_size:
         _log.warning(
@@ -106,7 +106,7 @@ def calibrate(
             layer = StoredLayer.load(container, index)
             arrays = checkpoint.load(f"svd-{index}", **kept)
             if arrays is not None:
-                sizes = rank, config.hidden_size, config.intermediate_size
+                sizes = rank, config.hidden_size, layer.matrices["down"].shape[1]
                 layers.append(LayerFindings.from_arrays(arrays, *sizes))
                 x = run(layer, x)
                 continue
@@ -122,9 +122,9 @@ def calibrate(
     return SvdCalibration(container.fingerprint, layers, settings, source)
 
 
-def _windows(tokens: Sequence[int]) -> list[Sequence[int]]:
+def _windows(tokens: Sequence[int], positions: int) -> list[Sequence[int]]:
     """All of the text in windows of one length, an even number of them."""
-    length = min(uniform.WINDOW, len(tokens) // 2)
+    length = min(uniform.WINDOW, positions, len(tokens) // 2)
     count = len(tokens) // length // 2 * 2
     return [tokens[i * length : (i + 1) * length] for i in range(count)]
 

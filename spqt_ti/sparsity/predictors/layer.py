@@ -93,14 +93,15 @@ def examine(layer: StoredLayer, inputs: np.ndarray, rank: int, settings: Predict
     factors = factorise(gate, flat.T @ flat if settings.whiten else None, rank)
     del flat
     fc1, fc2 = factors.stored()
-    biases = layer.biases.get("gate_up", np.zeros(2 * config.intermediate_size, np.float32))
+    neurons = len(gate)
+    biases = layer.biases.get("gate_up", np.zeros(2 * neurons, np.float32))
     gate_bias, up_bias = np.split(biases, 2)
     offset = (gate_bias - np.float32(config.hidden_act_param)).astype(np.float32)
     x = np.ascontiguousarray(inputs[1::2].reshape(-1, config.hidden_size))
     inner = x @ fc1.T
     norms = np.sqrt(np.square(layer.matrices["down"], dtype=np.float64).sum(axis=0))
     parts = []
-    for first in range(0, config.intermediate_size, BLOCK):
+    for first in range(0, neurons, BLOCK):
         some = slice(first, first + BLOCK)
         g = x @ gate[some].T + gate_bias[some]
         if settings.importance is Importance.GATE:
