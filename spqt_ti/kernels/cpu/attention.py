@@ -101,36 +101,70 @@ def make_attend(shape: CacheShape, queries_per_kv: int, windowed: bool = False):
     scale = head_dim**-0.5
     multiply_add, _ = make_multiply_add()
 
+    def make_add_products(count: int, side_by_side: int):
+        chains = max(1, 4 // count)  # sums per head and page: one alone would wait for the latency of each addition
+
+        @ti.func
+        def add_products(cache: ti.template(), keys, a: ti.template(), query, parts: ti.template()):
+            """Products of `count` queries with the keys of pages side by side. A page's sums have the same order with
+            and without others beside it.
+            """
+            one = f32x16(1.0)  # times f16 gives f32; `ti.cast` of a vector aborts
+            for four in range(head_dim // 4):
+                vector = query + (four >> 2)
+                lane = (four & 3) * 4
+                for d in ti.static(range(4)):
+                    page_keys = [
+                        one * cache[keys + p * head_dim + 4 * four + d] for p in ti.static(range(side_by_side))
+                    ]
+                    for h in ti.static(range(count)):
+                        q = f32x16(a[vector + h * head_vectors][lane + d])
+                        for p in ti.static(range(side_by_side)):
+                            multiply_add(parts[(side_by_side * h + p) * chains + d % chains], q, page_keys[p])
+
+        return add_products
+
     def make_scores(count: int):
-        chains = max(1, 4 // count)  # sums per head: one alone would wait for the latency of each addition
+        chains = max(1, 4 // count)
+        of_two, of_one = make_add_products(count, 2), make_add_products(count, 1)
+
+        @ti.func
+        def put_score(
+            a: ti.template(), parts: ti.template(), first: ti.template(), page, begin, position, at
+        ):  # fmt: skip
+            """The score of a page, from its sums that begin at parts[first]."""
+            score = parts[first]
+            for c in ti.static(range(1, chains)):
+                score += parts[first + c]
+            score *= scale
+            if page == position >> 4:
+                last_lane = position & 15
+                score = f32x16(*[ti.select(i <= last_lane, score[i], LOWEST) for i in ti.static(range(16))])
+            if ti.static(windowed):
+                lane = begin - page * 16
+                if lane > 0:
+                    score = f32x16(*[ti.select(i >= lane, score[i], LOWEST) for i in ti.static(range(16))])
+            a[at + page] = score
 
         @ti.func
         def scores_of(
             cache: ti.template(), keys, a: ti.template(), query, first_page, last_page, begin, position, scores
         ):  # fmt: skip
             """Scores of `count` heads to a[scores + h pages + page]; positions that are not seen get LOWEST."""
-            one = f32x16(1.0)  # times f16 gives f32; `ti.cast` of a vector aborts
-            for page in range(first_page, last_page):
-                parts = [f32x16(0.0) for _ in ti.static(range(count * chains))]
-                for d in range(head_dim // chains):
-                    for c in ti.static(range(chains)):
-                        key = one * cache[keys + page * head_dim + chains * d + c]
-                        for h in ti.static(range(count)):
-                            q = f32x16(value(a, (query + h * head_vectors) * 16 + chains * d + c))
-                            multiply_add(parts[chains * h + c], q, key)
+            twos = (last_page - first_page) // 2
+            for two in range(twos):
+                page = first_page + 2 * two
+                parts = [f32x16(0.0) for _ in ti.static(range(2 * count * chains))]
+                of_two(cache, keys + page * head_dim, a, query, parts)
                 for h in ti.static(range(count)):
-                    score = parts[chains * h]
-                    for c in ti.static(range(1, chains)):
-                        score += parts[chains * h + c]
-                    score *= scale
-                    if page == position >> 4:
-                        last_lane = position & 15
-                        score = f32x16(*[ti.select(i <= last_lane, score[i], LOWEST) for i in ti.static(range(16))])
-                    if ti.static(windowed):
-                        lane = begin - page * 16
-                        if lane > 0:
-                            score = f32x16(*[ti.select(i >= lane, score[i], LOWEST) for i in ti.static(range(16))])
-                    a[scores + h * pages + page] = score
+                    for p in ti.static(range(2)):
+                        first = ti.static((2 * h + p) * chains)
+                        put_score(a, parts, first, page + p, begin, position, scores + h * pages)
+            for page in range(first_page + 2 * twos, last_page):
+                parts = [f32x16(0.0) for _ in ti.static(range(count * chains))]
+                of_one(cache, keys + page * head_dim, a, query, parts)
+                for h in ti.static(range(count)):
+                    put_score(a, parts, ti.static(h * chains), page, begin, position, scores + h * pages)
 
         return scores_of
 
