@@ -1,13 +1,14 @@
-"""Decode speed beside llama.cpp: the same source model, threads and prompt, in interleaved rounds; and perplexity, so
-that equal quality is seen.
+"""Decode speed beside llama.cpp and ik_llama.cpp: the same source model, threads and prompt, in interleaved rounds; and
+perplexity, so that equal quality is seen.
 
     pip install '.[peers]'            # llama-cpp-python, compiled for this machine: CMAKE_ARGS=-DGGML_NATIVE=ON
     python bench/peers/decode.py smollm2-135m --threads 2 --text evaluation.txt
 
-Each side lives in a process of its own, and only one of them computes at a time. llama.cpp runs the source GGUF as it
-is and requantised by its own quantiser (`--types`), read into memory so that it repacks Q4_0 and Q4_K, its fastest.
+Each side lives in a process of its own, and only one of them computes at a time. The peers run the source GGUF as it is
+and requantised by their own quantisers (`--types`, `--ik-types`), read into memory and repacked, their fastest.
 With `--text` all of them are scored on the same windows, ours as if every token were decoded sparsely.
-`--peer-python` names another interpreter that has llama-cpp-python.
+`--peer-python` and `--ik-python` name other interpreters that have llama-cpp-python and ik-llama-cpp-python
+(docs/performance.md says how to build it). A row that cannot be measured says so; it is never left out.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from subprocess import Popen
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, also when loaded from elsewhere
-from perplexity import peer_scores, perplexity
-from processes import ask, peer_version, requantised, server, source_type
+from perplexity import NOT_MEASURED, chosen, peer_scores, perplexity, reasons, versions
+from processes import ask, requantised, server, source_type
+from programs import IK_LLAMA_CPP, LLAMA_CPP, Peer
 
+OURS = "spqt_ti"
 PROMPT = "The history of the city begins with a small settlement on the bank of the river,"
 
 
@@ -78,31 +81,6 @@ def score_spqt(loaded, policies, text: str, context: str, most: str, ids: str) -
     return [number for score in scores for number in perplexity(np.array(score.nll))]
 
 
-# Runs where llama-cpp-python is, which need not be where spqt_ti is.
-_LLAMA_CPP = """
-import sys, time
-from llama_cpp import Llama
-path, threads, tokens, prompt = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-options = dict(n_ctx=2048, n_batch=512, verbose=False, use_mmap=False)
-model = Llama(path, n_threads=threads, n_threads_batch=threads, **options)
-ids = model.tokenize(prompt.encode(), add_bos=False)
-print("ready", flush=True)
-for line in sys.stdin:
-    model.reset()
-    if line.startswith("prefill"):
-        count = int(line.split()[1])
-        begin = time.perf_counter()
-        model.eval((ids * (count // len(ids) + 1))[:count])
-        print(count / (time.perf_counter() - begin), flush=True)
-        continue
-    model.eval(ids)
-    begin = time.perf_counter()
-    for _ in range(tokens):
-        model.eval([model.sample(temp=0.0)])
-    print(tokens / (time.perf_counter() - begin), flush=True)
-"""
-
-
 @dataclass
 class Row:
     """A program with its weights and level. Speeds in tokens per second, one per round; of prefill none where it is
@@ -115,6 +93,7 @@ class Row:
     prefill: list[float] = dataclasses.field(default_factory=list)
     perplexity: float | None = None
     perplexity_se: float | None = None
+    missing: str = ""  # why it was not measured
 
 
 def main() -> None:
@@ -125,12 +104,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sparsity", default="0,0.25,0.4,0.5,0.65", help="default: %(default)s")
-    parser.add_argument("--types", default="source,Q4_0,Q4_K_M", help="llama.cpp's types (default: %(default)s)")
+    parser.add_argument("--types", default=LLAMA_CPP.types, help="llama.cpp's types (default: %(default)s)")
+    parser.add_argument("--ik-types", default=IK_LLAMA_CPP.types, help="ik_llama.cpp's types (default: %(default)s)")
     parser.add_argument("--prefill", type=int, default=512, metavar="N", help="tokens of a prompt; 0: no prompts")
     parser.add_argument("--text", help="UTF-8 text to score as well (see bench/accuracy/texts.py)")
     parser.add_argument("--context", type=int, default=512, help="window of the text (default: %(default)s)")
     parser.add_argument("--windows", type=int, default=16, help="of the text (default: %(default)s)")
     parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--ik-python", default=sys.executable, help="an interpreter that has ik-llama-cpp-python")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -154,22 +135,37 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         own = [sys.executable, __file__, arguments.model, "--serve", "--threads", sizes[0], "--tokens", sizes[1]]
         ours = stack.enter_context(server(own))
-        levels = {level: Row("spqt_ti", _weights(float(level))) for level in arguments.sparsity.split(",")}
+        levels = {level: Row(OURS, _weights(float(level))) for level in arguments.sparsity.split(",")}
         paths, rows, peers = {}, {}, {}
-        for scheme in arguments.types.split(","):
-            paths[scheme] = requantised(arguments.peer_python, source, scheme, folder)
+        for key in chosen(arguments):
+            peer, scheme = key
             name = f"{source_type(source)}, the source" if scheme == "source" else scheme
-            rows[scheme] = Row("llama.cpp", name)
-            command = [arguments.peer_python, "-c", _LLAMA_CPP, str(paths[scheme]), *sizes, PROMPT]
-            peers[scheme] = stack.enter_context(server(command))
+            rows[key] = Row(peer.name, name)
+            try:
+                paths[key] = requantised(peer, source, scheme, folder)
+                command = [peer.python, "-c", peer.speed, str(paths[key]), *sizes, PROMPT]
+                peers[key] = stack.enter_context(server(command))
+            except SystemExit as error:
+                if peer.name == LLAMA_CPP.name:
+                    raise  # without it there is nothing to compare with
+                rows[key].missing = str(error)
+
+        def put(test: str, key: tuple[Peer, str], question: str) -> None:
+            """A peer's answer to its row; one that ends while it computes is not asked again."""
+            if not rows[key].missing:
+                try:
+                    getattr(rows[key], test).extend(ask(peers[key], question))
+                except SystemExit as error:
+                    rows[key].missing = f"{error}, perhaps because it cannot compute in this type"
+
         for _ in range(arguments.rounds):
-            for scheme, process in peers.items():
-                rows[scheme].decode += ask(process, "decode")
+            for key in peers:
+                put("decode", key, "decode")
             for level, row in levels.items():
                 row.decode += ask(ours, f"decode {level}")
             if arguments.prefill:
-                for scheme, process in peers.items():
-                    rows[scheme].prefill += ask(process, f"prefill {arguments.prefill}")
+                for key in peers:
+                    put("prefill", key, f"prefill {arguments.prefill}")
                 next(iter(levels.values())).prefill += ask(ours, f"prefill {arguments.prefill}")
         if arguments.text:
             score(arguments, paths, rows, levels, ours, folder)
@@ -177,14 +173,16 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def score(
-    arguments: argparse.Namespace, paths: Mapping[str, Path], rows: Mapping[str, Row], levels: Mapping[str, Row],
-    ours: Popen[str], folder: Path,
+    arguments: argparse.Namespace, paths: Mapping[tuple[Peer, str], Path], rows: Mapping[tuple[Peer, str], Row],
+    levels: Mapping[str, Row], ours: Popen[str], folder: Path,
 ) -> None:  # fmt: skip
     """Fill in perplexities, on the same windows."""
     ids = folder / "ids.npy"
-    for scheme, path in paths.items():
-        tokens, nll = peer_scores(arguments, path, folder)
-        rows[scheme].perplexity, rows[scheme].perplexity_se = perplexity(nll)
+    for key, path in paths.items():
+        if rows[key].missing:
+            continue
+        tokens, nll = peer_scores(key[0], arguments, path, folder)
+        rows[key].perplexity, rows[key].perplexity_se = perplexity(nll)
         np.save(ids, np.array(tokens))
     text = Path(arguments.text).resolve()
     question = ["score", ",".join(levels), text, arguments.context, arguments.windows, ids]
@@ -198,20 +196,23 @@ def _weights(level: float) -> str:
 
 
 def print_rows(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Medians, spread (half of p80 - p20), and ratios to the fastest of llama.cpp's types."""
+    """Medians, spread (half of p80 - p20), and ratios to the fastest of the peers' types."""
     from spqt_ti.benchmark.provenance import provenance
     from spqt_ti.tables import Table, print_table
 
-    titles = ["program", "weights", "tokens/s", "over llama.cpp's best"]
-    titles += [f"prompt of {arguments.prefill}, tokens/s", "over llama.cpp's best"] if arguments.prefill else []
+    titles = ["program", "weights", "tokens/s", "over the best peer"]
+    titles += [f"prompt of {arguments.prefill}, tokens/s", "over the best peer"] if arguments.prefill else []
     titles += ["perplexity"] if arguments.text else []
     tests = ["decode", "prefill"] if arguments.prefill else ["decode"]
     best = {
-        test: max(float(np.median(getattr(row, test))) for row in rows if row.program == "llama.cpp") for test in tests
+        test: max(float(np.median(getattr(row, test))) for row in rows if row.program != OURS and not row.missing)
+        for test in tests
     }
 
     def cells(row: Row) -> list[str]:
         found = [row.program, row.weights]
+        if row.missing:
+            return [*found, NOT_MEASURED, *[""] * (len(titles) - 3)]
         for test in tests:
             found += _speed(getattr(row, test), best[test])
         if arguments.text:
@@ -224,7 +225,8 @@ def print_rows(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     ]
     if arguments.text:
         notes.append(f"perplexity: {arguments.windows} windows of {arguments.context} of {Path(arguments.text).name}")
-    notes.append(provenance(arguments.threads, None, peer_version(arguments.peer_python)))
+    notes += reasons({f"{row.program} {row.weights}": row.missing for row in rows if row.missing})
+    notes.append(provenance(arguments.threads, None, *versions(arguments)))
     print_table(Table(titles, [cells(row) for row in rows]), *notes)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbour, also when loaded from elsewhere
 from processes import ask, peer_version, server
+from programs import LLAMA_CPP
 
 COLD_BYTES = 512 << 20
 Q4_K, F32 = 12, 0  # ggml_type
@@ -210,7 +211,7 @@ def main() -> None:
     print_table(
         Table(["rows x cols", "kernel", "us per product", "over ggml's best"], cells),
         f"Q4_K, weights from memory, medians of {arguments.rounds} interleaved rounds",
-        provenance(arguments.threads, None, peer_version(arguments.peer_python)),
+        provenance(arguments.threads, None, peer_version(LLAMA_CPP.of(arguments.peer_python))),
     )
 
 

@@ -1,16 +1,19 @@
-"""Perplexity beside llama.cpp's: the same model, text, windows and scored tokens; differences are paired by token.
+"""Perplexity beside llama.cpp's and ik_llama.cpp's: the same model, text, windows and scored tokens; differences are
+paired by token.
 
     pip install '.[peers]'
     python bench/peers/perplexity.py smollm2-135m --text evaluation.txt --windows 32
 
-llama.cpp runs the source GGUF as it is and requantised by its own quantiser (`--types`). Ours: F16 and Q8_0 weights in
-f32 arithmetic (evaluation/float_model.py: the runner holds Q4_K only), and the runner, dense.
-`--peer-python` names another interpreter that has llama-cpp-python.
+Both run the source GGUF as it is and requantised by their own quantisers (`--types`, `--ik-types`). Ours: F16 and Q8_0
+weights in f32 arithmetic (evaluation/float_model.py), and the runner, dense, in Q4_K.
+`--peer-python` and `--ik-python` name other interpreters that have llama-cpp-python and ik-llama-cpp-python. A row that
+cannot be measured says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -21,37 +24,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, also when loaded from elsewhere
 from processes import peer_version, requantised, run
+from programs import IK_LLAMA_CPP, LLAMA_CPP, Peer
 
-# Runs where llama-cpp-python is. Writes the token ids, and the negative log-likelihoods f64 [windows, n].
-_LLAMA_CPP = """
-import sys
-import numpy as np
-import llama_cpp
-path, text, context, most, threads, out = sys.argv[1:3] + [int(a) for a in sys.argv[3:6]] + sys.argv[6:]
-model = llama_cpp.Llama(
-    path, n_ctx=context, n_batch=context, n_threads=threads, n_threads_batch=threads, logits_all=True, verbose=False
-)
-ids = model.tokenize(open(text, "rb").read(), add_bos=True)
-bos = [model.token_bos()] if ids[0] == model.token_bos() else []
-nll = []
-for start in range(0, len(ids) - context + 1, context)[:most]:
-    window = bos + ids[start + len(bos) : start + context]
-    model.reset()
-    model.eval(window)
-    logits = np.array(model.scores[context // 2 : context - 1], np.float64)
-    wanted = logits[np.arange(len(logits)), window[context // 2 + 1 :]]
-    top = logits.max(axis=1)
-    nll.append(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - wanted)
-np.savez(out, ids=np.array(ids), nll=np.array(nll))
-"""
+NOT_MEASURED = "not measured"
 
 
-def peer_scores(arguments: argparse.Namespace, path: Path, folder: Path) -> tuple[list[int], np.ndarray]:
-    """llama.cpp's token ids and negative log-likelihoods f64 [windows, n]."""
+def peer_scores(
+    peer: Peer, arguments: argparse.Namespace, path: Path, folder: Path
+) -> tuple[list[int], np.ndarray]:  # fmt: skip
+    """A peer's token ids and negative log-likelihoods f64 [windows, n]."""
     out = folder / "scores.npz"
     sizes = [str(n) for n in (arguments.context, arguments.windows, arguments.threads)]
-    command = [arguments.peer_python, "-c", _LLAMA_CPP, str(path), arguments.text, *sizes, str(out)]
-    run(command)
+    run([peer.python, "-c", peer.scores, str(path), arguments.text, *sizes, str(out)])
     with np.load(out) as found:
         return found["ids"].tolist(), found["nll"]
 
@@ -87,6 +71,30 @@ def own_scores(arguments: argparse.Namespace, peers_ids: Sequence[int]) -> dict[
     return found | {"Q4_K zigzag, the runner": np.array(runner.nll)}
 
 
+def chosen(arguments: argparse.Namespace) -> list[tuple[Peer, str]]:
+    """Programs and types that were asked for, llama.cpp's first."""
+    llama, ik = LLAMA_CPP.of(arguments.peer_python), IK_LLAMA_CPP.of(arguments.ik_python)
+    pairs = [(llama, scheme) for scheme in arguments.types.split(",")]
+    return pairs + [(ik, scheme) for scheme in arguments.ik_types.split(",") if scheme]
+
+
+def versions(arguments: argparse.Namespace) -> list[str]:
+    """Of the programs that are there."""
+    found = []
+    for peer in dict.fromkeys(peer for peer, _ in chosen(arguments)):
+        with contextlib.suppress(SystemExit):
+            found.append(peer_version(peer))
+    return found
+
+
+def reasons(missing: dict[str, str]) -> list[str]:
+    """A note for each reason why rows were not measured."""
+    names: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        names.setdefault(reason.strip().splitlines()[-1], []).append(name)
+    return [f"not measured, {', '.join(rows)}: {reason}" for reason, rows in names.items()]
+
+
 def perplexity(nll: np.ndarray) -> tuple[float, float]:
     """Perplexity and its standard error over tokens."""
     value = float(np.exp(nll.mean()))
@@ -102,22 +110,36 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--types", default="F16,Q8_0,source,Q4_K_M,Q4_0", help="llama.cpp's types, F16 first")
+    parser.add_argument("--ik-types", default=IK_LLAMA_CPP.types, help="ik_llama.cpp's types (default: %(default)s)")
     parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--ik-python", default=sys.executable, help="an interpreter that has ik-llama-cpp-python")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     from spqt_ti.sources import registry
 
-    source, scores = registry.resolve(arguments.model), {}
+    source, scores, ids = registry.resolve(arguments.model), {}, []
+    missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
-        for scheme in arguments.types.split(","):
-            path = requantised(arguments.peer_python, source, scheme, Path(name))
-            ids, scores[f"llama.cpp {scheme}"] = peer_scores(arguments, path, Path(name))
+        for peer, scheme in chosen(arguments):
+            try:
+                path = requantised(peer, source, scheme, Path(name))
+                found, scores[f"{peer.name} {scheme}"] = peer_scores(peer, arguments, path, Path(name))
+            except SystemExit as error:
+                if not scores:
+                    raise  # the first row is what all others are compared with
+                missing[f"{peer.name} {scheme}"] = str(error)
+                continue
+            if ids and found != ids:
+                sys.exit(f"{peer.name} has other token ids for this text, so there is nothing to compare")
+            ids = found
     scores |= {f"spqt_ti {name}": nll for name, nll in own_scores(arguments, ids).items()}
-    print_rows(scores, arguments)
+    print_rows(scores, missing, arguments)
 
 
-def print_rows(scores: dict[str, np.ndarray], arguments: argparse.Namespace) -> None:
-    """Perplexities, and the mean difference in nats per token from the first row, with its paired standard error."""
+def print_rows(scores: dict[str, np.ndarray], missing: dict[str, str], arguments: argparse.Namespace) -> None:
+    """Perplexities, and the mean difference in nats per token from the first row, with its paired standard error.
+    `missing`: why a row has none.
+    """
     base, rows = next(iter(scores.values())), []
     for name, nll in scores.items():
         change = nll - base
@@ -134,10 +156,12 @@ def print_rows(scores: dict[str, np.ndarray], arguments: argparse.Namespace) -> 
         [name, f"{value:.3f} ± {error:.3f}", f"{change:+.5f} ± {change_error:.5f}"]
         for name, value, error, change, change_error, _ in rows
     ]
+    cells += [[name, NOT_MEASURED, ""] for name in missing]
     print_table(
         Table(["model", "perplexity", f"nats per token over {rows[0][0]}"], cells),
         f"{rows[0][-1]} tokens of {Path(arguments.text).name} scored, windows of {arguments.context}",
-        provenance(arguments.threads, None, peer_version(arguments.peer_python)),
+        *reasons(missing),
+        provenance(arguments.threads, None, *versions(arguments)),
     )
 
 

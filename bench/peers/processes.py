@@ -1,4 +1,4 @@
-"""The other side of a comparison: llama.cpp in processes of its own, asked line by line, and its quantiser."""
+"""The other side of a comparison: programs in processes of their own, asked line by line, and their quantisers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-PAUSE = 0.1  # s before a question: the other side's threads go on polling for a while after their work
+from programs import IK_LLAMA_CPP, LLAMA_CPP, Peer
 
-_REQUANTISE = """
-import sys, ctypes, llama_cpp
-parameters = llama_cpp.llama_model_quantize_default_params()
-parameters.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + sys.argv[3])
-parameters.allow_requantize = True
-sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(parameters)))
-"""
+PAUSE = 0.1  # s before a question: the other side's threads go on polling for a while after their work
 
 
 @contextmanager
@@ -40,9 +34,10 @@ def server(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def last_lines(text: str, count: int = 12) -> str:
-    """The end of what a process said; of a missing llama-cpp-python, what to do."""
-    if "No module named 'llama_cpp'" in text:
-        return "llama-cpp-python is not there: pip install 'spqt-ti[peers]', or name another --peer-python"
+    """The end of what a process said; of a missing program, what to do."""
+    for peer in (IK_LLAMA_CPP, LLAMA_CPP):
+        if f"No module named '{peer.module}'" in text:
+            return f"{peer.package} is not there: {peer.install}, or name another interpreter that has it"
     return "\n".join(text.strip().splitlines()[-count:]) or "(it said nothing)"
 
 
@@ -69,18 +64,18 @@ def run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def peer_version(python: str) -> str:
+def peer_version(peer: Peer) -> str:
     """Such as "llama-cpp-python 0.3.16"."""
-    return f"llama-cpp-python {run([python, '-c', 'import llama_cpp; print(llama_cpp.__version__)']).strip()}"
+    return f"{peer.package} {run([peer.python, '-c', f'import {peer.module} as m; print(m.__version__)']).strip()}"
 
 
-def requantised(python: str, source: Path, scheme: str, folder: Path) -> Path:
-    """`source` in another of llama.cpp's types ("source": as it is)."""
+def requantised(peer: Peer, source: Path, scheme: str, folder: Path) -> Path:
+    """`source` in another of a peer's types, by its own quantiser ("source": as it is)."""
     if scheme == "source":
         return source
-    target = folder / f"{scheme}.gguf"
+    target = folder / f"{peer.module}-{scheme}.gguf"
     if not target.exists():
-        run([python, "-c", _REQUANTISE, str(source), str(target), scheme])
+        run([peer.python, "-c", peer.requantise, str(source), str(target), scheme])
     return target
 
 
