@@ -69,7 +69,7 @@ class _Meter:
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
-        self._active = np.zeros((llama.config.num_hidden_layers, len(SITES)), np.int64)
+        self._active = np.zeros((llama.config.num_hidden_layers, len(SITES)))
         self.prompt_tokens = self.reused = self.decode_tokens = 0
         self.prompt_seconds = self.decode_seconds = 0.0
 

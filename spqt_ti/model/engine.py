@@ -14,6 +14,7 @@ import numpy as np
 from spqt_ti.container import Container, MatrixInfo
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.faults import CacheFault
+from spqt_ti.model.predictors import Executor, NeuronPredictor
 from spqt_ti.model.selectors import Selectors
 from spqt_ti.model.sites import Traffic
 
@@ -40,6 +41,12 @@ class Decode(Protocol):
     def run(self, token: int, position: int, steps: int = 1) -> None:
         """Decode `token` at `position`, then the best token after it, and so on: `steps` tokens (at most MOST_TOKENS)
         in all.
+        """
+
+    @property
+    def neurons(self) -> np.ndarray:
+        """Gate rows and up rows that were read in the tokens of the last run together by layers that predict neurons,
+        i32 [layers, 2].
         """
 
     @property
@@ -99,6 +106,18 @@ class Cache(Protocol):
         """Zeros everywhere."""
 
 
+class Neurons(Protocol):
+    """Predictors of the neurons of some layers."""
+
+    def set(self, predictors: Mapping[int, NeuronPredictor], executor: Executor) -> tuple[Traffic, np.ndarray]:
+        """Decode and masked prefill run the feed-forward networks of these layers by predictors from now on, and no
+        others. Shapes and layouts have been checked.
+
+        Returns what a token reads from now on, of gate and up by columns, and the bytes of each layer's predictor that
+        it reads, f64 [layers].
+        """
+
+
 class Build(Protocol):
     """Makes a model's engine."""
 
@@ -136,3 +155,4 @@ class Engine:
     prefill: Prefill
     traffic: Traffic
     cache: Cache
+    neurons: Neurons

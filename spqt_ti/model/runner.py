@@ -7,7 +7,7 @@ of text.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,6 +22,8 @@ from spqt_ti.model.dispatch import choose
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer, Tokens
 from spqt_ti.model.engines import engine_for
 from spqt_ti.model.faults import all_finite, explain
+from spqt_ti.model.neurons import PredictedLayers, check_predictors, executor_of
+from spqt_ti.model.predictors import Executor, NeuronPredictor
 from spqt_ti.model.sites import inputs_per_site
 from spqt_ti.model.tuning import Tuning
 from spqt_ti.progress import says_if_slow
@@ -68,7 +70,10 @@ class Llama:
         engine = kind.build(container, self.context, divisions, self.threads, exact)
         self.selectors, self._decode, self._prefill = engine.selectors, engine.decode, engine.prefill
         self.traffic, self._cache = engine.traffic, engine.cache
-        self._position = self.sequence = 0
+        self._container, self._neurons = container, engine.neurons
+        self.predictors: dict[int, NeuronPredictor] = {}
+        self._predicted: PredictedLayers | None = None
+        self._position = self.sequence = self._decoded = 0
         self._prefilled: list[int] = []  # tokens of the positions from 0 on that `prefill` has filled densely
         self._lock = threading.RLock()
 
@@ -114,12 +119,37 @@ class Llama:
         """f32 [layers, 4] in the order of SITES; writing to it changes what decoding skips. 0 runs a site dense."""
         return self.selectors.thresholds
 
+    def set_predictors(
+        self, predictors: Mapping[int, NeuronPredictor] | None, executor: Executor | str = Executor.SEQUENTIAL
+    ) -> None:  # fmt: skip
+        """Run the feed-forward networks of these layers, and no others, by predictors from now on: decoding reads the
+        gate and up rows of predicted neurons alone, and masked prefill zeroes what the others put into down.
+
+        Thresholds of gate_up count for nothing in these layers. Raises PolicyError for predictors that do not fit the
+        model, an unknown executor, and gate and up that are not in the row layout.
+        """
+        predictors, executor = dict(predictors or {}), executor_of(executor)
+        check_predictors(self._container, predictors)
+        if not predictors and not self.predictors:
+            return
+        self.traffic, nbytes = self._neurons.set(predictors, executor)
+        sizes = self.config.hidden_size, self.config.intermediate_size
+        self._predicted = PredictedLayers(self.traffic, nbytes, *sizes) if predictors else None
+        self.predictors = predictors
+
     @property
     def active(self) -> np.ndarray:
-        """Inputs that were active in the last decoded token, i32 [layers, 4]; after `decode_greedy` in all of its
-        tokens together.
+        """Inputs that were active in the last decoded token, [layers, 4]; after `decode_greedy` in all of its tokens
+        together. Gate and up with a predictor: as many inputs as what was read of them amounts to (PredictedLayers).
         """
-        return self._decode.active
+        if self._predicted is None:
+            return self._decode.active
+        return self._predicted.active(self._decode.active, self._decode.neurons, self._decoded)
+
+    @property
+    def neurons(self) -> np.ndarray:
+        """Gate rows and up rows that the tokens of `active` read in layers with predictors, i32 [layers, 2]."""
+        return self._decode.neurons
 
     def inputs(self) -> np.ndarray:
         """Inputs that a token has at each site of the widest layer, i32 [4]."""
@@ -222,7 +252,7 @@ class Llama:
         token = self._check_token(token)
         self._forget_from(self.position)
         self._decode.run(token, self.position)
-        self._position += 1
+        self._position, self._decoded = self._position + 1, 1
 
     def decode_greedy(self, token: int, count: int) -> list[int]:
         """Append one token, then the best token after it, and so on, `count` (at most MOST_TOKENS) in one launch.
@@ -233,7 +263,7 @@ class Llama:
         token = self._check_launch(token, count)
         self._forget_from(self.position)
         self._decode.run(token, self.position, count)
-        self._position += count
+        self._position, self._decoded = self._position + count, count
         return self._check_best(self._decode.best_tokens)
 
     def profile(self, token: int, count: int = 1) -> dict[str, float]:
@@ -244,7 +274,7 @@ class Llama:
         token = self._check_launch(token, count)
         self._forget_from(self.position)
         seconds = self._decode.profile(token, self.position, count)
-        self._position += count
+        self._position, self._decoded = self._position + count, count
         return seconds
 
     def best_token(self) -> int:

@@ -12,9 +12,39 @@ from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
 from spqt_ti.kernels.cpu.vectors import f32x16, value
 
 
+def make_tile_sums():
+    """Build the ti.func that adds the products of the 64 rows of a tile with some blocks of 32 columns to four vectors.
+
+    Arguments: words and scales, and the first vector of the tile in each; the blocks first..last-1; x, an array and its
+    first vector; the four sums.
+    """
+    multiply_add, _ = make_multiply_add()
+
+    @ti.func
+    def add_blocks(
+        words: ti.template(), words_at, scales: ti.template(), scales_at, first, last, x: ti.template(), x_base,
+        totals: ti.template(),
+    ):  # fmt: skip
+        for block in range(first, last):
+            sums = [f32x16(0.0) for _ in ti.static(range(4))]
+            x_sum = 0.0
+            for j in range(32):
+                xj = value(x, x_base * 16 + block * 32 + j)
+                x_sum += xj
+                w = words[words_at + block * 32 + j]
+                for b in ti.static(range(3)):
+                    multiply_add(sums[b], (w & (255 << (8 * b))) * 1.0, f32x16(xj))
+                multiply_add(sums[3], (w >> 24) * 1.0, f32x16(xj))
+            for b in ti.static(range(4)):
+                exact = sums[b] * ti.static(2.0 ** (-8 * b) if b < 3 else 1.0) - 128.0 * x_sum
+                totals[b] += exact * scales[scales_at + block * 4 + b]
+
+    return add_blocks
+
+
 def make_head(cols: int):
     """Build the ti.funcs `logits_tile` and `embed` for a vocabulary matrix of `cols` (a multiple of 32) columns."""
-    multiply_add, _ = make_multiply_add()
+    add_blocks = make_tile_sums()
     blocks = cols // 32
 
     @ti.func
@@ -25,19 +55,7 @@ def make_head(cols: int):
         out[entry].
         """
         totals = [f32x16(0.0) for _ in ti.static(range(4))]
-        for block in range(blocks):
-            sums = [f32x16(0.0) for _ in ti.static(range(4))]
-            x_sum = 0.0
-            for j in range(32):
-                xj = value(x, x_base * 16 + block * 32 + j)
-                x_sum += xj
-                w = words[(tile * blocks + block) * 32 + j]
-                for b in ti.static(range(3)):
-                    multiply_add(sums[b], (w & (255 << (8 * b))) * 1.0, f32x16(xj))
-                multiply_add(sums[3], (w >> 24) * 1.0, f32x16(xj))
-            for b in ti.static(range(4)):
-                exact = sums[b] * ti.static(2.0 ** (-8 * b) if b < 3 else 1.0) - 128.0 * x_sum
-                totals[b] += exact * scales[(tile * blocks + block) * 4 + b]
+        add_blocks(words, tile * cols, scales, tile * blocks * 4, 0, blocks, x, x_base, totals)
         for b in ti.static(range(4)):
             out[entry + b] = totals[b]
 

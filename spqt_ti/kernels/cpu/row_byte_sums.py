@@ -41,22 +41,25 @@ def make_byte_row_sums(masks: bool, planes: Planes, form: ByteVectors):
                 a[base + within * ROW_VECTORS + _SUMS] = f32x16(*sums)
 
     @ti.func
-    def fetch_ahead(m: ti.template(), superblock):
+    def fetch_ahead(m: ti.template(), rows: ti.template(), r: ti.template(), within):
         if ti.static(prefetches):
-            vector = m.quants_base + (superblock + AHEAD) * quant_vectors
+            ahead = rows.starts[r] + within + rows.ahead
+            if within + rows.ahead >= m.superblocks:
+                ahead = rows.following[r] + within + rows.ahead - m.superblocks
+            vector = m.quants_base + ahead * quant_vectors
             for line in ti.static(range(quant_vectors)):
                 address = m.quants_address + (ti.cast(vector + line, ti.i64) << 6)
                 helpers.prefetch64(address)
 
     @ti.func
-    def row_sums(m: ti.template(), start, count: ti.template(), a: ti.template(), base):
-        """The products of `count` rows, whose superblocks begin at `start`, with the x at a[base]."""
+    def row_sums(m: ti.template(), rows: ti.template(), count: ti.template(), a: ti.template(), base):
+        """The products of the `count` Rows with the x at a[base]."""
         totals, offsets = [[f32x16(0.0) for _ in ti.static(range(count))] for _ in ti.static(range(2))]
         for within in range(m.superblocks):
             at = base + within * ROW_VECTORS
             for r in ti.static(range(count)):
-                superblock = start + r * m.superblocks + within
-                fetch_ahead(m, superblock)
+                superblock = rows.starts[r] + within
+                fetch_ahead(m, rows, r, within)
                 quants_at = m.quants_base + quant_vectors * superblock
                 headers_at = m.headers_base + header_vectors * superblock
                 scales = scales_of(m.headers, headers_at, 1.0)

@@ -22,12 +22,14 @@ import numpy as np
 from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
+from spqt_ti.kernels.cpu.row_byte_sums import AHEAD as BYTES_AHEAD
 from spqt_ti.kernels.cpu.row_byte_sums import make_byte_row_sums
 from spqt_ti.kernels.cpu.row_layout import (
     ROW_VECTORS,
     X_VECTORS,
     RowInputs,
     RowMatrix,
+    Rows,
     row_superblocks,
     unpack,
     zero_up_to,
@@ -76,13 +78,7 @@ def make_row_gemv(
     an f32x16 array with its first vector; the worker. Rows of two workers may share a vector of y: lanes are written
     one by one.
     """
-    if decoder.byte_vectors is not None:
-        if skips:
-            raise ValueError(f"naive skipping is for Q4_K alone, not for {decoder.scheme.label}")
-        order_x, row_sums = make_byte_row_sums(masks, decoder.planes, decoder.byte_vectors)
-    else:
-        make = _make_row_sums_i16 if uses_integers(exact) else _make_row_sums_f32
-        order_x, row_sums = make(masks, skips)
+    order_x, row_sums, far = _make_row_sums(masks, skips, exact, decoder)
 
     @ti.func
     def row_gemv(
@@ -92,20 +88,73 @@ def make_row_gemv(
         first = share_start(m.rows, worker, workers)
         last = share_start(m.rows, worker + 1, workers)
         together = (last - first) // ROWS
+        ahead = 0 + far
         for i in range(together):
             row = first + i * ROWS
-            totals = row_sums(m, row * m.superblocks, ROWS, scratch, scratch_base)
+            starts = [(row + r) * m.superblocks for r in ti.static(range(ROWS))]
+            following = [(row + r + ROWS) * m.superblocks for r in ti.static(range(ROWS))]
+            totals = row_sums(m, ti.static(Rows(starts, following, ahead)), ROWS, scratch, scratch_base)
             for r in ti.static(range(ROWS)):
                 y[y_base + ((row + r) >> 4)][(row + r) & 15] = totals[r]
         for row in range(first + together * ROWS, last):
-            total = row_sums(m, row * m.superblocks, 1, scratch, scratch_base)
+            starts, following = [row * m.superblocks], [(row + 1) * m.superblocks]
+            total = row_sums(m, ti.static(Rows(starts, following, ahead)), 1, scratch, scratch_base)
             y[y_base + (row >> 4)][row & 15] = total[0]
 
     return row_gemv
 
 
+def make_listed_rows(exact: bool = False, decoder: Decoder = q4_k.DECODER):
+    """Build the ti.funcs `order_x` and `listed_rows`, for rows of W x that a list has.
+
+    `order_x(inputs, superblocks, scratch, scratch_base)` brings the inputs into the order of the lanes, once for all
+    lists. `listed_rows(m, scratch, scratch_base, rows, y, y_base)` writes row k of the ListedRows to value k of y, from
+    its vector `y_base` on, and zeros behind the last to the end of its vector. A row's value is that of `row_gemv`, bit
+    for bit.
+    """
+    order_x, row_sums, far = _make_row_sums(False, False, exact, decoder)
+
+    @ti.func
+    def start_of(m: ti.template(), listed: ti.template(), k):
+        """First superblock of the k-th row; beyond the last that one's."""
+        at = listed.first + ti.min(k, listed.count - 1)
+        return (listed.rows[at] + listed.offset) * m.superblocks
+
+    @ti.func
+    def listed_rows(
+        m: ti.template(), scratch: ti.template(), scratch_base, listed: ti.template(), y: ti.template(), y_base
+    ):  # fmt: skip
+        # Whole rows ahead where one is short.
+        groups = ti.max(1, far // m.superblocks)
+        ahead = ti.min(far, groups * m.superblocks)
+        if listed.count > 0:
+            y[y_base + ((listed.count - 1) >> 4)] = f32x16(0.0)
+        for i in range((listed.count + ROWS - 1) // ROWS):
+            k = i * ROWS
+            starts = [start_of(m, listed, k + r) for r in ti.static(range(ROWS))]
+            following = [
+                start_of(m, listed, k + groups * ROWS + r) - (groups - 1) * m.superblocks
+                for r in ti.static(range(ROWS))
+            ]
+            totals = row_sums(m, ti.static(Rows(starts, following, ahead)), ROWS, scratch, scratch_base)
+            for r in ti.static(range(ROWS)):
+                y[y_base + (k >> 4)][(k + r) & 15] = ti.select(k + r < listed.count, totals[r], 0.0)
+
+    return order_x, listed_rows
+
+
+def _make_row_sums(masks: bool, skips: bool, exact: bool, decoder: Decoder):
+    """Build `order_x` and `row_sums` of a decoder; with the number of superblocks ahead of which to fetch."""
+    if decoder.byte_vectors is not None:
+        if skips:
+            raise ValueError(f"naive skipping is for Q4_K alone, not for {decoder.scheme.label}")
+        return *make_byte_row_sums(masks, decoder.planes, decoder.byte_vectors), BYTES_AHEAD
+    make = _make_row_sums_i16 if uses_integers(exact) else _make_row_sums_f32
+    return *make(masks, skips), AHEAD
+
+
 def _make_fetch():
-    """Build the ti.func that asks for the superblock AHEAD of `within` by AHEAD, in one of `count` rows side by side.
+    """Build the ti.func that asks for what row r of `rows` needs `rows.ahead` superblocks after `within`.
 
     The hardware's prefetcher follows one row in order, and loses several of them. Without the native helpers it does
     nothing.
@@ -114,12 +163,11 @@ def _make_fetch():
     prefetches = helpers is not None
 
     @ti.func
-    def fetch_ahead(m: ti.template(), superblock, within, count: ti.template()):
+    def fetch_ahead(m: ti.template(), rows: ti.template(), r: ti.template(), within):
         if ti.static(prefetches):
-            # Behind the end of a row comes the row `count` further down.
-            ahead = superblock + AHEAD
-            if within + AHEAD >= m.superblocks:
-                ahead += (count - 1) * m.superblocks
+            ahead = rows.starts[r] + within + rows.ahead
+            if within + rows.ahead >= m.superblocks:
+                ahead = rows.following[r] + within + rows.ahead - m.superblocks
             quants = m.quants_address + (ti.cast(m.quants_base + 2 * ahead, ti.i64) << 6)
             helpers.prefetch128(quants)
             if (ahead & 3) == 0:
@@ -160,8 +208,8 @@ def _make_row_sums_f32(masks: bool, skips: bool):
             a[at + _FLAGS][0] = ti.cast(flag, ti.f32)
 
     @ti.func
-    def row_sums(m: ti.template(), start, count: ti.template(), a: ti.template(), base):
-        """The products of `count` rows, whose superblocks begin at `start`, with the ordered x at a[base]."""
+    def row_sums(m: ti.template(), rows: ti.template(), count: ti.template(), a: ti.template(), base):
+        """The products of the `count` Rows with the ordered x at a[base]."""
         totals = [f32x16(0.0) for _ in ti.static(range(count))]
         offsets = [f32x16(0.0) for _ in ti.static(range(count))]
         for within in range(m.superblocks):
@@ -170,8 +218,8 @@ def _make_row_sums_f32(masks: bool, skips: bool):
             if ti.static(skips):
                 flags = ti.cast(a[at + _FLAGS][0], ti.i32)
             for r in ti.static(range(count)):
-                superblock = start + r * m.superblocks + within
-                fetch_ahead(m, superblock, within, count)
+                superblock = rows.starts[r] + within
+                fetch_ahead(m, rows, r, within)
                 both = scales_and_minima(m.headers[m.headers_base + superblock], 1.0)
                 multiply_add(offsets[r], both, a[at + _SUMS_F32])
                 for v in ti.static(range(2)):
@@ -267,8 +315,8 @@ def _make_row_sums_i16(masks: bool, skips: bool):
         multiply_add(total, dot * 1.0, scale)
 
     @ti.func
-    def row_sums(m: ti.template(), start, count: ti.template(), a: ti.template(), base):
-        """The products of `count` rows, whose superblocks begin at `start`, with the ordered x at a[base]."""
+    def row_sums(m: ti.template(), rows: ti.template(), count: ti.template(), a: ti.template(), base):
+        """The products of the `count` Rows with the ordered x at a[base]."""
         totals = [f32x16(0.0) for _ in ti.static(range(count))]
         offsets = [f32x16(0.0) for _ in ti.static(range(count))]
         for within in range(m.superblocks):
@@ -278,14 +326,14 @@ def _make_row_sums_i16(masks: bool, skips: bool):
                 flags = ti.cast(a[at + _FLAGS][0], ti.i32)
             scales = [f32x16(0.0) for _ in ti.static(range(count))]
             for r in ti.static(range(count)):
-                superblock = start + r * m.superblocks + within
-                fetch_ahead(m, superblock, within, count)
+                superblock = rows.starts[r] + within
+                fetch_ahead(m, rows, r, within)
                 scales[r] = scales_and_minima(m.headers[m.headers_base + superblock], 1.0) * a[at + _STEPS]
                 multiply_add(offsets[r], scales[r], a[at + _SUMS_I16])
             for v in ti.static(range(2)):
                 words = [u32x16(0) for _ in ti.static(range(count))]
                 for r in ti.static(range(count)):
-                    words[r] = m.quants[m.quants_base + 2 * (start + r * m.superblocks + within) + v]
+                    words[r] = m.quants[m.quants_base + 2 * (rows.starts[r] + within) + v]
                 for high in ti.static(range(2)):
                     native16.not_unrolled()
                     high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]

@@ -31,6 +31,25 @@ class RowMatrix(NamedTuple):
     superblocks: Any
 
 
+class Rows(NamedTuple):
+    """Rows side by side, as lists: the first superblock of each, and of the row that is to be fetched after it; and how
+    many superblocks ahead of the computation are fetched.
+    """
+
+    starts: Any
+    following: Any
+    ahead: Any
+
+
+class ListedRows(NamedTuple):
+    """`count` rows of a matrix: `offset` plus the entries of an array of i32 from `first` on."""
+
+    rows: Any
+    first: Any
+    count: Any
+    offset: Any
+
+
 class RowInputs(NamedTuple):
     """x: f32x16 array and first vector, zero-padded to whole superblocks; inputs |x| <= threshold count as zero."""
 

@@ -15,7 +15,8 @@ from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.kernels.cpu.stopwatch import seconds_per_tick
 from spqt_ti.kernels.cpu.vectors import f32x16
 from spqt_ti.model.cpu.decode_kernel import Phase, make_decode_kernel
-from spqt_ti.model.cpu.maps import POSITION, SITE_TABLE, STEPS, TOKEN, IntegerMap, Long, Scratch
+from spqt_ti.model.cpu.maps import POSITION, SITE_TABLE, STEPS, TOKEN, IntegerMap, Long, Scratch, can_predict
+from spqt_ti.model.cpu.neuron_map import NeuronMap
 from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.sites import SITES
@@ -56,7 +57,28 @@ class DecodeStep:
         self._make_kernel = functools.partial(
             make_decode_kernel, weights.map, cache_shape, scratch, self._integers, workers, exact
         )
+        self._neurons: NeuronMap | None = None
         self._kernel = self._make_kernel()
+
+    def use_neurons(self, neurons: NeuronMap | None, numbers: np.ndarray, parallel: bool = False) -> None:
+        """Predict neurons from now on: `numbers` i32 [layers], of each layer's predictor, -1 for none; `parallel`: gate
+        and up rows under one list.
+        """
+        self._neurons = neurons
+        if neurons is not None:
+            self._ints_view[self._integers.predictors :][: numbers.size] = numbers
+            self._ints_view[self._integers.parallel] = parallel
+        self.neurons[:] = 0
+        self._kernel, self._warm = self._make_kernel(neurons=neurons), False
+        self.__dict__.pop("_profiling_kernel", None)
+
+    @property
+    def neurons(self) -> np.ndarray:
+        """Gate and up rows that were read in the tokens of the last run, i32 [layers, 2]."""
+        layers = self._weights.map.config.num_hidden_layers
+        if not can_predict(self._weights.map):
+            return np.zeros((layers, 2), np.int32)
+        return self._ints_view[self._integers.neurons :][: 2 * layers].reshape(layers, 2)
 
     def warm_up(self, position: int) -> None:
         """Run once, if nothing has run yet, at a position that is free: what it writes to the cache is overwritten by
@@ -82,17 +104,19 @@ class DecodeStep:
         ticks[:] = 0
         self._launch(self._profiling_kernel, token, position, steps)
         seconds = ticks * seconds_per_tick()
-        return {phase.label: float(seconds[phase]) for phase in Phase}
+        without = () if self._neurons is not None else (Phase.PREDICTOR, Phase.GATE_ROWS, Phase.UP_ROWS)
+        return {phase.label: float(seconds[phase]) for phase in Phase if phase not in without}
 
     @functools.cached_property
     def _profiling_kernel(self) -> Any:
-        return self._make_kernel(profile=True)
+        return self._make_kernel(profile=True, neurons=self._neurons)
 
     def _launch(self, kernel: Any, token: int, position: int, steps: int) -> None:
         w = self._weights
         self._ints_view[0] = 0
         self._ints_view[[TOKEN, POSITION, STEPS]] = token, position, steps
         self.active[:] = 0
+        self.neurons[:] = 0
         kernel(
             w.quants, w.tail, w.headers, w.words, w.scales, w.constants, self._cache, self._scratch, self._ints,
             self._longs,

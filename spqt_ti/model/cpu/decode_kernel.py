@@ -21,7 +21,9 @@ from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.words import INFINITY_BITS
 from spqt_ti.model.cpu.maps import POSITION, STEPS, TOKEN, IntegerMap, Long, Scratch, site_row
-from spqt_ti.model.cpu.products import make_decode_product, make_head_product
+from spqt_ti.model.cpu.neuron_map import NeuronMap
+from spqt_ti.model.cpu.neuron_phases import make_neuron_phases
+from spqt_ti.model.cpu.products import make_decode_product, make_head_product, multiplied_kinds
 from spqt_ti.model.cpu.weights import SiteField, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
 
@@ -42,6 +44,9 @@ class Phase(IntEnum):
     SWIGLU = 10
     WAIT_FOR_WORKERS = 11
     HEAD = 12
+    PREDICTOR = 13
+    GATE_ROWS = 14
+    UP_ROWS = 15
 
     @property
     def label(self) -> str:
@@ -74,10 +79,10 @@ class Launch(NamedTuple):
 @functools.cache
 def make_decode_kernel(
     weights: WeightMap, cache_shape: CacheShape, scratch: Scratch, ints: IntegerMap, workers: int, exact: bool,
-    profile: bool = False,
+    profile: bool = False, neurons: NeuronMap | None = None,
 ):  # fmt: skip
     """The decode step of a model of these shapes, for a fixed number of workers; `exact`: in f32 throughout; `profile`:
-    worker 0 adds the clock ticks of each Phase to `longs`.
+    worker 0 adds the clock ticks of each Phase to `longs`; `neurons`: of layers that have predictors.
 
     A launch decodes a token and then, STEPS - 1 times, the best token after the one before.
     """
@@ -96,9 +101,11 @@ def make_decode_kernel(
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     logits_tile, embed = make_head(config.hidden_size)
     # What a model has not compiles to nothing: asked in an `if` of its own, as Taichi compiles both sides of `and`.
-    products = [make_decode_product(kind, weights, scratch, workers, exact) for kind in weights.matrices.kinds]
-    zigzag_kinds = sum(not kind.rows for kind in weights.matrices.kinds)  # they are the first
-    has_rows, head_map = zigzag_kinds < len(products), weights.matrices.head
+    kinds = weights.matrices.kinds
+    numbers = multiplied_kinds(weights, neurons is not None)
+    products = [make_decode_product(kinds[number], weights, scratch, workers, exact) for number in numbers]
+    zigzag_kinds = sum(not kind.rows for kind in kinds)  # they are the first
+    has_rows, head_map = zigzag_kinds < len(kinds), weights.matrices.head
     tiled_head = head_map is None
     head_product: Any = head_map and make_head_product(head_map, scratch, ints, workers, exact)
     one_kind, logit_vectors = len(products) == 1, weights.logit_vectors
@@ -108,6 +115,13 @@ def make_decode_kernel(
     first_seen = make_first_seen(weights.head_constants)
     activate = make_activate(config.hidden_act, exp_lanes, config.hidden_act_param, config.architecture.activates_up)
     read_clock, mark = make_stopwatch(profile)
+    predicts = neurons is not None
+
+    @ti.func
+    def mark_rows(clock: ti.template(), part):
+        mark(clock, ti.select(part == 0, ti.static(int(Phase.COLLECT)), ti.static(int(Phase.GATE_ROWS) - 1) + part))
+
+    phases: Any = neurons and make_neuron_phases(neurons, weights, scratch, ints, workers, exact, mark_rows)
 
     @ti.func
     def summed(d: ti.template(), layer, site, vector):
@@ -133,12 +147,16 @@ def make_decode_kernel(
         selector = layer * SITE_COUNT + site
         cols = d.integers[at + SiteField.COLS]
         threshold = value(d.constants, selectors * 16 + selector)
+        dense_up_to = 0.0  # threshold of a site that is read whole
+        if ti.static(predicts):  # noqa: SIM102
+            if site == Site.DOWN and d.integers[ints.predictors + layer] >= 0:  # neurons that are off are zero
+                dense_up_to = -1.0
         if ti.static(has_rows):  # noqa: SIM102
             if d.integers[at + SiteField.KIND] >= zigzag_kinds:  # every input is read, and the product asks the gate
-                threshold = 0.0
+                threshold = -1.0
         active = ints.everything
         count = cols
-        if threshold > 0.0:
+        if threshold > dense_up_to:
             active = ints.lists + d.worker * ints.list_stride
             if value(d.constants, (selectors * 16 + selector_map.weighted) + selector) > 0.0:
                 first = selectors + selector_map.weights + selector * selector_map.stride
@@ -154,7 +172,7 @@ def make_decode_kernel(
             products[0](d, at, selector, x, active, count)
         else:
             for k in ti.static(range(len(products))):
-                if d.integers[at + SiteField.KIND] == k:
+                if d.integers[at + SiteField.KIND] == numbers[k]:
                     products[k](d, at, selector, x, active, count)
         mark(d.clock, Phase.GEMV_QKV + site)
 
@@ -287,6 +305,32 @@ def make_decode_kernel(
         mark(d.clock, Phase.WAIT_FOR_WORKERS)
 
     @ti.func
+    def run_neurons(d: ti.template(), layer, x, arrived: ti.template()):
+        """Input of down, of a layer that has gate and up in the row layout, from x at a[x]: by its predictor, or of all
+        neurons where it has none.
+        """
+        index = d.integers[ints.predictors + layer]
+        if index >= 0:
+            for stage in range(2):  # at run time: the product compiles once
+                phases.apply_factor(d, layer, index, stage, x)
+                mark(d.clock, Phase.PREDICTOR)
+                wait(d, arrived)
+        phases.multiply_rows(d, layer, index, x)
+        mark(d.clock, Phase.SWIGLU)
+        if d.worker == 0:
+            at = site_row(layer, Site.GATE_UP)
+            d.integers[ints.counts + layer * SITE_COUNT + Site.GATE_UP] += d.integers[at + SiteField.COLS]
+
+    @ti.func
+    def multiply_all(d: ti.template(), layer, site, source, arrived: ti.template()):
+        """The product of a site, and of gate and up what comes of it."""
+        multiply(d, layer, site, source)
+        wait(d, arrived)
+        if site == Site.GATE_UP:
+            swiglu(d, layer)
+            mark(d.clock, Phase.SWIGLU)
+
+    @ti.func
     def decode_one(d: ti.template(), token, position, arrived: ti.template()):
         """A token through every layer and the head."""
         x = scratch.inputs + d.worker * scratch.input_stride
@@ -310,18 +354,20 @@ def make_decode_kernel(
                     norm = ti.select(site == Site.QKV, attention_norm, ffn_norm)
                     normalised(d, layer * constants_stride + norm, x)
                     mark(d.clock, Phase.NORM)
-                multiply(d, layer, site, source)
-                wait(d, arrived)
+                if ti.static(predicts):
+                    if site == Site.GATE_UP and d.integers[site_row(layer, site) + SiteField.KIND] >= zigzag_kinds:
+                        run_neurons(d, layer, source, arrived)
+                    else:
+                        multiply_all(d, layer, site, source, arrived)
+                else:
+                    multiply_all(d, layer, site, source, arrived)
                 if site == Site.QKV:
                     place_heads(d, layer, position, seen)
                     mark(d.clock, Phase.ROPE_AND_CACHE)
                     wait(d, arrived)
                     attend_share(d, layer, position)
                     mark(d.clock, Phase.ATTENTION)
-                elif site == Site.GATE_UP:
-                    swiglu(d, layer)
-                    mark(d.clock, Phase.SWIGLU)
-                else:
+                elif site != Site.GATE_UP:
                     add_residual(d, layer, site)
                     mark(d.clock, Phase.RESIDUAL)
                 wait(d, arrived)

@@ -11,6 +11,7 @@ from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.cpu.cache import WorkerCache
 from spqt_ti.model.cpu.decode import DecodeStep
 from spqt_ti.model.cpu.matrix_maps import traffic
+from spqt_ti.model.cpu.neurons import WorkerNeurons
 from spqt_ti.model.cpu.prefill import Prefill
 from spqt_ti.model.cpu.selectors import WorkerSelectors
 from spqt_ti.model.cpu.weights import Weights
@@ -29,13 +30,9 @@ def build(container: Container, context: int, divisions: Mapping[str, str | None
     cache = WorkerCache(shape)
     selectors = WorkerSelectors(weights)
     decode = DecodeStep(weights, cache.array, shape, workers, exact)
-    return Engine(
-        selectors,
-        decode,
-        Prefill(weights, cache.array, shape, workers, exact),
-        traffic(config, container.matrices),
-        cache,
-    )
+    prefill = Prefill(weights, cache.array, shape, workers, exact)
+    read = traffic(config, container.matrices)
+    return Engine(selectors, decode, prefill, read, cache, WorkerNeurons(weights, decode, prefill, read))
 
 
 def divide(config: ModelConfig, site: str, measured: str | None) -> str | None:

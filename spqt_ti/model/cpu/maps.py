@@ -12,6 +12,7 @@ from spqt_ti.kernels.cpu.matmul import scratch_vectors
 from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, row_superblocks
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
 from spqt_ti.kernels.cpu.tile_sums import WORKSPACE_INTEGERS
+from spqt_ti.kernels.shared.geometry import tiles_for
 from spqt_ti.model.cpu.weights import SiteField, WeightMap
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS
 from spqt_ti.model.sites import SITE_COUNT, SITES, Site
@@ -63,6 +64,13 @@ class Scratch:
     masked_stride: int
     rows: int  # [workers][rows_stride], see kernels/cpu/row_gemv.py
     rows_stride: int
+    # For predictors of neurons (neuron_phases.py), where a model can have them:
+    codes: int  # [workers][code vectors], the workers' parts of fc1 x
+    code: int  # [workers][code vectors], a worker's own copy of their sum
+    predicted: int  # [tiles of 64 neurons][4]
+    gates: int  # [workers][gates_stride], gate rows of a worker's neurons, one after the other
+    gates_stride: int
+    ups: int  # the same of up rows
     vectors: int
 
     @classmethod
@@ -76,6 +84,8 @@ class Scratch:
         masked_stride = row_superblocks(most) * X_VECTORS if has_rows(weights) else 0
         rows_stride = row_superblocks(most) * ROW_VECTORS if has_rows(weights) else 0
         scores_stride = _scores_stride(weights)
+        predicts = can_predict(weights)
+        gates_stride = -(-config.intermediate_size // workers) // 16 + 2 if predicts else 0
         sizes = {
             "hidden": config.hidden_size // 16,
             "query": shapes[Site.QKV].rows // 16,
@@ -91,6 +101,11 @@ class Scratch:
             "logits": weights.logit_vectors,
             "masked": workers * masked_stride,
             "rows": workers * rows_stride,
+            "codes": workers * _code_vectors(weights),
+            "code": workers * _code_vectors(weights),
+            "predicted": 4 * tiles_for(config.intermediate_size) if predicts else 0,
+            "gates": workers * gates_stride,
+            "ups": workers * gates_stride,
         }
         starts, offset = {}, 0
         for name, size in sizes.items():
@@ -98,7 +113,7 @@ class Scratch:
             offset += size
         return cls(
             **starts, input_stride=input_stride, scores_stride=scores_stride, masked_stride=masked_stride,
-            rows_stride=rows_stride, vectors=offset,
+            rows_stride=rows_stride, gates_stride=gates_stride, vectors=offset,
         )  # fmt: skip
 
 
@@ -112,6 +127,11 @@ class IntegerMap:
     lists: int  # [workers][list_stride], active lists
     list_stride: int
     workspaces: int  # [workers][WORKSPACE_INTEGERS], see kernels/cpu/tile_sums.py
+    # For predictors of neurons, where a model can have them:
+    predictors: int  # [layers], number of a layer's predictor, -1 for none
+    neurons: int  # [layers][2], gate rows and up rows of all tokens of the launch
+    parallel: int  # 1: gate and up rows under one list
+    survivors: int  # [workers][list_stride]
     size: int
 
     @classmethod
@@ -124,8 +144,14 @@ class IntegerMap:
         lists = everything + -(-most // 16) * 16
         list_stride = (most // 16 + 1) * 16
         workspaces = lists + workers * list_stride
+        predictors = workspaces + workers * WORKSPACE_INTEGERS
+        layers = -(-weights.config.num_hidden_layers // 16) * 16
+        neurons = predictors + layers
+        parallel = neurons + 2 * layers
+        survivors = parallel + 16
+        size = survivors + workers * list_stride if can_predict(weights) else predictors
         return cls(
-            counts, tokens, everything, lists, list_stride, workspaces, workspaces + workers * WORKSPACE_INTEGERS
+            counts, tokens, everything, lists, list_stride, workspaces, predictors, neurons, parallel, survivors, size
         )
 
 
@@ -143,6 +169,8 @@ class ChunkMap:
     scores: int  # [workers][scores_stride]
     scores_stride: int
     softmax: int  # [workers][query heads of a KV head]
+    codes: int  # [workers][code vectors], of a predictor of neurons
+    predicted: int  # [workers][tiles of 64 neurons][4]
     vectors: int
 
     @classmethod
@@ -165,15 +193,30 @@ class ChunkMap:
         scores, offset = offset, offset + workers * scores_stride
         softmax, offset = offset, offset + workers * _queries_per_kv(weights)
         logits, offset = offset, offset + LOGIT_ROWS * weights.logit_vectors
+        codes, offset = offset, offset + workers * _code_vectors(weights)
+        predicted = offset
+        if can_predict(weights):
+            offset += workers * 4 * tiles_for(config.intermediate_size)
         return cls(
-            0, tuple(inputs), output, output_stride, logits, tiles, tile_stride, scores, scores_stride, softmax, offset
-        )
+            0, tuple(inputs), output, output_stride, logits, tiles, tile_stride, scores, scores_stride, softmax, codes,
+            predicted, offset,
+        )  # fmt: skip
 
 
 def has_rows(weights: WeightMap) -> bool:
     """True where any matrix, the head included, is in the row layout."""
     head = weights.matrices.head
     return any(kind.rows for kind in weights.matrices.kinds) or (head is not None and head.kind.rows)
+
+
+def can_predict(weights: WeightMap) -> bool:
+    """True where some layer has gate and up in the row layout, and so can have a predictor of neurons."""
+    return weights.matrices.has_gate_up_rows
+
+
+def _code_vectors(weights: WeightMap) -> int:
+    """Vectors of fc1 x for the highest rank that there is, in tiles."""
+    return 4 * tiles_for(weights.config.hidden_size) if can_predict(weights) else 0
 
 
 def _queries_per_kv(weights: WeightMap) -> int:

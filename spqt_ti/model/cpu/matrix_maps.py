@@ -115,6 +115,11 @@ class MatrixMaps:
         kinds = dict.fromkeys(matrix_map.kind for layer in sites for matrix_map in layer)
         return cls(sites, matrix_map, tuple(sorted(kinds, key=lambda kind: kind.rows)), end)
 
+    @property
+    def has_gate_up_rows(self) -> bool:
+        """True where some layer has gate and up in the row layout."""
+        return any(layer[Site.GATE_UP].kind.rows for layer in self.sites)
+
     def shape(self, site: Site) -> ZigzagShape:
         """Rows and columns of a site's matrix in the widest layer; not their planes."""
         return max((layer[site].shape for layer in self.sites), key=lambda shape: shape.rows * shape.cols)

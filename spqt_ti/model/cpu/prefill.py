@@ -6,12 +6,15 @@ inputs that the decode step would skip: every token is then treated as if it wer
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from spqt_ti.backend import address, host_view, ndarray, ti
 from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.kernels.cpu.vectors import f32x16
 from spqt_ti.model.cpu.maps import COUNT, LAYER, LOGIT_ROWS, MASKED, SITE_TABLE, START, ChunkMap
+from spqt_ti.model.cpu.neuron_map import NeuronMap
 from spqt_ti.model.cpu.prefill_kernels import make_prefill_kernels
 from spqt_ti.model.cpu.weights import Weights
 from spqt_ti.model.engine import CHUNK, Observer, Tokens
@@ -30,13 +33,21 @@ class Prefill:
         self._view = host_view(self._scratch)
         self._view[:] = 0
         table = weights.map.site_table().reshape(-1)
-        self._integers = ndarray(ti.i32, (SITE_TABLE + table.size,))
-        host_view(self._integers)[SITE_TABLE:] = table
+        layers = weights.map.config.num_hidden_layers
+        self._integers = ndarray(ti.i32, (SITE_TABLE + table.size + layers,))
+        host_view(self._integers)[SITE_TABLE:][: table.size] = table
+        self._predictors = host_view(self._integers)[SITE_TABLE + table.size :]
         self._tokens = ndarray(ti.i32, (CHUNK,))
         self._warm = False
-        self._embed, self._run_layer, self._logits = make_prefill_kernels(
-            weights.map, cache_shape, self._chunk_map, workers, exact
+        self._make_kernels = functools.partial(
+            make_prefill_kernels, weights.map, cache_shape, self._chunk_map, workers, exact
         )
+        self._embed, self._run_layer, self._logits = self._make_kernels()
+
+    def use_neurons(self, neurons: NeuronMap | None, numbers: np.ndarray) -> None:
+        """Zero what predictors say is off, in masked runs from now on: `numbers` as of `DecodeStep.use_neurons`."""
+        self._predictors[:] = numbers
+        _, self._run_layer, _ = self._make_kernels(neurons)
 
     def warm_up(self, position: int) -> None:
         """Run every kernel once, the first time this is called, at a position that is free.
@@ -73,7 +84,16 @@ class Prefill:
         integers[0] = 0
         integers[[LAYER, START, COUNT, MASKED]] = layer, start, count, masked
         self._run_layer(
-            w.quants, w.tail, w.headers, w.constants, self._cache, self._scratch, address(self._scratch), self._integers
+            w.quants,
+            w.tail,
+            w.headers,
+            w.words,
+            w.scales,
+            w.constants,
+            self._cache,
+            self._scratch,
+            address(self._scratch),
+            self._integers,
         )
 
     def read_states(self, count: int) -> np.ndarray:

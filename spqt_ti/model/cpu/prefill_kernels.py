@@ -17,7 +17,9 @@ from spqt_ti.kernels.cpu.tokens import Tokens
 from spqt_ti.kernels.cpu.vectors import array_of, exp_lanes, f16x16, f32x16, u32x4, u32x8, u32x16
 from spqt_ti.kernels.cpu.workers import make_wait_for_all, share_start
 from spqt_ti.kernels.shared.activation import make_activate
-from spqt_ti.model.cpu.maps import COUNT, LAYER, MASKED, START, ChunkMap, site_row
+from spqt_ti.model.cpu.maps import COUNT, LAYER, MASKED, SITE_TABLE, START, ChunkMap, site_row
+from spqt_ti.model.cpu.neuron_map import NeuronMap
+from spqt_ti.model.cpu.neuron_phases import make_zero_off
 from spqt_ti.model.cpu.products import make_chunk_head, make_chunk_product, make_kept
 from spqt_ti.model.cpu.weights import SiteField, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
@@ -29,6 +31,8 @@ class Launch(NamedTuple):
     quants: Any
     tail: Any
     headers: Any
+    words: Any
+    scales: Any
     constants: Any
     cache: Any
     a: Any
@@ -43,16 +47,17 @@ class Launch(NamedTuple):
 
 @functools.cache
 def make_prefill_kernels(
-    weights: WeightMap, cache_shape: CacheShape, chunk: ChunkMap, workers: int, exact: bool
+    weights: WeightMap, cache_shape: CacheShape, chunk: ChunkMap, workers: int, exact: bool,
+    neurons: NeuronMap | None = None,
 ):  # fmt: skip
     """The kernels (embed tokens, run one layer, compute logits) for a model of these shapes; `exact`: in f32
-    throughout.
+    throughout; `neurons`: of layers that have predictors.
     """
     config = weights.config
     hidden = config.hidden_size // 16
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     head_vectors, queries_per_kv, attention = head_dim // 16, heads // kv_heads, heads * head_dim // 16
-    eps = config.rms_norm_eps
+    eps, predictors = config.rms_norm_eps, SITE_TABLE + weights.site_table().size
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constant("attention_norm"), weights.layer_constant("ffn_norm")
     constants_stride, final_norm = weights.constants_stride, weights.final_norm
@@ -70,6 +75,8 @@ def make_prefill_kernels(
     first_seen = make_first_seen(weights.head_constants)
     activate = make_activate(config.hidden_act, exp_lanes, config.hidden_act_param, config.architecture.activates_up)
     vocabulary_matmul = make_vocabulary_matmul(config.hidden_size, workers)
+    predicts = neurons is not None
+    zero_off: Any = neurons and make_zero_off(neurons, weights, chunk)
 
     @ti.func
     def multiply(d: ti.template(), site, source):
@@ -83,6 +90,10 @@ def make_prefill_kernels(
             for k in ti.static(range(len(products))):
                 if d.integers[at + SiteField.KIND] == k:
                     products[k](d, at, tokens)
+
+    @ti.func
+    def predictor_of(d: ti.template()):
+        return d.integers[predictors + d.layer]
 
     @ti.func
     def biased(d: ti.template(), site, token, vector):
@@ -110,7 +121,11 @@ def make_prefill_kernels(
     def normalise_share(d: ti.template(), site, weight, target):
         for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
             normalise(d.a, d.constants, weight, token, target)
-            if d.masked == 1:
+            masked = d.masked
+            if ti.static(predicts):  # noqa: SIM102
+                if site == Site.GATE_UP and predictor_of(d) >= 0:  # which sees all inputs, as gate and up do
+                    masked = 0
+            if masked == 1:
                 mask(d, site, target + token * hidden, hidden)
 
     @ti.func
@@ -168,6 +183,9 @@ def make_prefill_kernels(
                 up = biased(d, Site.GATE_UP, token, width + i)
                 d.a[at + i] = activate(g, up)
             if d.masked == 1:
+                if ti.static(predicts):  # noqa: SIM102
+                    if predictor_of(d) >= 0:
+                        zero_off(d, predictor_of(d), inputs[Site.GATE_UP] + token * hidden, at)
                 mask(d, Site.DOWN, at, width)
 
     @ti.kernel
@@ -182,8 +200,9 @@ def make_prefill_kernels(
 
     @ti.kernel
     def run_layer(
-        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), constants: array_of(f32x16),
-        cache: array_of(cache_shape.dtype), a: array_of(f32x16), a_address: ti.i64, integers: array_of(ti.i32),
+        quants: array_of(u32x16), tail: array_of(u32x8), headers: array_of(u32x4), words: array_of(u32x16),
+        scales: array_of(f16x16), constants: array_of(f32x16), cache: array_of(cache_shape.dtype), a: array_of(f32x16),
+        a_address: ti.i64, integers: array_of(ti.i32),
     ):  # fmt: skip
         ti.loop_config(block_dim=1, parallelize=workers)
         for worker in range(workers):
@@ -191,9 +210,10 @@ def make_prefill_kernels(
             layer, start, count, masked = integers[LAYER], integers[START], integers[COUNT], integers[MASKED]
             d = ti.static(
                 Launch(
-                    quants, tail, headers, constants, cache, a, address, integers, layer, start, count, masked, worker
+                    quants, tail, headers, words, scales, constants, cache, a, address, integers, layer, start, count,
+                    masked, worker,
                 )
-            )
+            )  # fmt: skip
             norms = layer * constants_stride
             arrived = 0
             for site in range(SITE_COUNT):

@@ -14,6 +14,7 @@ from spqt_ti.kernels.cpu.vectors import f32x16, value
 from spqt_ti.model.cpu.maps import ChunkMap, IntegerMap, Scratch
 from spqt_ti.model.cpu.matrix_maps import Kind, MatrixMap
 from spqt_ti.model.cpu.weights import SiteField, WeightMap
+from spqt_ti.model.sites import Site
 
 
 def make_kept(weights: WeightMap):
@@ -34,6 +35,20 @@ def make_kept(weights: WeightMap):
         return result
 
     return kept
+
+
+def multiplied_kinds(weights: WeightMap, predicts: bool) -> list[int]:
+    """Numbers of the kinds that need a decode product: all, but for those of gate and up in rows that `predicts` has
+    another way for.
+    """
+    kinds = weights.matrices.kinds
+    if not predicts:
+        return list(range(len(kinds)))
+    others = [layer[site].kind for layer in weights.matrices.sites for site in Site]
+    gate_up = [layer[Site.GATE_UP].kind for layer in weights.matrices.sites if layer[Site.GATE_UP].kind.rows]
+    for kind in gate_up:
+        others.remove(kind)
+    return [number for number, kind in enumerate(kinds) if kind in others]
 
 
 def make_decode_product(kind: Kind, weights: WeightMap, scratch: Scratch, workers: int, exact: bool):

@@ -72,6 +72,17 @@ class WeightMap:
     selectors: int
     selector_map: SelectorMap
 
+    @property
+    def neuron_biases(self) -> int:
+        """First vector, behind the selectors, of the biases of neuron predictors [layers][intermediate / 16]."""
+        return self.selectors + self.selector_map.vectors
+
+    @property
+    def constants_vectors(self) -> int:
+        """Vectors of the constants with all that is behind them."""
+        layers, width = self.config.num_hidden_layers, self.config.intermediate_size // 16
+        return self.neuron_biases + (layers * width if self.matrices.has_gate_up_rows else 0)
+
     def layer_constant(self, name: str) -> int | None:
         """First vector of a constant within those of its layer; None where the model has none of this name."""
         return dict(self.layer_constants).get(name)
@@ -125,6 +136,9 @@ class Weights:
     is not Q8_0 in rows.
     """
 
+    words: ti.Ndarray
+    scales: ti.Ndarray
+
     def __init__(self, container: Container, context: int, panel_bands: Mapping[str, int | None]) -> None:
         if not in_tiles(container.embedding):
             raise ContainerError(
@@ -144,9 +158,7 @@ class Weights:
         if matrices.head is not None:
             self._load_matrix(matrices.head, container.read_matrix(container.head))
         self._load_vocabulary(container)
-        self.constants = _allocate(
-            f32x16, self.map.selectors + self.map.selector_map.vectors, "norms, RoPE table and selectors"
-        )
+        self.constants = _allocate(f32x16, self.map.constants_vectors, "norms, RoPE table and selectors")
         host_view(self.constants)[: self.map.selectors] = constants.values.reshape(-1, 16)
 
     def _load_matrix(self, matrix_map: MatrixMap, data: np.ndarray) -> None:
@@ -164,13 +176,31 @@ class Weights:
         for array, vectors, start in parts:
             host_view(array)[start : start + len(vectors)] = vectors
 
+    def put_behind_vocabulary(self, words: np.ndarray, scales: np.ndarray) -> None:
+        """Words u32 [n, 16] and scales f16 [n, 16] follow the tiles of the vocabulary from now on, in place of those
+        that did before. BackendError as for the weights.
+        """
+        ends = self.vocabulary_ends
+        views = host_view(self.words)[: ends[0]], host_view(self.scales)[: ends[1]]
+        self.words = _allocate(u32x16, ends[0] + len(words), "vocabulary and neuron predictors")
+        self.scales = _allocate(f16x16, ends[1] + len(scales), "scales of vocabulary and neuron predictors")
+        for array, before, behind in zip((self.words, self.scales), views, (words, scales), strict=True):
+            host_view(array)[: len(before)] = before
+            host_view(array)[len(before) :][: len(behind)] = behind
+
+    @property
+    def vocabulary_ends(self) -> tuple[int, int]:
+        """Vectors of words and of scales that the tiles of the vocabulary take."""
+        tiles = (2 if self.map.head_tile else 1) * self.map.vocabulary_tiles
+        hidden = self.map.config.hidden_size
+        return tiles * hidden, tiles * hidden // 32 * 4
+
     def _load_vocabulary(self, container: Container) -> None:
         """Embedding tiles first, then the head's unless they are the same, or it is no tiles."""
-        hidden = container.config.hidden_size
         matrices = [container.embedding.tensor] + ([container.head.tensor] if self.map.head_tile else [])
-        tiles = len(matrices) * self.map.vocabulary_tiles
-        self.words = _allocate(u32x16, tiles * hidden, "vocabulary")
-        self.scales = _allocate(f16x16, tiles * hidden // 32 * 4, "vocabulary scales")
+        words_end, scales_end = self.vocabulary_ends
+        self.words = _allocate(u32x16, words_end, "vocabulary")
+        self.scales = _allocate(f16x16, scales_end, "vocabulary scales")
         for i, name in enumerate(matrices):
             words, scales = tile(container.read(name))
             host_view(self.words)[i * len(words) : (i + 1) * len(words)] = words

@@ -33,6 +33,11 @@ class SimtDecode:
         return self._read_results()[MOST_TOKENS:].reshape(-1, len(SITES))
 
     @property
+    def neurons(self) -> np.ndarray:
+        """Gate and up rows that were read by layers that predict neurons: none, i32 [layers, 2]."""
+        return np.zeros((self._arrays.config.num_hidden_layers, 2), np.int32)
+
+    @property
     def best_tokens(self) -> list[int]:
         """The token of the highest logit after each token of the last run. Waits for the device."""
         return self._read_results()[: self._steps].tolist()
