@@ -29,15 +29,16 @@ from spqt_ti.model.tuning import Tuning
 from spqt_ti.progress import says_if_slow
 
 DEFAULT_CONTEXT = 2048
+_PAGE = 16  # positions of which engines take whole multiples
 COMPILING = "compiling kernels (once for these sizes of a model and its context)"
 
 
 class Llama:
     """A model on the device with one sequence in its KV cache.
 
-    `backend_name`: see `backend.requested`; None: SPQT_BACKEND, else "cpu". `context`: positions that the cache holds
-    (default: the model's own, at most 2048), rounded up to a multiple of 16. `threads`: the CPU's worker threads
-    (default: all CPUs of the process). `exact`: decode in f32 throughout, as GPUs always do. `tuning`: what is known of
+    `backend_name`: see `backend.requested`; None: SPQT_BACKEND, else "cpu". `context`: positions that a sequence
+    may have (default: the model's own, at most 2048). `threads`: the CPU's worker threads (default: all CPUs of the
+    process). `exact`: decode in f32 throughout, as GPUs always do. `tuning`: what is known of
     the device (default: nothing, so that matrices are divided as by default).
 
     One sequence at a time, and one caller at a time: hold `exclusive()` where several threads share a runner.
@@ -67,7 +68,7 @@ class Llama:
         kind, known = engine_for(runtime.capabilities), tuning or Tuning(runtime.name, {}, "")
         self.choices = choose(config, known, runtime.workers(threads), kind)
         divisions = {site: choice.division for site, choice in self.choices.items()}
-        engine = kind.build(container, self.context, divisions, self.threads, exact)
+        engine = kind.build(container, -(-self.context // _PAGE) * _PAGE, divisions, self.threads, exact)
         self.selectors, self._decode, self._prefill = engine.selectors, engine.decode, engine.prefill
         self.traffic, self._cache = engine.traffic, engine.cache
         self._container, self._neurons = container, engine.neurons
@@ -340,16 +341,15 @@ class Llama:
 
 
 def positions(config: ModelConfig, context: int | None) -> int:
-    """Positions of the KV cache where `context` are asked for. Raises GenerationError for what the model does not have.
-
-    By default as many as the model allows, at most DEFAULT_CONTEXT; always a multiple of 16.
+    """Positions that a sequence may have where `context` are asked for: by default as many as the model allows, at most
+    DEFAULT_CONTEXT. Raises GenerationError for what the model does not have.
     """
     wanted = min(config.max_position_embeddings, DEFAULT_CONTEXT)
     if context is not None:
         wanted = checks.whole_number("context", context)
         if not 1 <= wanted <= config.max_position_embeddings:
             raise GenerationError(f"context must be between 1 and {config.max_position_embeddings}, not {context}")
-    return -(-wanted // 16) * 16
+    return wanted
 
 
 def too_long(tokens: int, context: int, most: int) -> str:

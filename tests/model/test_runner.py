@@ -95,8 +95,8 @@ def test_prefill_in_pieces(cuts: tuple[int, ...]) -> None:
 def long_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama, dict[str, np.ndarray]]:
     """A runner with room for more than a chunk, and its weights.
 
-    The context is rounded up to whole pages of 16, the vocabulary to whole tiles of 64. Of its rows the first 150 are
-    one vector and the others twice that: many logits are equal, and for some tokens all are negative.
+    The context is no multiple of the cache's pages of 16, the vocabulary none of tiles of 64. Of its rows the first 150
+    are one vector and the others twice that: many logits are equal, and for some tokens all are negative.
     """
     config = tiny_models.tiny_config(max_position_embeddings=300, num_hidden_layers=1, vocab_size=300)
     weights = tiny_models.random_weights(config)
@@ -112,12 +112,14 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama, dict[st
 def test_prompt_longer_than_a_chunk(long_model: tuple[Llama, dict[str, np.ndarray]], extra: int) -> None:
     """Two launches, the second of one token or more; then decoding up to the last position of the context."""
     model, weights = long_model
-    tokens = np.random.default_rng(0).integers(0, 300, model.context).tolist()
+    tokens = np.random.default_rng(1).integers(0, 300, model.context).tolist()
     expected = llama_float64.forward(model.config, weights, tokens)
     model.reset()
     assert_close(model.prefill(tokens[: CHUNK + extra], logits="all"), expected[: CHUNK + extra])
     assert_close(decode_all(model, tokens[CHUNK + extra :]), expected[CHUNK + extra :])
-    assert model.position == model.context == CHUNK + 32
+    assert model.position == model.context == CHUNK + 31
+    with pytest.raises(GenerationError, match=f"do not fit the context of {CHUNK + 31}"):  # not those of whole pages
+        model.decode(0)
     model.reset()
     assert_close(model.prefill(tokens), expected[-1:])
 
