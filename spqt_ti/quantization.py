@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from spqt_ti import __version__
 from spqt_ti.api import open_quantized
 from spqt_ti.container import Container, Source, check_destination
+from spqt_ti.container.matrices import Storage
 from spqt_ti.convert.choices import parse_storage
+from spqt_ti.convert.finished_layers import FinishedLayers, folder_beside
+from spqt_ti.convert.gptq_memory import gptq_bytes
 from spqt_ti.convert.gptq_model import DAMPING, GptqQuantizer, MatrixQuantizer, round_to_nearest
 from spqt_ti.convert.identity import files_of
 from spqt_ti.convert.plan import PruningPlan
@@ -21,7 +25,10 @@ from spqt_ti.convert.rotate import Rotation, rotated
 from spqt_ti.errors import QuantizationError
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.generation.windows import sampled_windows, text_windows
+from spqt_ti.memory import available_memory
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.runner import Llama
+from spqt_ti.model.sites import SITES
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.texts import paragraph_hashes, sha256
 
@@ -58,6 +65,9 @@ def quantize_calibrated(
     Half of the tokens come from `text` (as many as it has), the others are drawn from the model itself, rounded to the
     nearest; without a text all are. The container records what was done, hashes of the texts, tokens and seed.
 
+    Layers that GPTQ has finished are kept in a hidden folder beside the destination until the container is complete.
+    The same call goes on after the last of them, and makes the same bytes.
+
     Raises QuantizationError for an unknown method, fewer tokens than a window, GPTQ of a layout other than zigzag and
     inputs that are not finite, AllocationError for a plan of another model; else as `convert.quantize`.
     """
@@ -76,8 +86,24 @@ def quantize_calibrated(
     length = min(WINDOW, checkpoint.config.max_position_embeddings)
     if tokens < length:
         raise QuantizationError(f"{length} calibration tokens or more are needed, not {tokens}")
-    windows = _windows(checkpoint, text, tokens // length, length, seed)
     said = {"seed": seed, **_text_record(text)}
+    finished = None
+    if method == "gptq":
+        _check_layouts(storage)
+        _check_memory(checkpoint.config, tokens, length)
+        finished = FinishedLayers(
+            folder_beside(destination),
+            {
+                "source": files_of(checkpoint.source), "rates": plan.rates if plan else None, "pruning": pruning,
+                "rotate": sorted(rotate), "scheme": scheme, "layout": layout, "tokens": tokens, "window": length,
+                "damping": damping, "version": __version__, **said,
+            },
+        )  # fmt: skip
+    windows = finished.windows() if finished else None
+    if windows is None:
+        windows = _windows(checkpoint, text, tokens // length, length, seed)
+    if finished:
+        finished.begin(windows)
     records: list[dict[str, Any]] = []
     if plan is not None:
         pruner = Pruner(checkpoint, plan.rates, windows, pruning)
@@ -87,12 +113,32 @@ def quantize_calibrated(
     records += rotations
     quantizer: MatrixQuantizer = round_to_nearest
     if method == "gptq":
-        quantizer = by_gptq = GptqQuantizer(checkpoint, windows, damping)
+        quantizer = by_gptq = GptqQuantizer(checkpoint, windows, damping, finished)
         records.append({**by_gptq.record(), **said})
-    return quantize_checkpoint(
+    container = quantize_checkpoint(
         checkpoint, destination, storage, label, transformations=records, quantizer=quantizer, progress=progress,
         overwrite=overwrite,
     )  # fmt: skip
+    if finished:
+        finished.remove()
+    return container
+
+
+def _check_memory(config: ModelConfig, tokens: int, window: int) -> None:
+    """QuantizationError where GPTQ would take more memory than there is; before any work is done."""
+    needed, free = gptq_bytes(config, tokens, window), available_memory()
+    if free is not None and free < needed:
+        raise QuantizationError(
+            f"GPTQ on {tokens} tokens takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
+            "take fewer tokens, close other programs or take a machine with more"
+        )
+
+
+def _check_layouts(storage: Mapping[str, Storage]) -> None:
+    """QuantizationError unless GPTQ can quantise the layers' matrices; before any work is done."""
+    for site in SITES:
+        if storage[site].layout != "zigzag":
+            raise QuantizationError(f"{site}: GPTQ quantises the zigzag layout, not {storage[site].layout}")
 
 
 def _windows(checkpoint: Checkpoint, text: str | None, count: int, length: int, seed: int) -> list[list[int]]:

@@ -56,16 +56,21 @@ def factored(hessian: F64Array, damping: float, ordered: bool = True) -> Factor:
         raise QuantizationError("the inputs of a matrix hold NaN or infinity on the calibration text")
     diagonal = np.diag(hessian)
     order = np.argsort(-diagonal, kind="stable") if ordered else np.arange(len(diagonal))
-    permuted = hessian[np.ix_(order, order)]
+    # A = R R^T with R upper triangular: the Cholesky factor of A in reverse order, reversed.
+    reverse = order[::-1]
+    permuted = hessian[np.ix_(reverse, reverse)]
     mean = float(diagonal.mean()) or 1.0
     for strength in (damping, damping * _STRONGER):
+        np.fill_diagonal(permuted, diagonal[reverse] + strength * mean)
         try:
-            # A = R R^T with R upper triangular: the Cholesky factor of A in reverse order, reversed.
-            lower = np.linalg.cholesky(permuted[::-1, ::-1] + strength * mean * np.eye(len(order)))
+            upper = np.linalg.cholesky(permuted)[::-1, ::-1]
         except np.linalg.LinAlgError:
             continue
-        upper = lower[::-1, ::-1]
-        return Factor(order, np.triu(upper / np.diag(upper), 1).astype(np.float32))
+        weights = np.empty(upper.shape, np.float32)
+        np.divide(upper, np.diag(upper), out=weights, casting="same_kind")
+        for j in range(len(order)):
+            weights[j, : j + 1] = 0
+        return Factor(order, weights)
     raise QuantizationError(
         f"the inputs of a matrix do not span its columns, even with damping {damping * _STRONGER:g}; "
         "calibrate on more text"

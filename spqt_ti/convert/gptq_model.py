@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spqt_ti.container.matrices import MatrixInfo, matrix_name
+from spqt_ti.convert.finished_layers import FinishedLayers
 from spqt_ti.convert.gptq import factored, quantize_columns
 from spqt_ti.convert.walk import SourceWalk
 from spqt_ti.errors import QuantizationError
@@ -43,11 +44,20 @@ class GptqQuantizer:
     `windows`: calibration tokens, all of the same length, each from position 0. Every token counts, the first of a
     window too: what attention makes of it is unlike all others, and without it the result is worse than rounding.
 
+    `finished`: layers of an earlier run with the same windows, which are taken from there; others are added to it.
+
     Raises QuantizationError for windows of different lengths or none, and for a matrix in row layout.
     """
 
-    def __init__(self, checkpoint: Checkpoint, windows: Sequence[Sequence[int]], damping: float = DAMPING) -> None:
-        self._walk, self._damping = SourceWalk(checkpoint, windows, "GPTQ"), damping
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        windows: Sequence[Sequence[int]],
+        damping: float = DAMPING,
+        finished: FinishedLayers | None = None,
+    ) -> None:
+        self._walk, self._damping, self._finished = SourceWalk(checkpoint, windows, "GPTQ"), damping, finished
+        self._made: list[U8Array] = []  # of the layer at hand, in the order of Site
         self._hessians: dict[Site, F64Array] = {}
         layers = range(checkpoint.config.num_hidden_layers)
         self._places = {matrix_name(layer, site): (layer, site) for layer in layers for site in Site}
@@ -68,7 +78,18 @@ class GptqQuantizer:
             raise QuantizationError(f"{matrix.name}: GPTQ quantises the zigzag layout, not {matrix.layout}")
         layer, site = self._places[matrix.name]
         if site is Site.QKV:
+            self._made = (self._finished.matrices(layer) if self._finished else None) or []
+        number = list(Site).index(site)
+        if number < len(self._made):
+            return self._made[number]
+        if site is Site.QKV:
             self._enter(layer)
+        self._made.append(self._quantized(matrix, w, site))
+        if site is Site.DOWN and self._finished:
+            self._finished.add(self._made, self._walk.states)
+        return self._made[-1]
+
+    def _quantized(self, matrix: MatrixInfo, w: F32Array, site: Site) -> U8Array:
         factor = factored(self._hessians.pop(site), self._damping)
         try:
             return quantize_columns(w, factor, matrix.scheme)
@@ -77,6 +98,8 @@ class GptqQuantizer:
 
     def _enter(self, layer: int) -> None:
         """Run the windows through a layer: H of its four sites."""
+        if self._finished and self._finished.count == layer and layer > self._walk.layer:
+            self._walk.resume(layer, self._finished.states())
         if layer != self._walk.layer:
             raise QuantizationError(f"GPTQ takes the layers in order: {self._walk.layer} and not {layer}")
         self._hessians.clear()

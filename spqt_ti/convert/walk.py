@@ -15,13 +15,13 @@ from spqt_ti.model.reference import Layer, unmasked
 from spqt_ti.model.sites import Site
 from spqt_ti.sources.checkpoint import Checkpoint
 
-__all__ = ["SourceWalk"]
+__all__ = ["BATCH_TOKENS", "SourceWalk"]
 
 F32Array = npt.NDArray[np.float32]
 # Called with (site, inputs f32 [tokens, cols]), several times per site.
 See = Callable[[Site, F32Array], None]
 
-_BATCH_TOKENS = 2048  # that go through a layer at once: bounds what attention and the FFN need
+BATCH_TOKENS = 2048  # that go through a layer at once: bounds what attention and the FFN need
 
 
 class SourceWalk:
@@ -41,12 +41,21 @@ class SourceWalk:
         """From the first layer again."""
         self.layer, self._states = 0, None
 
-    def run_layer(self, see: See) -> None:
-        """Run the windows through the next layer."""
+    def resume(self, layer: int, states: F32Array) -> None:
+        """At a layer, with the states before it, f32 [windows, tokens, hidden]."""
+        self.layer, self._states = layer, states
+
+    @property
+    def states(self) -> F32Array:
+        """Before layer `layer`, f32 [windows, tokens, hidden]."""
         if self._states is None:
             self._states = self._checkpoint.read("model.embed_tokens.weight")[self.tokens]
-        reference, states = self._read(self.layer), self._states
-        step = max(1, _BATCH_TOKENS // states.shape[1])
+        return self._states
+
+    def run_layer(self, see: See) -> None:
+        """Run the windows through the next layer."""
+        reference, states = self._read(self.layer), self.states
+        step = max(1, BATCH_TOKENS // states.shape[1])
         for start in range(0, len(states), step):
             trace = reference.run(states[start : start + step], unmasked)
             for site in Site:
