@@ -47,6 +47,9 @@ def add_parser(commands: Any) -> None:
     predictors = parser.add_argument_group("svd's predictors of neurons")
     predictors.add_argument("--rank", type=options.count, metavar="R", help="default: a 16th of the hidden size")
     predictors.add_argument("--executor", choices=("sequential", "parallel"), default="sequential")
+    predictors.add_argument(
+        "--attention", type=options.level, default=0.0, metavar="S", help="inputs of qkv and o to skip by thresholds"
+    )
     predictors.add_argument("--no-whitening", action="store_true", help="truncate gate by its own singular values")
     predictors.add_argument("--bias", choices=("none", "global", "neuron"), default="neuron")
     predictors.add_argument("--importance", choices=("gate", "gate*up", "full"), default="full")
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     search = dataclasses.replace(QUICK if arguments.quick else Search(), **sizes)
     predictor = PredictorSettings(
         arguments.rank, not arguments.no_whitening, Bias(arguments.bias), Importance(arguments.importance),
-        Executor(arguments.executor),
+        Executor(arguments.executor), arguments.attention,
     )  # fmt: skip
     tokens = arguments.tokens or (QUICK_TOKENS if arguments.quick else TOKENS)
     folder = checkpoint_folder(model.container, text, tokens, search)

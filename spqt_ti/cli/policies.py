@@ -24,7 +24,7 @@ def show(path: Path, as_json: bool) -> None:
         return
     layers = report.pop("predictors", [])
     for name, value in report.items():
-        print(f"{name + ':':16}{value}")
+        print(f"{name + ':':24}{value}")
     if layers:
         titles = ["layer", "rank", *(name.replace("_", " ") for name in _FIGURES)]
         lines = [

@@ -54,7 +54,12 @@ def _wisparse(r: Request) -> PolicyMaker:
 
 
 def _svd(r: Request) -> PolicyMaker:
-    return svd.calibrate(r.container, r.text, r.tokens, r.predictor, r.checkpoint, r.llama.threads).policy
+    made = svd.calibrate(r.container, r.text, r.tokens, r.predictor, r.checkpoint, r.llama.threads)
+    level = r.predictor.attention
+    if not level:
+        return made.policy
+    inputs = uniform.calibrate(r.llama, r.container.fingerprint, r.text, r.tokens, r.checkpoint).policy(level)
+    return lambda sparsity: svd.with_attention(made.policy(sparsity), inputs.thresholds, level)
 
 
 METHODS: dict[str, Callable[[Request], PolicyMaker]] = {

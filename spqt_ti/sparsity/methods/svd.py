@@ -6,6 +6,7 @@ text with factors and cuts serves every sparsity.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from spqt_ti.container import Container
 from spqt_ti.errors import PolicyError
-from spqt_ti.model.sites import SITES
+from spqt_ti.model.sites import SITES, Site
 from spqt_ti.progress import progress
 from spqt_ti.sparsity.checkpoint import Checkpoint, Value
 from spqt_ti.sparsity.methods import uniform
@@ -61,6 +62,14 @@ class SvdCalibration:
             predictors=predictors,
             executor=self.settings.executor,
         )
+
+
+def with_attention(policy: SparsityPolicy, thresholds: np.ndarray, level: float) -> SparsityPolicy:
+    """The policy with thresholds (f32 [layers, 4]) at qkv and o, which skip a share `level` of their inputs."""
+    attention = thresholds.copy()
+    attention[:, [Site.GATE_UP, Site.DOWN]] = 0
+    source = {**policy.calibration, "attention": level}
+    return dataclasses.replace(policy, thresholds=attention, calibration=source)
 
 
 def calibrate(

@@ -28,7 +28,8 @@ class Importance(Enum):
 @dataclass(frozen=True)
 class PredictorSettings:
     """`rank`: numbers between the two matrices of a predictor; None: a 16th of the hidden size (256 of 4096), 8 at
-    least. `whiten`: truncate gate by its outputs on the text, not by its own singular values.
+    least. `whiten`: truncate gate by its outputs on the text, not by its own singular values. `attention`: share of the
+    inputs that qkv and o skip by thresholds, in the same policy.
     """
 
     rank: int | None = None
@@ -36,6 +37,7 @@ class PredictorSettings:
     bias: Bias = Bias.NEURON
     importance: Importance = Importance.FULL
     executor: Executor = Executor.SEQUENTIAL
+    attention: float = 0.0
 
     def rank_for(self, hidden: int) -> int:
         """The rank in a model of this hidden size. PolicyError for one that it cannot have."""

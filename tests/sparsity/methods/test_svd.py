@@ -104,6 +104,14 @@ def test_fatrelu_counts_from_its_threshold():
     np.testing.assert_array_equal(predictor.bias, -np.float32(container.config.hidden_act_param))
 
 
+def test_thresholds_of_attention_in_the_same_policy():
+    made = calibrate().policy(0.5)
+    both = svd.with_attention(made, np.full((2, 4), 0.25, np.float32), 0.4)
+    np.testing.assert_array_equal(both.thresholds, np.tile(np.float32([0.25, 0.25, 0, 0]), (2, 1)))
+    assert both.predictors is made.predictors
+    assert both.calibration["attention"] == 0.4
+
+
 def test_little_text(caplog):
     with caplog.at_level(logging.WARNING):
         policy = calibrate(tokens=TOKENS[:300]).policy(0.5)
