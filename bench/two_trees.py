@@ -1,4 +1,4 @@
-"""This checkout beside another one: decoding and the zigzag GEMV, interleaved in one run.
+"""This checkout beside another one: decoding, a prompt of 512 tokens and the zigzag GEMV, interleaved in one run.
 
     git worktree add ../before v0.1.0 && python bench/two_trees.py ../before smollm2-135m
 
@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from spqt_ti.benchmark.provenance import provenance
+from spqt_ti.benchmark.shapes import parse_shapes
 from spqt_ti.tables import Table, print_table
 
-SHAPES = ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336))  # Llama-3-8B's
+SHAPES = "4096x4096,1024x4096,14336x4096,4096x14336"  # Llama-3-8B's
 
 # Runs in either tree, so it uses what both have. Answers a line with the seconds of every case.
 WORKER = """
@@ -41,6 +42,13 @@ for name, level in (("decode, dense", 0.0), ("decode, 50 %", 0.5)):
             token = llama.decode_greedy(int(token), 16)[-1]
         return (time.perf_counter() - start) / tokens
     cases[name] = decode
+def prompt(model=model):
+    ids = model.tokenizer.encode("Once upon a time there was a small settlement on the bank of the river. ")
+    model.llama.reset()
+    start = time.perf_counter()
+    model.llama.prefill((ids * 512)[:512])
+    return time.perf_counter() - start
+cases["prompt of 512"] = prompt
 for rows, cols in shapes:
     driver = Zigzag(rows, cols, threads)
     for name, kernel, density in (("dense", "zigzag", 1.0), ("50 %", "full", 0.5)):
@@ -106,9 +114,11 @@ def main() -> None:
     parser.add_argument("model", help="known name or .gguf file, which each tree quantises for itself")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shapes", default=SHAPES, help="of the GEMV; empty: none (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="decoded per round, a multiple of 16")
     arguments = parser.parse_args()
-    settings: list[object] = [arguments.model, arguments.threads, arguments.tokens, SHAPES]
+    shapes = parse_shapes(arguments.shapes) if arguments.shapes else []
+    settings: list[object] = [arguments.model, arguments.threads, arguments.tokens, shapes]
     here = Path(__file__).resolve().parents[1]
     trees = [Tree(arguments.before.resolve(), settings), Tree(here, settings)]
     runs: list[list[dict[str, float]]] = [[], []]
