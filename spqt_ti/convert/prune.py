@@ -29,7 +29,9 @@ __all__ = ["MODES", "STEP", "Pruner", "importance", "kept_width", "pruned_checkp
 
 MODES = ("compensated", "channels", "weights")
 STEP = 32  # channels: what kernels and formats take whole numbers of
-DAMPING = 0.01  # of the mean diagonal of the inputs' second moments
+# Of the mean diagonal of the inputs' second moments. On 4096 tokens .01 made down's held-out error larger than no refit
+# in six layers of SmolLM2, 1 made it smaller.
+DAMPING = 1.0
 
 F32Array = npt.NDArray[np.float32]
 F64Array = npt.NDArray[np.float64]

@@ -12,7 +12,16 @@ from spqt_ti import quantization
 from spqt_ti.container import Source
 from spqt_ti.convert.identity import files_of
 from spqt_ti.convert.plan import PruningPlan
-from spqt_ti.convert.prune import MODES, Pruner, importance, kept_width, pruned_checkpoint, refitted, without_least
+from spqt_ti.convert.prune import (
+    DAMPING,
+    MODES,
+    Pruner,
+    importance,
+    kept_width,
+    pruned_checkpoint,
+    refitted,
+    without_least,
+)
 from spqt_ti.convert.quantize import open_source
 from spqt_ti.errors import AllocationError, PolicyError, QuantizationError
 from spqt_ti.model.reference import Reference
@@ -86,14 +95,14 @@ def test_refitting_is_least_squares(source) -> None:
     x, kept = down_inputs(source), pruner.kept(0)
     down = weights(source)["model.layers.0.mlp.down_proj.weight"]
     moments = x.T @ x
-    penalty = np.sqrt(0.01 * np.diag(moments).mean()) * np.eye(len(kept))
+    penalty = np.sqrt(DAMPING * np.diag(moments).mean()) * np.eye(len(kept))
     inputs = np.concatenate([x[:, kept], penalty])
     outputs = np.concatenate([x @ down.T, penalty @ down[:, kept].T])
     expected = np.linalg.lstsq(inputs, outputs, rcond=None)[0].T
     found = made["model.layers.0.mlp.down_proj.weight"]
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     errors = [np.square(x[:, kept] @ w.T - x @ down.T).sum() for w in (found, down[:, kept])]
-    assert errors[0] < 0.7 * errors[1]
+    assert errors[0] < 0.9 * errors[1]
     every = np.arange(down.shape[1])
     np.testing.assert_array_equal(refitted(down, every, moments), down)
 
