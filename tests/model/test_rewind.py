@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import tiny_containers
 
+from spqt_ti.backend import requested
 from spqt_ti.errors import GenerationError
 from spqt_ti.model.runner import Llama
 
 
-@pytest.fixture(scope="module")
-def llama() -> Llama:
-    return tiny_containers.llama("gqa")
+@pytest.fixture(scope="module", params=[True, False], ids=["f32", "16-bit"])
+def llama(request) -> Llama:
+    """In f32, and in 16 bits where the CPU has them."""
+    if not request.param and requested() != "cpu":
+        pytest.skip("GPUs always multiply in f32")
+    return tiny_containers.llama("gqa", exact=request.param)
 
 
 @pytest.fixture(scope="module")
