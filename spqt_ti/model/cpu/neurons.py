@@ -20,6 +20,7 @@ class WorkerNeurons:
 
     def __init__(self, weights: Weights, decode: DecodeStep, prefill: Prefill, traffic: Traffic) -> None:
         self._weights, self._decode, self._prefill, self._traffic = weights, decode, prefill, traffic
+        self._loaded: list[NeuronPredictor] = []
 
     def set(self, predictors: Mapping[int, NeuronPredictor], executor: Executor) -> tuple[Traffic, np.ndarray]:
         """See `model.engine.Neurons`."""
@@ -33,8 +34,11 @@ class WorkerNeurons:
         rank = padded_rank([predictor.rank for predictor in predictors.values()])
         words, scales = self._weights.vocabulary_ends
         neurons = NeuronMap(rank, config.hidden_size, config.intermediate_size, words, scales)
-        tiles = [factor_tiles(predictor, rank) for predictor in predictors.values()]
-        self._weights.put_behind_vocabulary(*(np.concatenate(parts) for parts in zip(*tiles, strict=True)))
+        # The same objects are there already: another executor, or back from a dense run.
+        if list(map(id, predictors.values())) != list(map(id, self._loaded)):
+            tiles = [factor_tiles(predictor, rank) for predictor in predictors.values()]
+            self._weights.put_behind_vocabulary(*(np.concatenate(parts) for parts in zip(*tiles, strict=True)))
+            self._loaded = list(predictors.values())
         biases = host_view(self._weights.constants)[self._weights.map.neuron_biases :].reshape(layers, -1)
         for number, (layer, predictor) in enumerate(predictors.items()):
             numbers[layer] = number
