@@ -73,6 +73,7 @@ class Llama:
         self.traffic, self._cache = engine.traffic, engine.cache
         self._container, self._neurons = container, engine.neurons
         self.predictors: dict[int, NeuronPredictor] = {}
+        self.executor = Executor.SEQUENTIAL  # of the predictors
         self._predicted: PredictedLayers | None = None
         self._position = self.sequence = self._decoded = 0
         self._prefilled: list[int] = []  # tokens of the positions from 0 on that `prefill` has filled densely
@@ -136,7 +137,7 @@ class Llama:
         self.traffic, nbytes = self._neurons.set(predictors, executor)
         sizes = self.config.hidden_size, self.config.intermediate_size
         self._predicted = PredictedLayers(self.traffic, nbytes, *sizes) if predictors else None
-        self.predictors = predictors
+        self.predictors, self.executor = predictors, executor
 
     @property
     def active(self) -> np.ndarray:

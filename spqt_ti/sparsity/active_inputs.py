@@ -26,7 +26,7 @@ class ActiveInputs:
     def __call__(self, layer: int, site: str, inputs: np.ndarray) -> None:
         """Count a chunk: masked inputs f32 [tokens, cols]."""
         at = layer, SITES.index(site)
-        predictor = getattr(self._llama, "predictors", {}).get(layer)
+        predictor = self._llama.predictors.get(layer)
         if predictor is not None and site in ("gate_up", "down"):
             self._count_neurons(layer, site, inputs, predictor)
             return
@@ -38,7 +38,7 @@ class ActiveInputs:
         """Gate rows of predicted neurons, up rows of those that are on as well; in parallel, of the same ones."""
         at, gate_up = (layer, SITES.index(site)), (layer, SITES.index("gate_up"))
         per_row = predictor.hidden / (2 * predictor.intermediate)  # inputs that have as many weights as a row
-        sequential = getattr(self._llama, "executor", Executor.SEQUENTIAL) is Executor.SEQUENTIAL
+        sequential = self._llama.executor is Executor.SEQUENTIAL
         self._tokens[at] += len(inputs)
         if site == "gate_up":
             rows = int(np.count_nonzero(predictor.predict(inputs)))

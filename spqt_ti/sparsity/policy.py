@@ -40,6 +40,11 @@ class Runner(Protocol):
     def selectors(self) -> Selectors:
         """Thresholds and weights of the sites."""
 
+    def set_predictors(
+        self, predictors: Mapping[int, NeuronPredictor] | None, executor: Executor | str = Executor.SEQUENTIAL
+    ) -> None:
+        """Run these layers' feed-forward networks by predictors, and no others."""
+
 
 @dataclass(frozen=True)
 class SparsityPolicy:
@@ -93,10 +98,7 @@ class SparsityPolicy:
             for (layer, site), c in self.weights.items():
                 llama.selectors.weigh(layer, site, c)
             if self.predictors:
-                set_predictors = getattr(llama, "set_predictors", None)
-                if set_predictors is None:
-                    raise PolicyError("the policy has neuron predictors, and this version cannot run them")
-                set_predictors(self.predictors, self.executor)
+                llama.set_predictors(self.predictors, self.executor)
         except ValueError as error:
             be_dense(llama)
             raise PolicyError(f"layer {layer}: {error}") from error
@@ -173,9 +175,7 @@ class SparsityPolicy:
 def be_dense(llama: Runner) -> None:
     """Have a model decode without any policy."""
     llama.selectors.clear()
-    set_predictors = getattr(llama, "set_predictors", None)
-    if set_predictors is not None:
-        set_predictors(None, Executor.SEQUENTIAL)
+    llama.set_predictors(None)
 
 
 def write_text(path: Path, text: str) -> None:
