@@ -85,7 +85,7 @@ def pack(w: npt.NDArray[np.float32], *, scheme: str = "q4_k", layout: str = "zig
 def gemv(matrix: PackedMatrix, x: npt.NDArray[np.float32], *, exact: bool = False) -> npt.NDArray[np.float32]:
     """y = W x, f32 `[rows]`, for x f32 `[cols]`.
 
-    `exact`: in f32. Otherwise Q4_K is multiplied in 16 bits where the CPU can (see docs/design.md).
+    `exact`: in f32. Otherwise all but Q8_0 are multiplied in 16 bits where the CPU can (see docs/design.md).
     Raises OperandError unless x is f32 `[cols]` without NaN and infinity.
     """
     return _multiply(matrix, x, None, exact)

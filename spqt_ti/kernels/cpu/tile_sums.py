@@ -13,7 +13,7 @@ TILE_COLUMNS = 48  # at most; a multiple of 16
 QUAD_BANDS = 4
 QUAD_VECTORS = QUAD_BANDS * 16 + 4  # of sums
 PAIRS = TILE_COLUMNS // 2
-SPARE_VECTORS = PAIRS + 1  # scratch: x d, steps
+SPARE_VECTORS = TILE_COLUMNS + 2  # scratch: x d or x scale, steps, totals
 # A worker's workspace, used by address: addresses to fetch while a quad is computed, the tile's columns, x d scale.
 COLUMNS_AT = 8 * (QUAD_BANDS * TILE_COLUMNS + 16)
 SCALES_AT = COLUMNS_AT + 8 * TILE_COLUMNS

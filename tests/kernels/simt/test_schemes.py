@@ -46,8 +46,8 @@ def integer_gemv(scheme: Scheme) -> tuple[Matrix, ZigzagGemv]:
     return matrix, ZigzagGemv(matrix.data, ZigzagWords(300, 301, scheme))
 
 
-# Last bands of 33, 130 and 256 rows. Few shapes, because each is a kernel to compile.
-@pytest.mark.parametrize("shape", [(33, 7), (386, 130), (512, 300)], ids=str)
+# Last bands of 33 and 130 rows. Few shapes, because each is a kernel to compile.
+@pytest.mark.parametrize("shape", [(33, 7), (386, 130)], ids=str)
 def test_zigzag(scheme: Scheme, shape: tuple[int, int]) -> None:
     matrix = scheme_matrices.random_matrix(*shape, "zigzag", scheme)
     gemv, x = ZigzagGemv(matrix.data, ZigzagWords(*shape, scheme)), normal(shape[1])
@@ -63,7 +63,8 @@ def test_every_weight_in_its_place(scheme: Scheme) -> None:
         np.testing.assert_array_equal(gemv(ones, np.array([column], np.int32)), matrix.weights[:, column])
 
 
-def test_copies_of_a_matrix(scheme: Scheme) -> None:
+def test_copies_of_a_matrix() -> None:
+    scheme = SCHEMES["q6_k"]
     matrix, x = scheme_matrices.random_matrix(300, 301, "zigzag", scheme), normal(301)
     gemv = ZigzagGemv(matrix.data, ZigzagWords(300, 301, scheme), copies=2)
     np.testing.assert_array_equal(gemv.run(gemv.launch(copy=1)), np.zeros(300))
@@ -71,8 +72,8 @@ def test_copies_of_a_matrix(scheme: Scheme) -> None:
     np.testing.assert_array_equal(gemv.run(gemv.launch(copy=1)), expected)
 
 
-@pytest.mark.parametrize("shape", [(33, 300), (130, 512)], ids=str)
-def test_row(scheme: Scheme, shape: tuple[int, int]) -> None:
+def test_row(scheme: Scheme) -> None:
+    shape = (33, 300)
     matrix, x = scheme_matrices.random_matrix(*shape, "row", scheme), normal(shape[1])
     assert_product(RowGemv(matrix.data, RowWords(*shape, scheme))(x), matrix, x)
     naive = RowGemv(matrix.data, RowWords(*shape, scheme), skips=True)

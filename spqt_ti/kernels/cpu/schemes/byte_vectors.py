@@ -7,6 +7,7 @@ byte b belong to vector t. A plane of single bits is eight words, in two vectors
 i % 8, byte b.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,7 @@ from spqt_ti.backend import ti
 from spqt_ti.formats.scheme import Scheme
 from spqt_ti.kernels.cpu import native
 from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
+from spqt_ti.kernels.cpu.schemes.byte_vectors_16_bits import make_byte_tile
 from spqt_ti.kernels.cpu.schemes.decoder import ByteVectors, Decoder
 from spqt_ti.kernels.cpu.tile_sums import QUAD_BANDS
 from spqt_ti.kernels.cpu.vectors import f32x16, u32x16
@@ -102,8 +104,9 @@ def make_byte_decoder(
     planes: Planes,
     unpack: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     form: ByteVectors,
+    in_16_bits: bool = True,
 ) -> Decoder:
-    """The decoder of a scheme whose superblocks have this form."""
+    """The decoder of a scheme whose superblocks have this form. `in_16_bits`: where the CPU can, mostly faster."""
     quant_vectors, header_vectors = planes.quant_vectors, planes.header_vectors
     bytes_in_place, byte_vector, make_scales = make_bytes_in_place(form.zero), form.vector, form.make_scales
     has_minima = form.make_minima is not None
@@ -160,4 +163,7 @@ def make_byte_decoder(
 
         return decode_strip
 
-    return Decoder(scheme, planes, unpack, make_add_superblock, make_write_rows, make_decode_strip, byte_vectors=form)
+    return Decoder(
+        scheme, planes, unpack, make_add_superblock, make_write_rows, make_decode_strip, byte_vectors=form,
+        make_fast_tile=functools.partial(make_byte_tile, form, planes) if in_16_bits else None,
+    )  # fmt: skip

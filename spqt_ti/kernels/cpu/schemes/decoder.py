@@ -26,6 +26,7 @@ class ByteVectors:
     vector: Func
     make_scales: Callable[[], Func]
     make_minima: Callable[[], Func] | None = None
+    mean: float = 0.0  # of a byte, where there are minima
 
 
 @dataclass(frozen=True)

@@ -50,5 +50,5 @@ def _make_field(number: int):
 
 
 DECODER = make_byte_decoder(
-    q2_k.SCHEME, PLANES, unpack, ByteVectors(0, byte_vector, _make_field(0), make_minima=_make_field(1))
+    q2_k.SCHEME, PLANES, unpack, ByteVectors(0, byte_vector, _make_field(0), make_minima=_make_field(1), mean=1.5)
 )

@@ -52,5 +52,5 @@ def _make_field(first: int):
 
 
 DECODER = make_byte_decoder(
-    q5_k.SCHEME, PLANES, unpack, ByteVectors(0, byte_vector, _make_field(0), make_minima=_make_field(8))
+    q5_k.SCHEME, PLANES, unpack, ByteVectors(0, byte_vector, _make_field(0), make_minima=_make_field(8), mean=15.5)
 )
