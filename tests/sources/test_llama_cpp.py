@@ -21,7 +21,7 @@ F32 = 0  # ggml's number of the type
 TOKENS = [0, 17, 203, 5, 5, 299, 42, 150, 3, 88, 261, 7, 19, 33, 250, 121, 64, 90, 2, 11]
 VOCABULARY = len(json.loads(tiny_models.tiny_tokenizer_json())["model"]["vocab"])  # llama.cpp has no rows beyond it
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"model_type": name} for name in ARCHITECTURES},
+    **{name: {"model_type": name} for name, row in ARCHITECTURES.items() if row.gguf_name},
     "biases": {"attention_bias": True},
     "wide_heads": {"head_dim": 80, "num_key_value_heads": 1},
     "tied": {"tie_word_embeddings": True},

@@ -29,7 +29,7 @@ from spqt_ti.model.cpu.matrix_maps import MatrixMap, MatrixMaps, in_tiles
 from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.sites import SITES, Site, inputs_per_site
 
-_MAX_WORDS = 2**31 - 1  # Taichi indexes an ndarray's words with i32
+_MAX_VECTORS = 2**31 - 1  # kernels index vectors with i32; bytes and lanes behind them are counted in i64
 
 
 class SiteField(IntEnum):
@@ -208,10 +208,8 @@ class Weights:
 
 
 def _allocate(dtype: Any, vectors: int, what: str) -> ti.Ndarray:
-    if vectors * dtype.n > _MAX_WORDS:
-        raise BackendError(
-            f"{what}: {vectors * dtype.n} words are more than Taichi can index in one array ({_MAX_WORDS})"
-        )
+    if vectors > _MAX_VECTORS:
+        raise BackendError(f"{what}: {vectors} vectors are more than kernels can index in one array ({_MAX_VECTORS})")
     array = ndarray(dtype, (max(1, vectors),))
     host_view(array)[:] = 0
     return array
