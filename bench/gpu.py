@@ -72,7 +72,7 @@ def _gemvs(arguments: argparse.Namespace, shapes: Sequence[Shape], end: float) -
     cold = arguments.cold_megabytes * 1_000_000
     f16, reason = cublas.measure(shapes, cold, arguments.rounds)
     print(f"cublas f16: {f'not measured: {reason}' if reason else 'a CUDA graph of torch.mv'}\n", flush=True)
-    division = Division(*map(int, arguments.division.division("x"))) if arguments.division else None
+    division = Division(*map(int, arguments.division.split("x"))) if arguments.division else None
     rows: list[gpu.GpuGemvRow] = []
     problems = []
     for shape in shapes:
@@ -107,7 +107,7 @@ def _gemvs(arguments: argparse.Namespace, shapes: Sequence[Shape], end: float) -
 
 def _arguments() -> argparse.Namespace:
     def numbers(text: str) -> list[float]:
-        return [float(part) for part in text.division(",")]
+        return [float(part) for part in text.split(",")]
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="cuda")
@@ -130,7 +130,7 @@ def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, check=True, capture_output=True, text=True, timeout=20)
-        return f"driver {done.stdout.division()[0]}"  # a line per GPU
+        return f"driver {done.stdout.split()[0]}"  # a line per GPU
     except (OSError, IndexError, subprocess.SubprocessError):
         return "driver unknown (nvidia-smi does not say)"
 
@@ -144,7 +144,7 @@ def _print_rows(rows: Sequence[dict[str, Any]], titles: bool = True) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).division()) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -102,8 +102,6 @@ def quantize_calibrated(
     windows = finished.windows() if finished else None
     if windows is None:
         windows = _windows(checkpoint, text, tokens // length, length, seed)
-    if finished:
-        finished.begin(windows)
     records: list[dict[str, Any]] = []
     if plan is not None:
         pruner = Pruner(checkpoint, plan.rates, windows, pruning)
@@ -111,6 +109,8 @@ def quantize_calibrated(
         records += [*plan.records(), {**pruner.record(), **said}]
     checkpoint, rotations = rotated(checkpoint, rotate, seed)
     records += rotations
+    if finished:  # nothing is written before everything has been checked
+        finished.begin(windows)
     quantizer: MatrixQuantizer = round_to_nearest
     if method == "gptq":
         quantizer = by_gptq = GptqQuantizer(checkpoint, windows, damping, finished)

@@ -47,6 +47,11 @@ MODELS = {
 assert set("+".join(MODELS).split("+")) == set(tiny_models.CASES)
 
 
+def model_with(case: str) -> str:
+    """The one of MODELS that has a case of tiny_models.CASES."""
+    return next(name for name in MODELS if case in name.split("+"))
+
+
 @functools.cache
 def folder() -> Path:
     """A folder that lives as long as the session."""

@@ -68,6 +68,11 @@ class Sampling:
         return self.temperature == 0
 
     @property
+    def narrows(self) -> bool:
+        """True where some tokens cannot be drawn."""
+        return (self.top_k, self.top_p, self.min_p, self.typical_p) != (None, None, None, None)
+
+    @property
     def changes_logits(self) -> bool:
         """True where the tokens so far or biases change the logits: then the device's own argmax will not do."""
         penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
@@ -124,7 +129,7 @@ def probabilities(logits: np.ndarray, sampling: Sampling) -> F64Array:
     below_best = logits.astype(np.float64) - logits.max()
     with np.errstate(over="ignore"):  # a tiny temperature divides into -inf, whose probability is 0
         p = np.exp(below_best / sampling.temperature)
-    if sampling.top_k is None and sampling.top_p is None:  # sorting a vocabulary takes as long as a small model's token
+    if not sampling.narrows:  # sorting a vocabulary takes as long as a small model's token
         return p / p.sum()
     order = np.argsort(-p, kind="stable")
     kept = order if sampling.top_k is None else order[: sampling.top_k]

@@ -22,6 +22,9 @@ CALIBRATION = "\n\n".join(f"The quick brown fox number {i} jumps over the lazy d
 EVALUATION = "\n\n".join(f"In the beginning was the word {i}, and the word was with the small model." for i in range(9))
 
 
+OF_THRESHOLDS = [method for method in METHODS if method != "svd"]  # it needs a ReLU model: test_svd.py
+
+
 @pytest.fixture
 def texts(tmp_path: Path) -> tuple[Path, Path]:
     paths = tmp_path / "calibration.txt", tmp_path / "evaluation.txt"
@@ -54,13 +57,13 @@ def test_choices_are_the_methods() -> None:
 def test_calibrate_and_evaluate(texts, tmp_path, capsys) -> None:
     calibration, evaluation = texts
     files = []
-    for method in METHODS:
+    for method in OF_THRESHOLDS:
         report = calibrate(
             capsys, calibration, tmp_path / f"{method}.json", "--method", method, "--sparsity", "0.25,0.5", "--json"
         )
         files += json.loads(report)["files"]
     assert [Path(f).name for f in files[:2]] == ["uniform-0.25.json", "uniform-0.5.json"]
-    assert {SparsityPolicy.load(f).method for f in files} == set(METHODS)
+    assert {SparsityPolicy.load(f).method for f in files} == set(OF_THRESHOLDS)
     policies = [argument for file in files for argument in ("--policy", file)]
     rows = json.loads(
         run(capsys, "perplexity", model(), "--text", evaluation, "--context", CONTEXT, *policies, "--json")
@@ -82,7 +85,7 @@ def test_same_text_same_file(texts, tmp_path, capsys) -> None:
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_THRESHOLDS)
 def test_ctrl_c_and_the_same_command_again(method, texts, tmp_path, capsys, monkeypatch) -> None:
     """Interrupted right after the first checkpoint: exit code, no file, and then the file of an uninterrupted run."""
     whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
@@ -110,7 +113,7 @@ def test_checkpoints_of_another_text(texts, tmp_path, capsys) -> None:
     assert "capture.npz: checkpoint of another calibration (text is" in error
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_THRESHOLDS)
 def test_one_capture_serves_every_level(method, texts, tmp_path, capsys, monkeypatch) -> None:
     """A second command finds what the first has counted."""
     calibrate(capsys, texts[0], tmp_path / "p.json", "--method", method, "--sparsity", "0.5")

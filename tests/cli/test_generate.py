@@ -282,7 +282,7 @@ def test_values_out_of_range(options, message, tiny, capsys, monkeypatch):
         (["fox " * 400, "--raw"], "do not fit the context of 256; the model has no more"),
         (
             ["fox " * 40, "--context", "20"],
-            "do not fit the context of 32; ask for a longer one with context= (--context)",
+            "do not fit the context of 20; ask for a longer one with context= (--context)",
         ),
     ],
     ids=["empty", "too long", "context"],

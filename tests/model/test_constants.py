@@ -15,8 +15,7 @@ from spqt_ti.model.constants import Constants
 )
 def test_windows_only_where_they_hide_something(name: str, context: int, windows: list[int] | None) -> None:
     """Kernels ask whether there is one, and compile nothing of it otherwise."""
-    model = next(model for model in tiny_containers.MODELS if name in model.split("+"))
-    constants = Constants.read(tiny_containers.container(model), context)
+    constants = Constants.read(tiny_containers.container(tiny_containers.model_with(name)), context)
     assert ("window" in constants.layer) == (windows is not None)
     for layer, window in enumerate(windows or []):
         first = layer * constants.stride + constants.layer["window"]
@@ -24,7 +23,7 @@ def test_windows_only_where_they_hide_something(name: str, context: int, windows
 
 
 def test_norms_of_heads_and_biases() -> None:
-    container = tiny_containers.container("qwen3")
+    container = tiny_containers.container(tiny_containers.model_with("qwen3"))
     constants = Constants.read(container, 64)
     for name, tensor in {"q_norm": "self_attn.q_norm.weight", "ffn_norm": "post_attention_layernorm.weight",
                          "o_bias": "self_attn.o_proj.bias"}.items():  # fmt: skip

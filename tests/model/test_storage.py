@@ -24,7 +24,7 @@ TOKENS = [0, 17, 203, 5, 5, 299, 42, 150, 3, 88, 261, 7, 19, 33, 250, 121, 64, 9
 STORAGES = [
     ("q8_0,down=q6_k", "zigzag"),
     ("q4_k,down=q6_k,head=q6_k", "zigzag"),
-    ("q4_k,down=q8_0,o=q3_k,head=q6_k", "row,head=row"),
+    ("q4_k,down=q8_0,head=q6_k", "row,head=row"),
     ("q6_k,gate_up=q5_k,o=q2_k,head=q4_k", "zigzag,gate_up=row,down=row"),
 ]
 # The last one compiles four kinds of product: a minute.

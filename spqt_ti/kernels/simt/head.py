@@ -77,7 +77,7 @@ def make_score_tile(cols: int, rows: int):
         entry in `best`. One that is not a finite number counts as HIGHEST there.
         """
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # _SLICES * TILE_ROWS
-        row_of = ti.simt.block.SharedArray((SHARED,), ti.i32)
+        numbers = ti.simt.block.SharedArray((SHARED,), ti.i32)
         lane = t & 15
         totals = ti.Vector([0.0] * 4)
         block = t >> 4
@@ -112,11 +112,11 @@ def make_score_tile(cols: int, rows: int):
                 total = LOWEST
         ti.simt.block.sync()
         shared[t] = total
-        row_of[t] = row
-        group_best(shared, row_of, t, TILE_ROWS)
+        numbers[t] = row
+        group_best(shared, numbers, t, TILE_ROWS)
         if t == 0:
             best.values[best.values_at + tile] = shared[t]
-            best.rows[best.rows_at + tile] = row_of[t]
+            best.rows[best.rows_at + tile] = numbers[t]
 
     return score_tile
 
@@ -130,7 +130,7 @@ def make_score_rows(rows: int, row_of: Any):
     def score_rows(group, a: ti.template(), partial, logits: ti.template(), best: ti.template(), t):
         """Logits of the rows from THREADS * group on; the highest of them to the group's entry of `best`."""
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
-        row_of = ti.simt.block.SharedArray((SHARED,), ti.i32)
+        numbers = ti.simt.block.SharedArray((SHARED,), ti.i32)
         row = group * THREADS + t
         total = LOWEST
         if row < rows:
@@ -139,11 +139,11 @@ def make_score_rows(rows: int, row_of: Any):
             total = rank_of(total)
         ti.simt.block.sync()
         shared[t] = total
-        row_of[t] = row
-        group_best(shared, row_of, t, THREADS)
+        numbers[t] = row
+        group_best(shared, numbers, t, THREADS)
         if t == 0:
             best.values[best.values_at + group] = shared[t]
-            best.rows[best.rows_at + group] = row_of[t]
+            best.rows[best.rows_at + group] = numbers[t]
 
     return score_rows
 
@@ -155,7 +155,7 @@ def make_best_token(rows: int, parts: int):
     def best_token(best: ti.template(), t):
         """For every thread of a group; the lowest row among equals. -1 where a logit is not a finite number."""
         shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
-        row_of = ti.simt.block.SharedArray((SHARED,), ti.i32)
+        numbers = ti.simt.block.SharedArray((SHARED,), ti.i32)
         highest = LOWEST
         row = rows
         part = t
@@ -166,9 +166,9 @@ def make_best_token(rows: int, parts: int):
             part += THREADS
         ti.simt.block.sync()
         shared[t] = highest
-        row_of[t] = row
-        group_best(shared, row_of, t, THREADS)
-        return ti.select(shared[zero(t)] < HIGHEST, row_of[zero(t)], -1)
+        numbers[t] = row
+        group_best(shared, numbers, t, THREADS)
+        return ti.select(shared[zero(t)] < HIGHEST, numbers[zero(t)], -1)
 
     return best_token
 

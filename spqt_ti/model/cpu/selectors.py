@@ -12,6 +12,7 @@ class WorkerSelectors(Selectors):
     """Selectors behind the constants of `weights`, which the CPU's decode and prefill read in place."""
 
     def __init__(self, weights: Weights) -> None:
-        values = host_view(weights.constants)[weights.map.selectors :].reshape(-1)
+        selectors = weights.map.selector_map
+        values = host_view(weights.constants)[weights.map.selectors :][: selectors.vectors].reshape(-1)
         values[:] = 0
-        super().__init__(weights.map.selector_map, inputs_per_layer(weights.map.config), values)
+        super().__init__(selectors, inputs_per_layer(weights.map.config), values)
