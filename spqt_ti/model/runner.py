@@ -101,8 +101,7 @@ class Llama:
         everything has the same bits as after `reset`. GenerationError as `prefill`, with nothing changed.
         """
         ids = checks.token_ids(tokens, self.config.vocab_size)
-        if len(ids) > self.context:
-            raise GenerationError(too_long(len(ids), self.context, self.config.max_position_embeddings))
+        self._check_length(len(ids))
         most = min(len(ids) - 1, len(self._prefilled))
         same = np.equal(ids[:most], self._prefilled[:most])
         self.position = most if same.all() else int(np.argmin(same))
@@ -337,8 +336,11 @@ class Llama:
         return ids
 
     def _check_room(self, count: int) -> None:
-        if self.position + count > self.context:
-            raise GenerationError(too_long(self.position + count, self.context, self.config.max_position_embeddings))
+        self._check_length(self.position + count)
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.context:
+            raise GenerationError(too_long(tokens, self.context, self.config.max_position_embeddings))
 
 
 def positions(config: ModelConfig, context: int | None) -> int:

@@ -35,7 +35,7 @@ SCRATCH_VECTORS = -(-MOST_PANEL_BANDS // QUAD_BANDS) * QUAD_VECTORS + SPARE_VECT
 
 # What is fetched next, as a list of variables: the superblock, superblocks left in its column, entry in the active
 # list, first band and height of the panel; then what does not change.
-(NEXT, LEFT, PLACE, PANEL, HEIGHT, QUANTS, HEADERS, FIRST, LAST, COLS, FULL_BANDS, PANEL_BANDS, WORKSPACE) = range(13)
+(NEXT, LEFT, ENTRY, PANEL, HEIGHT, QUANTS, HEADERS, FIRST, LAST, COLS, FULL_BANDS, PANEL_BANDS, WORKSPACE) = range(13)
 
 
 def preferred_panel_bands() -> int:
@@ -58,11 +58,11 @@ def make_stream(planes: Planes):
     @ti.func
     def next_column(active: ti.template(), ahead: ti.template()):
         if ahead[PANEL] < ahead[FULL_BANDS]:
-            ahead[NEXT] = ahead[PANEL] * ahead[COLS] + active[ahead[PLACE]] * ahead[HEIGHT]
+            ahead[NEXT] = ahead[PANEL] * ahead[COLS] + active[ahead[ENTRY]] * ahead[HEIGHT]
             ahead[LEFT] = ahead[HEIGHT]
-            ahead[PLACE] += 1
-            if ahead[PLACE] == ahead[LAST]:
-                ahead[PLACE] = ahead[FIRST]
+            ahead[ENTRY] += 1
+            if ahead[ENTRY] == ahead[LAST]:
+                ahead[ENTRY] = ahead[FIRST]
                 ahead[PANEL] += ahead[HEIGHT]
                 ahead[HEIGHT] = panel_height(ahead[PANEL_BANDS], ahead[FULL_BANDS] - ahead[PANEL])
         else:

@@ -2,7 +2,17 @@
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import q3_k
-from spqt_ti.kernels.pack.tiles import F16_MAX, ROUND, half, lanes, make_packer, outside, store_half, store_pairs
+from spqt_ti.kernels.pack.tiles import (
+    F16_MAX,
+    ROUND,
+    extreme,
+    half,
+    lanes,
+    make_packer,
+    outside,
+    store_half,
+    store_pairs,
+)
 
 __all__ = ["PACKER"]
 
@@ -93,14 +103,7 @@ def _search(scratch: ti.template(), here, j):
 def _scale(scratch: ti.template(), here):
     """Replace the 16 scales by 6-bit multiples of d, and keep d; returns the lanes it cannot do."""
     zero, one = lanes(0.0), lanes(1.0)
-    size = zero
-    largest = zero
-    for j in range(SUB_BLOCKS):
-        scale = scratch[here + SCALE + j]
-        magnitude = ti.max(scale, 0.0 - scale)
-        larger = magnitude > size
-        largest = ti.select(larger, scale, largest)
-        size = ti.select(larger, magnitude, size)
+    largest = extreme(scratch, here + SCALE, SUB_BLOCKS)
     empty = largest == 0.0
     inverse = -32.0 / largest
     d = half(ti.select(empty, zero, 1.0 / inverse))

@@ -2,7 +2,7 @@
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import q6_k
-from spqt_ti.kernels.pack.tiles import F16_MAX, ROUND, half, lanes, make_packer, outside, store_half
+from spqt_ti.kernels.pack.tiles import F16_MAX, ROUND, extreme, half, lanes, make_packer, outside, store_half
 
 __all__ = ["PACKER"]
 
@@ -88,14 +88,8 @@ def _search(scratch: ti.template(), here, j):
 def _scale(scratch: ti.template(), here):
     """Replace the 16 scales by 8-bit multiples of d, and keep d; returns the lanes it cannot do."""
     zero, one = lanes(0.0), lanes(1.0)
-    size = zero
-    largest = zero
-    for j in range(SUB_BLOCKS):
-        scale = scratch[here + SCALE + j]
-        magnitude = ti.max(scale, 0.0 - scale)
-        larger = magnitude > size
-        largest = ti.select(larger, scale, largest)
-        size = ti.select(larger, magnitude, size)
+    largest = extreme(scratch, here + SCALE, SUB_BLOCKS)
+    size = ti.max(largest, 0.0 - largest)
     empty = size < EMPTY
     inverse = -128.0 / largest
     d = half(ti.select(empty, zero, 1.0 / inverse))

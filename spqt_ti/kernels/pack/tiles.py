@@ -138,6 +138,20 @@ def _make_load(values: int) -> Any:
 
 
 @ti.func
+def extreme(scratch: ti.template(), first, count: ti.template()):
+    """The value of largest magnitude among `count` from `first` on, the first among equals; 0 where all are."""
+    size = lanes(0.0)
+    found = lanes(0.0)
+    for i in range(count):
+        value = scratch[first + i]
+        magnitude = ti.max(value, 0.0 - value)
+        larger = magnitude > size
+        found = ti.select(larger, value, found)
+        size = ti.select(larger, magnitude, size)
+    return found
+
+
+@ti.func
 def outside(value):
     """1.0 in lanes where `value` is beyond ggml's rounding range or NaN."""
     return ti.select((value > -LIMIT) & (value < LIMIT), lanes(0.0), lanes(1.0))

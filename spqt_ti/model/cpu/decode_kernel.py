@@ -152,7 +152,7 @@ def make_decode_kernel(
             if site == Site.DOWN and d.integers[ints.predictors + layer] >= 0:  # neurons that are off are zero
                 dense_up_to = -1.0
         if ti.static(has_rows):  # noqa: SIM102
-            if d.integers[at + SiteField.KIND] >= zigzag_kinds:  # every input is read, and the product asks the gate
+            if d.integers[at + SiteField.KIND] >= zigzag_kinds:  # every input is read; the product masks them
                 threshold = -1.0
         active = ints.everything
         count = cols

@@ -113,10 +113,8 @@ def make_head_product(matrix_map: MatrixMap, scratch: Scratch, ints: IntegerMap,
     shape = matrix_map.shape
     cols, vectors = shape.cols, shape.cols // 16
     if matrix_map.kind.rows:
-        row_gemv, superblocks = (
-            make_row_gemv(workers, False, False, exact, matrix_map.kind.decoder),
-            row_superblocks(cols),
-        )
+        row_gemv = make_row_gemv(workers, False, False, exact, matrix_map.kind.decoder)
+        superblocks = row_superblocks(cols)
 
         @ti.func
         def head_rows(d: ti.template(), x):
