@@ -32,7 +32,7 @@ class Tokenizer:
         """From the content of a `tokenizer.json`; CheckpointError when it is damaged or of another family's kind."""
         with library_errors(CheckpointError, "the tokenizer cannot be read"):
             fields = parse_object(tokenizer_json)
-            check_bounds(fields)
+            self._patterns = check_bounds(fields)
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
             self._tokenizer.no_truncation()  # a saved training setting must not cut prompts
             self._tokenizer.no_padding()
@@ -56,9 +56,11 @@ class Tokenizer:
         `add_special` puts BOS in front if (and only if) the model's tokenizer does so. With `parse_special`, control
         tokens spelled out in the text, such as `<|im_end|>`, become that token, as Hugging Face always has it. The
         default is llama.cpp's library's: text is only text, so that what a user types cannot end a turn.
-        GenerationError for a token that the model has no embedding for.
+        GenerationError for a token that the model has no embedding for, and for a text that would take the tokenizer's
+        own patterns too long.
         """
         with library_errors(GenerationError, "the tokenizer does not take this text"):
+            self._patterns.check(self._tokenizer, text)
             self._tokenizer.encode_special_tokens = not parse_special
             ids = list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
         for token in ids:

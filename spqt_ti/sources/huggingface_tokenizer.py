@@ -66,12 +66,13 @@ def read_tokenizer(directory: Path) -> tuple[str, str | None]:
     try:
         text = read_text(path, "transformers' AutoTokenizer can save one: save_pretrained")
         fields = parse_object(text)
-        check_bounds(fields)
+        costs = check_bounds(fields)
         known = fields.get("added_tokens") or []
         if not isinstance(known, list) or not all(isinstance(entry, dict) for entry in known):
             raise CheckpointError("added_tokens is no list of objects")
         tokens = _Tokens.of(directory, config)
         missing = tokens.missing({entry.get("content"): entry for entry in known})
+        costs.check_added(token.content for token in missing)
         if missing:
             with library_errors(CheckpointError, "the tokenizer cannot be read"):
                 tokenizer = Tokenizer.from_str(text)

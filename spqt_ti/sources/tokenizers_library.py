@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from spqt_ti.errors import CheckpointError, SpqtError
+from spqt_ti.sources.regex_cost import PatternCosts
 
 _MOST_IDS = 1 << 22  # the library counts from 0 to the largest id, and keeps a list of those that are missing
 _MOST_ADDED = 1 << 21  # characters of all added tokens: speech models have 30 000 tokens of 20
@@ -29,9 +30,9 @@ def library_errors(kind: type[SpqtError], what: str) -> Iterator[None]:
         raise kind(f"{what} ({first[:300]})") from error
 
 
-def check_bounds(fields: Mapping[str, Any]) -> None:
+def check_bounds(fields: Mapping[str, Any]) -> PatternCosts:
     """CheckpointError for the content of a `tokenizer.json` that would take the library any amount of memory or time,
-    or that gives a text other tokens each time.
+    or that gives a text other tokens each time; else what its patterns may take, to be asked about each text.
     """
     model, added = fields.get("model"), fields.get("added_tokens")
     model = model if isinstance(model, dict) else {}
@@ -56,6 +57,9 @@ def check_bounds(fields: Mapping[str, Any]) -> None:
             f"the tokenizer has a dropout of {model['dropout']!r:.80}, with which it divides a text otherwise "
             "each time; set it to null in the file"
         )
+    costs = PatternCosts.of(fields, growth)
+    costs.check_added(content for entry in entries if isinstance(content := entry.get("content"), str))
+    return costs
 
 
 def _put_in(processor: Any) -> int:
@@ -79,7 +83,7 @@ def _put_in(processor: Any) -> int:
 
 
 def _growth(step: Any) -> int:
-    """How many times longer normalizers and pre-tokenizers may make a text, one after the other."""
+    """How many times more bytes normalizers and pre-tokenizers may make of a text, one after the other."""
     if not isinstance(step, dict):
         return 1
     growth = 1
@@ -91,10 +95,14 @@ def _growth(step: Any) -> int:
         growth *= 2
     content, prepended, table = (step.get(name) for name in ("content", "prepend", "precompiled_charsmap"))
     if isinstance(content, str):  # takes a character's place, or stands between any two
-        growth *= max(1, 2 * len(content))
+        growth *= max(1, 2 * _bytes(content))
     if isinstance(prepended, str):  # to each piece between added tokens
-        growth *= 1 + len(prepended)
+        growth *= 1 + _bytes(prepended)
     return growth * _longest_replacement(table) if isinstance(table, str) else growth
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 def _longest_replacement(table: str) -> int:

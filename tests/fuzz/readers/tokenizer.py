@@ -16,7 +16,7 @@ from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.sources.huggingface_tokenizer import read_tokenizer
 
 TEXTS = ("the quick fox", "<|im_end|>x<|tool|>", "", "\0\x1b[31m", "é日本" * 5, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab")
-REGEXES = (r"(a|a)+$", r"(a*)*b", r"(?<=a+)b", r"\p{Nope}", "(", r"a{1000000}", "")
+REGEXES = (r"(a|a)+$", r"(a*)*b", r"(?<=a+)b", r"\p{Nope}", "(", r"a{1000000}", r"\s+$", "")
 
 
 def prepare(folder: Path) -> Target:
