@@ -94,7 +94,7 @@ def gemv(matrix: PackedMatrix, x: npt.NDArray[np.float32], *, exact: bool = Fals
 def sparse_gemv(
     matrix: PackedMatrix, x: npt.NDArray[np.float32], threshold: float, *, exact: bool = False
 ) -> npt.NDArray[np.float32]:
-    """y = W x over the inputs |x_i| > threshold alone, f32 `[rows]`; others count as zero.
+    """y = W x over the inputs `|x_i| > threshold` alone, f32 `[rows]`; others count as zero.
 
     In the zigzag layout the weights of inactive inputs are not read; in the row layout all are. `exact`: see `gemv`.
     Raises OperandError as `gemv`, and for a threshold that is negative or not a number.

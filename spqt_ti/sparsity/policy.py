@@ -48,8 +48,8 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class SparsityPolicy:
-    """Thresholds f32 [layers, 4] (sites in the order of SITES): an input is active where |x| > threshold, or |x| *
-    weight > threshold for a site with `weights`; a threshold of 0 runs the site dense.
+    """Thresholds f32 [layers, 4] (sites in the order of SITES): an input is active where `|x| > threshold`,
+    or `|x| * weight > threshold` for a site with `weights`; a threshold of 0 runs the site dense.
 
     `weights`: (layer, site) -> f32 [cols] of 0 or more. `predictors`: layer -> what runs its feed-forward network, by
     the `executor`; the others have none. `sparsity` is the level aimed at, `model` the fingerprint of
