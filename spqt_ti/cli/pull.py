@@ -16,13 +16,15 @@ def add_parser(commands: Any) -> None:
         "pull",
         help="fetch a model into the cache folder",
         description="Fetch a known model, or a Hugging Face hub id, into the cache folder and print its path. "
-        "Without NAME: list the known models. Other commands fetch by themselves what they are given.",
+        "Without NAME: list the known models; spqt list shows what is stored. Other commands fetch by themselves what "
+        "they are given.",
     )
     parser.add_argument(
         "name",
         metavar="NAME",
         nargs="?",
-        help="smollm2-135m, reglu-tiny (comes with the package), or a hub id such as org/name",
+        help="smollm2-135m, reglu-tiny (comes with the package), or a hub id: org/name, org/name:Q4_K_M for one of its "
+        "GGUF files, org/name@REVISION",
     )
     options.add_json(parser)
     parser.set_defaults(run=run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,12 @@ from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.errors import QuantizationError
 from spqt_ti.formats.names import NAMES
+from spqt_ti.paths import expanded
 
 if TYPE_CHECKING:
     from spqt_ti.container import Container
+
+_log = logging.getLogger(__name__)
 
 
 def add_parser(commands: Any) -> None:
@@ -139,7 +143,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _to_nearest(arguments: argparse.Namespace) -> Container:
     with held_back():
-        from spqt_ti.convert.quantize import quantize
+        from spqt_ti.container import MANIFEST, check_destination
+        from spqt_ti.convert.identity import cached_copy
+        from spqt_ti.convert.quantize import open_source, quantize
+    check_destination(arguments.destination, arguments.force)
+    if not arguments.rotate:
+        copy = cached_copy(open_source(arguments.source).source, arguments.scheme, arguments.layout)
+        destination = expanded(arguments.destination).absolute()
+        if (copy / MANIFEST).is_file() and copy != destination:
+            _log.info("the same is in the cache already: %s may be used or copied instead", copy)
     return quantize(
         arguments.source, arguments.destination, arguments.layout, arguments.scheme, overwrite=arguments.force,
         rotate=arguments.rotate, seed=arguments.seed,

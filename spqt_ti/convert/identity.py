@@ -7,6 +7,7 @@ file that has not changed.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from spqt_ti.container.reader import sha256_of
 from spqt_ti.errors import CheckpointError
 from spqt_ti.sources.open import model_files
 
-__all__ = ["cached_copy", "files_of"]
+__all__ = ["cached_copy", "files_of", "name_of"]
 
 _FOLDER = "sources"
 REMEMBERED = 64 << 20  # bytes of a source from which on hashing it again would be felt
@@ -46,10 +47,22 @@ def files_of(source: Path) -> Files:
 
 
 def cached_copy(source: Path, scheme: str = "q4_k", layout: str = "zigzag") -> Path:
-    """Where the quantised copy of a source model is, or will be once it is used: one per content, scheme and layout."""
+    """Where the quantised copy of a source model is, or will be once it is used: one per content, scheme and layout,
+    whatever the model is called.
+    """
     content = json.dumps({name: sha256 for name, (_, sha256) in sorted(files_of(source).items())})
-    name = f"{source.stem}-{layout}-{scheme}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    return cache_dir() / "quantized" / name
+    ending = f"-{layout}-{scheme}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    folder = cache_dir() / "quantized"
+    made = sorted(folder.glob(f"*{glob.escape(ending)}"))
+    return made[0] if made else folder / f"{Path(name_of(source)).stem}{ending}"
+
+
+def name_of(source: Path) -> str:
+    """What a source model is called: the last part of its path, in the hub library's cache the repository's name."""
+    source = Path(os.path.abspath(source))
+    if source.parent.name == "snapshots" and source.parent.parent.name.startswith("models--"):
+        return source.parent.parent.name.rpartition("--")[2]
+    return source.name
 
 
 def _state(file: Path) -> list[int]:

@@ -24,7 +24,7 @@ from spqt_ti.container import (
 from spqt_ti.container.matrices import EMBEDDING, HEAD, untied_where_unlike
 from spqt_ti.convert.choices import parse_storage
 from spqt_ti.convert.gptq_model import MatrixQuantizer, round_to_nearest
-from spqt_ti.convert.identity import files_of
+from spqt_ti.convert.identity import files_of, name_of
 from spqt_ti.convert.rotate import rotated
 from spqt_ti.errors import CheckpointError, QuantizationError
 from spqt_ti.memory import available_memory
@@ -190,4 +190,4 @@ def _write_matrix(
 def label_of(source: str | Path) -> str:
     """What the container says it was made from: a name, or the end of a path (whose folders are nobody's business)."""
     path = Path(source).expanduser()
-    return path.resolve().name if path.exists() else str(source)
+    return name_of(path) if path.exists() else str(source)

@@ -34,7 +34,7 @@ _PLAIN: dict[GGMLQuantizationType, np.dtype[Any]] = {
     GGMLQuantizationType.F16: np.dtype("<f2"),
     GGMLQuantizationType.F64: np.dtype("<f8"),
 }
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _GLOBAL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -92,7 +92,7 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
         raise CheckpointError(f"{path}: damaged: metadata split.count is {count!r:.80} and split.no {number!r:.80}")
     if count <= 1:
         return []
-    named = _PART.fullmatch(path.name)
+    named = PART.fullmatch(path.name)
     if named is None or int(named[3]) != count:
         raise CheckpointError(
             f"{path}: this is one of {count} parts; name it {path.stem}-{number + 1:05}-of-{count:05}.gguf beside the "
@@ -110,7 +110,7 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
 
 def named_parts(path: Path) -> list[Path]:
     """The file, or by its name all parts of it that are there."""
-    named = _PART.fullmatch(path.name)
+    named = PART.fullmatch(path.name)
     if named is None:
         return [path]
     parts = path.parent.glob(f"{glob.escape(named[1])}-?????-of-{named[3]}.gguf")

