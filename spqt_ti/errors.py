@@ -56,3 +56,7 @@ class AllocationError(SpqtError):
 
 class ExecutionError(SpqtError):
     """Evaluations cannot be run: no cluster answers, workers die or lack the model, results are of another sweep."""
+
+
+class ServerError(SpqtError):
+    """A server cannot be started as asked: the extra is missing, the address is taken, a limit makes no sense."""

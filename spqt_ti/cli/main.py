@@ -26,6 +26,7 @@ from spqt_ti.cli import (
     pull,
     quantize,
     recommend,
+    serve,
     stored,
     tune,
 )
@@ -35,8 +36,8 @@ from spqt_ti.cli.streams import open_streams
 from spqt_ti.errors import SpqtError
 
 _COMMANDS = (
-    pull, stored, quantize, info, generate, chat, calibrate, allocate, perplexity, backends, compare, bench, tune,
-    recommend,
+    pull, stored, quantize, info, generate, chat, serve, calibrate, allocate, perplexity, backends, compare, bench,
+    tune, recommend,
 )  # fmt: skip
 _EXAMPLES = """\
 examples:

@@ -40,14 +40,22 @@ class ChatTemplate:
         except Exception as error:  # errors of jinja2, and of Python's compiler: many types, one meaning
             raise CheckpointError(f"the model's chat template is damaged ({_first_line(error)})") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        """The conversation as text. GenerationError for messages that the template does not take, whatever it does."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The conversation as text, with the JSON schemas of `tools` for a template that has a place for them.
+
+        GenerationError for messages that the template does not take, whatever it does."""
         with self._lock:
-            self._environment.budget = Budget(weight_of([dict(message) for message in messages], 1 << 30))
+            given = [dict(part) for part in (*messages, *(tools or ()))]
+            self._environment.budget = Budget(weight_of(given, 1 << 30))
             try:
                 return self._template.render(
                     messages=messages,
-                    tools=None,
+                    tools=list(tools) if tools else None,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
                     **self._names,

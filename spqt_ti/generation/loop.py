@@ -15,6 +15,7 @@ from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES, inputs_skipped, realised_sparsity
 
+Watcher = Callable[[np.ndarray, int], None]
 LAUNCH_SECONDS = 0.1  # of greedy decoding at once: text comes in pieces of that length, and so much may be wasted
 
 
@@ -59,9 +60,9 @@ class Step:
     stats: Stats | None
 
 
-def tokens_of_launch(seconds: float) -> int:
-    """How many greedy tokens to decode in one launch, where one takes `seconds`."""
-    return max(1, min(MOST_TOKENS, int(LAUNCH_SECONDS / seconds)))
+def tokens_of_launch(seconds: float, launch_seconds: float = LAUNCH_SECONDS) -> int:
+    """How many greedy tokens to decode in one launch of about `launch_seconds`, where one takes `seconds`."""
+    return max(1, min(MOST_TOKENS, int(launch_seconds / seconds)))
 
 
 class _Meter:
@@ -79,9 +80,10 @@ class _Meter:
         self.decode_tokens += tokens
         self.decode_seconds += seconds
 
-    def tokens_of_launch(self) -> int:
+    def tokens_of_launch(self, launch_seconds: float) -> int:
         """How many tokens to decode at once, as far as is known: one, if nothing is known."""
-        return tokens_of_launch(self.decode_seconds / self.decode_tokens) if self.decode_tokens else 1
+        known = self.decode_tokens > 0
+        return tokens_of_launch(self.decode_seconds / self.decode_tokens, launch_seconds) if known else 1
 
     def stats(self) -> Stats:
         config = self._llama.config
@@ -117,10 +119,21 @@ class _Turn:
 
 
 def generate_tokens(
-    llama: Llama, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, ends: Callable[[int], bool]
+    llama: Llama,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    ends: Callable[[int], bool],
+    *,
+    watch: Watcher | None = None,
+    launch_seconds: float = LAUNCH_SECONDS,
 ) -> Iterator[Step]:
     """Prefill what the cache does not have of `prompt`, then yield tokens until `ends` of one is true, the number asked
     for is reached, or the context is full. `ends` is asked once of each token that is yielded, in order, before that.
+
+    `watch` is told of each token before it is yielded: the model's logits f32 [vocab], which hold for the call alone,
+    and the token drawn from them. Tokens then come one at a time; greedy ones otherwise come in launches of about
+    `launch_seconds`, during which other threads of the process stand still on a CPU.
 
     Between two steps the runner is free: who uses it meanwhile ends this generation, which then raises GenerationError
     at its next step. Raises GenerationError, too, for an empty prompt, an id outside the vocabulary, a prompt that
@@ -133,7 +146,7 @@ def generate_tokens(
         sampler = Sampler(sampling, prompt, llama.config.vocab_size)
         llama.warm_up_prefill()
         start = time.perf_counter()
-        new = [sampler.draw(llama.prefill(prompt[meter.reused :])[0])]
+        new = [_drawn(sampler, llama.prefill(prompt[meter.reused :])[0], watch)]
         meter.prompt_tokens, meter.prompt_seconds = len(prompt), time.perf_counter() - start
         turn = _Turn(llama)
     made = 0
@@ -148,13 +161,20 @@ def generate_tokens(
             turn.check()
             llama.warm_up_decode()
             start = time.perf_counter()
-            if sampling.greedy and not sampling.changes_logits:
+            if sampling.greedy and not sampling.changes_logits and watch is None:
                 room = min(max_new_tokens - made, llama.context - llama.position)
-                new = llama.decode_greedy(token, max(1, min(room, meter.tokens_of_launch())))
+                new = llama.decode_greedy(token, max(1, min(room, meter.tokens_of_launch(launch_seconds))))
             else:
-                new = [sampler.draw(llama.decode(token))]
+                new = [_drawn(sampler, llama.decode(token), watch)]
             meter.count(len(new), time.perf_counter() - start)
             turn.keep()
+
+
+def _drawn(sampler: Sampler, logits: np.ndarray, watch: Watcher | None) -> int:
+    token = sampler.draw(logits)
+    if watch is not None:
+        watch(logits, token)
+    return token
 
 
 def _finish_reason(over: bool, made: int, wanted: int, room: int) -> str | None:

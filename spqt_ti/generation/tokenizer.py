@@ -71,6 +71,11 @@ class Tokenizer:
         return ids
 
     @property
+    def special_names(self) -> dict[str, Any]:
+        """What chat templates call the control tokens (`eos_token`, ...), with the token's text."""
+        return dict(self._names)
+
+    @property
     def bos(self) -> list[int]:
         """What `encode` puts in front of every text: BOS, or nothing."""
         return [token for token in self.encode("") if token == self._bos]
@@ -88,10 +93,18 @@ class Tokenizer:
         """
         return TokenStream(self, skip_special, strip=self._strips_space and not continues)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The conversation as the model's chat template writes it; for `encode_chat`, or to look at.
 
-        A message has `role` and `content`. GenerationError without a template, or when it refuses the messages.
+        A message has `role` and `content`; `tools` are JSON schemas of functions, for templates that show them.
+
+        GenerationError without a template, or when it refuses the messages.
         """
         if not self.chat_template:
             raise GenerationError("this model has no chat template: give it plain text instead")
@@ -100,11 +113,17 @@ class Tokenizer:
                 raise GenerationError(f"a chat message needs 'role' and 'content', got {message!r}")
         if self._template is None:
             self._template = ChatTemplate(self.chat_template, self._names)
-        return self._template.render(messages, add_generation_prompt)
+        return self._template.render(messages, add_generation_prompt, tools)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Token ids of a conversation. The template itself writes BOS where the model wants one, so none is added."""
-        text = self.chat(messages, add_generation_prompt=add_generation_prompt)
+        text = self.chat(messages, add_generation_prompt=add_generation_prompt, tools=tools)
         return self.encode(text, parse_special=True, add_special=False)
 
     def token_bytes(self, token: int, *, skip_special: bool = True) -> bytes:

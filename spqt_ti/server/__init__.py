@@ -1,0 +1,1 @@
+"""One model over HTTP, as OpenAI's API, and a page to talk to it (extra `server`)."""

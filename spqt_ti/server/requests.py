@@ -1,0 +1,114 @@
+"""From the body of a request to an order for the engine."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from spqt_ti import checks
+from spqt_ti.generation.answer import checked_stops
+from spqt_ti.generation.tokenizer import Tokenizer
+from spqt_ti.model.runner import Llama, too_long
+from spqt_ti.server import schema
+from spqt_ti.server.errors import ApiError
+from spqt_ti.server.orders import Order, Skip
+from spqt_ti.server.settings import Settings
+
+
+class Orders:
+    """Makes orders. May be used from several threads; the tokenizer is held one at a time."""
+
+    def __init__(self, tokenizer: Tokenizer, llama: Llama, settings: Settings) -> None:
+        self._tokenizer, self._settings = tokenizer, settings
+        self._vocab, self._context = llama.config.vocab_size, llama.context
+        self._positions = llama.config.max_position_embeddings
+        self._lock = threading.Lock()
+
+    def chat(self, asked: schema.ChatCompletion) -> Order:
+        """Raises ApiError and GenerationError for what cannot be answered."""
+        tools = None if asked.tool_choice == "none" else asked.tools
+        prompt = self.encode_chat(asked.messages, True, tools)
+        count = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
+        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        return self._order(asked, [prompt], count, logprobs, echo=False, continues=False)
+
+    def text(self, asked: schema.Completion) -> Order:
+        """Raises ApiError and GenerationError for what cannot be answered."""
+        given = asked.prompt
+        many: list[Any] = [given] if isinstance(given, str) or all(isinstance(part, int) for part in given) else given
+        if many is given and any(isinstance(part, int) for part in many):
+            raise ApiError(400, "a prompt is a text, a list of token ids, or a list of these", param="prompt")
+        if len(many) * (asked.n or 1) > self._settings.choices:
+            raise ApiError(400, f"{len(many)} prompts with n={asked.n}, of {self._settings.choices} answers at most")
+        prompts = [self.encode(p) if isinstance(p, str) else self._checked(p) for p in many]
+        count = 16 if asked.max_tokens is None else asked.max_tokens
+        return self._order(asked, prompts, count, asked.logprobs, echo=bool(asked.echo), continues=True)
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Token ids of a text in which control tokens may be spelled out. One that begins with BOS gets no second."""
+        checks.text("the prompt", text)
+        with self._lock:
+            bos = self._tokenizer.bos
+            begun = self._tokenizer.encode(text, parse_special=True, add_special=False)
+            if not add_special or (bos and begun[: len(bos)] == bos):
+                return begun
+            return self._tokenizer.encode(text, parse_special=True)
+
+    def encode_chat(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation."""
+        plain = schema.plain_messages(messages)
+        with self._lock:
+            return self._tokenizer.encode_chat(plain, add_generation_prompt=add_generation_prompt, tools=tools)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, control tokens spelled out."""
+        return self._tokenizer.decode(tokens, skip_special=False)
+
+    def _order(
+        self,
+        asked: schema.ChatCompletion | schema.Completion,
+        prompts: list[list[int]],
+        count: int | None,
+        logprobs: int | None,
+        *,
+        echo: bool,
+        continues: bool,
+    ) -> Order:
+        skipping = asked.spqt or schema.Skipping()
+        if skipping.sparsity is not None and skipping.policy is not None:
+            raise ApiError(400, "give spqt.sparsity or spqt.policy, not both", param="spqt")
+        return Order(
+            [self._fits(prompt) for prompt in prompts],
+            self._count(count, 0 if echo else 1),
+            asked.sampling(secrets.randbits(32)),
+            asked.n or 1,
+            checked_stops(asked.stop),
+            logprobs,
+            echo,
+            continues,
+            skipping.heat_map,
+            Skip(skipping.policy, skipping.sparsity),
+        )
+
+    def _count(self, count: int | None, least: int) -> int:
+        most = self._settings.max_tokens
+        if count is None:
+            return most
+        if not least <= count <= most:
+            raise ApiError(400, f"max_tokens must be between {least} and {most}, not {count}", param="max_tokens")
+        return count
+
+    def _checked(self, tokens: Any) -> list[int]:
+        return [int(token) for token in checks.token_ids(tokens, self._vocab)]
+
+    def _fits(self, prompt: list[int]) -> list[int]:
+        if not prompt:
+            raise ApiError(400, "the prompt is empty", param="prompt")
+        if len(prompt) > self._context:
+            message = too_long(len(prompt), self._context, self._positions)
+            raise ApiError(400, message, "context_length_exceeded")
+        return prompt

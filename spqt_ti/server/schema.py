@@ -1,0 +1,182 @@
+"""Bodies of requests, checked by type. Names and meanings are those of OpenAI's API, and of vLLM where it adds some."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from spqt_ti.generation.sampling import Sampling
+from spqt_ti.server.errors import ApiError
+
+MOST_LOGPROBS = 20
+Body = TypeVar("Body")
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """`include_usage`: a last piece with the counts of tokens."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # nothing is padded; the official client may send it
+
+
+class Skipping(msgspec.Struct, forbid_unknown_fields=True):
+    """The field `spqt`: how this request skips weights.
+
+    `sparsity`: uniform, at this level; `policy`: one of those the server was started with; neither: as the server was
+    started. `heat_map`: each piece has the shares of inputs skipped for its last token, [layers][4].
+    """
+
+    sparsity: float | None = None
+    policy: str | None = None
+    heat_map: bool = False
+
+
+class Asked(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What both kinds of completions take. Names in the last block are taken and change nothing here."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int | None = 1
+    stop: str | list[str] | None = None
+    temperature: float | None = 1.0
+    top_p: float | None = 1.0
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = 1.0
+    frequency_penalty: float | None = 0.0
+    presence_penalty: float | None = 0.0
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    spqt: Skipping | None = None
+
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+    def sampling(self, seed: int) -> Sampling:
+        """How tokens are drawn; `seed`: where the request has none. Raises GenerationError for values out of range."""
+        bias = self.logit_bias or {}
+        if not all(token.isascii() and token.isdecimal() for token in bias):
+            raise ApiError(400, "logit_bias maps token ids to numbers", param="logit_bias")
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=None if self.top_k in (None, 0, -1) else self.top_k,
+            top_p=None if self.top_p in (None, 1.0) else self.top_p,
+            min_p=self.min_p or None,
+            typical_p=None if self.typical_p in (None, 1.0) else self.typical_p,
+            seed=seed if self.seed is None else self.seed % (1 << 63),
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logit_bias={int(token): value for token, value in bias.items()},
+        )
+
+
+class ChatCompletion(Asked, forbid_unknown_fields=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+
+
+class Completion(Asked, forbid_unknown_fields=True, kw_only=True):
+    """POST /v1/completions. `logprobs`: how many likeliest tokens come with each; with `echo` of the prompt's, too."""
+
+    prompt: str | list[str | int | list[int]]  # a text, its tokens, or a list of either
+    max_tokens: int | None = 16
+    echo: bool | None = False
+    logprobs: int | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+    response_format: dict[str, Any] | None = None
+
+
+class Tokenize(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """POST /tokenize, of a text or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+
+
+class Detokenize(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def parsed(body: bytes, kind: type[Body]) -> Body:
+    """A body of this kind. Raises ApiError, 400, that says what is wrong with any other."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"the request is not understood: {error}") from error
+    except RecursionError as error:
+        raise ApiError(400, "the request is nested too deeply") from error
+
+
+def check(asked: ChatCompletion | Completion, model: str, choices: int) -> None:
+    """Refuse what the server does not do. Raises ApiError. `choices`: the most answers."""
+    check_model(asked.model, model)
+    if asked.n is not None and not 1 <= asked.n <= choices:
+        raise ApiError(400, f"n must be between 1 and {choices}, not {asked.n}", param="n")
+    kind = (asked.response_format or {"type": "text"}).get("type")
+    if kind != "text":
+        raise ApiError(
+            400, f"response_format {kind!r} is not supported: answers are not constrained", param="response_format"
+        )
+    if isinstance(asked, ChatCompletion):
+        if asked.tool_choice not in (None, "auto", "none"):
+            raise ApiError(400, "tool_choice may be auto or none: answers are not constrained", param="tool_choice")
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
+        most = asked.top_logprobs
+    else:
+        if asked.best_of not in (None, asked.n):
+            raise ApiError(400, "best_of is not supported: ask for n", param="best_of")
+        if asked.suffix:
+            raise ApiError(400, "suffix is not supported", param="suffix")
+        most = asked.logprobs
+    if most is not None and not 0 <= most <= MOST_LOGPROBS:
+        raise ApiError(400, f"there may be 0 to {MOST_LOGPROBS} logprobs per token, not {most}", param="logprobs")
+
+
+def check_model(asked: str | None, model: str) -> None:
+    """Raise ApiError where another model is asked for."""
+    if asked is not None and asked != model:
+        raise ApiError(404, f"there is no model {asked[:100]!r} here, only {model!r}", "model_not_found", "model")
+
+
+def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose content is text: parts of text are joined. Raises ApiError for images and other parts."""
+    if not messages:
+        raise ApiError(400, "messages is empty", param="messages")
+    return [{**message, "content": _text_of(message.get("content"))} for message in messages]
+
+
+def _text_of(content: Any) -> str:
+    if content is None:  # an assistant's message that only calls tools
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ApiError(400, "a message's content is text, or parts of type text", param="messages")
+    return "".join(part["text"] for part in parts)

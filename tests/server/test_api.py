@@ -1,0 +1,238 @@
+"""The API by the official client, beside the model in the same process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import served
+
+from spqt_ti.api import Model
+from spqt_ti.server.app import Server
+from spqt_ti.sparsity.policy import SparsityPolicy
+
+MESSAGES: Any = [{"role": "user", "content": "Hello"}]
+TEXT = "The quick brown"
+
+
+@pytest.fixture
+def client(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    rows = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("more", [{"temperature": 0}, {"temperature": 0.9, "seed": 3, "top_p": 0.9}])
+def test_chat_is_the_models_own(client: openai.OpenAI, model: Model, more: dict[str, Any]) -> None:
+    expected = model.generate(MESSAGES, max_new_tokens=20, **more)
+    found = client.chat.completions.create(model=served.NAME, messages=MESSAGES, max_tokens=20, **more)
+    assert found.choices[0].message.content == expected.text
+    assert found.choices[0].finish_reason == expected.finish_reason
+    assert found.usage is not None
+    assert found.usage.completion_tokens == len(expected.token_ids)
+    assert found.usage.prompt_tokens == expected.stats.prompt_tokens
+    assert found.usage.prompt_tokens_details.cached_tokens == expected.stats.prompt_tokens - 1  # of `generate` above
+
+
+def test_streaming_has_the_same_text_and_the_usage_last(client: openai.OpenAI, model: Model) -> None:
+    expected = model.generate(MESSAGES, max_new_tokens=12)
+    asked: Any = {"model": served.NAME, "messages": MESSAGES, "max_tokens": 12, "temperature": 0, "stream": True}
+    *events, last = client.chat.completions.create(**asked, stream_options={"include_usage": True})
+    assert events[0].choices[0].delta.role == "assistant"
+    assert "".join(event.choices[0].delta.content or "" for event in events) == expected.text
+    assert [event.choices[0].finish_reason for event in events if event.choices[0].finish_reason] == ["length"]
+    assert last.choices == []
+    assert last.usage.completion_tokens == 12
+    assert all(event.usage is None for event in client.chat.completions.create(**asked))
+
+
+def test_several_answers_are_those_of_following_seeds(client: openai.OpenAI, model: Model) -> None:
+    expected = [model.generate(TEXT, max_new_tokens=8, temperature=1.0, seed=seed).text for seed in (5, 6, 7)]
+    found = client.completions.create(model=served.NAME, prompt=TEXT, max_tokens=8, n=3, seed=5)
+    assert [choice.text for choice in found.choices] == expected
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+
+
+def test_stop_strings(client: openai.OpenAI, model: Model) -> None:
+    whole = model.generate(TEXT, max_new_tokens=20).text
+    stop = whole[6:8]
+    found = client.completions.create(model=served.NAME, prompt=TEXT, max_tokens=20, temperature=0, stop=[stop])
+    assert found.choices[0].text == whole.split(stop)[0]
+    assert found.choices[0].finish_reason == "stop"
+
+
+def test_log_probabilities_of_an_answer(client: openai.OpenAI, model: Model) -> None:
+    asked: Any = {"model": served.NAME, "messages": MESSAGES, "max_tokens": 4, "temperature": 0}
+    content = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    prompt = model.tokenizer.encode_chat(MESSAGES)
+    new = model.generate(MESSAGES, max_new_tokens=4).token_ids
+    rows = log_softmax(model.logits([*prompt, *new]))[len(prompt) - 1 : -1]
+    for entry, row, token in zip(content, rows, new, strict=True):
+        assert entry.logprob == pytest.approx(row[token], abs=1e-4)
+        assert bytes(entry.bytes) == model.tokenizer.token_bytes(token, skip_special=False)
+        assert [top.logprob for top in entry.top_logprobs] == pytest.approx(np.sort(row)[::-1][:3], abs=1e-4)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_log_probabilities_of_a_prompt(client: openai.OpenAI, model: Model, streamed: bool) -> None:
+    ids = model.tokenizer.encode(TEXT)
+    asked: Any = {"model": served.NAME, "prompt": ids, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+    if streamed:
+        parts = [event.choices[0] for event in client.completions.create(**asked, stream=True)]
+    else:
+        parts = list(client.completions.create(**asked).choices)
+    logprobs = [value for part in parts for value in part.logprobs.token_logprobs]
+    assert "".join(part.text for part in parts).startswith(TEXT)
+    assert logprobs[0] is None
+    rows = log_softmax(model.logits(ids))
+    assert logprobs[1:-1] == pytest.approx([rows[at, token] for at, token in enumerate(ids[1:])], abs=1e-5)
+    assert logprobs[-1] == pytest.approx(rows[-1].max(), abs=1e-4)
+    words = [word for part in parts for word in part.logprobs.tokens]
+    offsets = [offset for part in parts for offset in part.logprobs.text_offset]
+    assert offsets == [len("".join(words[:at])) for at in range(len(words))]
+
+
+def test_a_policy_scores_prompts_as_it_decodes(
+    client: openai.OpenAI, model: Model, policy: SparsityPolicy
+) -> None:  # fmt: skip
+    ids = model.tokenizer.encode(TEXT)
+    asked: Any = {"model": served.NAME, "prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
+    found = client.completions.create(**asked, extra_body={"spqt": {"policy": "mine"}}).choices[0]
+    model.apply(policy)
+    model.llama.thresholds[:] = policy.thresholds
+    rows = log_softmax(model.logits(ids, mode="decode"))
+    model.apply(None)
+    assert found.logprobs.token_logprobs[1:] == pytest.approx(
+        [rows[at, token] for at, token in enumerate(ids[1:])], abs=1e-3
+    )
+    assert found.text == TEXT
+    dense = client.completions.create(**asked).choices[0].logprobs.token_logprobs
+    assert dense[1:] != pytest.approx(found.logprobs.token_logprobs[1:], abs=1e-2)
+
+
+def test_the_slider_and_the_heat_map(client: openai.OpenAI, model: Model) -> None:
+    """What a request chooses holds for it alone, and the map has the shares of the last token."""
+    dense = model.generate(MESSAGES, max_new_tokens=5)
+    sparse_policy = model.calibrate().policy(0.5)
+    model.apply(sparse_policy)
+    sparse = model.generate(MESSAGES, max_new_tokens=5)
+    model.apply(None)
+    asked: Any = {"model": served.NAME, "messages": MESSAGES, "max_tokens": 5, "temperature": 0}
+    body = {"spqt": {"sparsity": 0.5, "heat_map": True}}
+    events = list(client.chat.completions.create(**asked, stream=True, extra_body=body))
+    assert "".join(event.choices[0].delta.content or "" for event in events) == sparse.text
+    maps = [event.spqt["skipped"] for event in events if getattr(event, "spqt", None)]
+    assert len(maps) == 4
+    assert np.shape(maps) == (4, 2, 4)
+    if sparse.stats.realised_sparsity:
+        assert 0.1 < np.mean(maps) < 0.9
+    again = client.chat.completions.create(**asked)
+    assert again.choices[0].message.content == dense.text
+    assert again.spqt["realised_sparsity"] == 0
+
+
+def test_a_shared_beginning_is_computed_once(client: openai.OpenAI, model: Model) -> None:
+    model.llama.reset()
+    model.logits([1, 2, 3])
+    ids = model.tokenizer.encode(TEXT + " fox jumps over")
+    cached = []
+    for prompt in (ids, [*ids[:-2], 7, 8], ids):
+        usage = client.completions.create(model=served.NAME, prompt=prompt, max_tokens=2, temperature=0).usage
+        cached.append(usage.prompt_tokens_details.cached_tokens)
+    assert cached[1:] == [len(ids) - 2, len(ids) - 2]
+
+
+def test_tools_reach_the_template(client: openai.OpenAI, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = type(model.tokenizer).encode_chat
+    monkeypatch.setattr(
+        type(model.tokenizer), "encode_chat", lambda self, *a, **k: seen.append(k["tools"]) or real(self, *a, **k)
+    )
+    tools: Any = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+    for choice in ("auto", "none"):
+        client.chat.completions.create(
+            model=served.NAME, messages=MESSAGES, max_tokens=1, tools=tools, tool_choice=choice
+        )  # fmt: skip
+    assert seen == [tools, None]
+
+
+def test_tokens_and_back(address: str, model: Model) -> None:
+    info = httpx.get(f"{address}/tokenizer_info").json()
+    assert info["eos_token"] == model.tokenizer.special_names["eos_token"]
+    ids = httpx.post(f"{address}/tokenize", json={"prompt": TEXT + "<|im_end|>"}).json()["tokens"]
+    assert ids == model.tokenizer.encode(TEXT + "<|im_end|>", parse_special=True)
+    assert httpx.post(f"{address}/detokenize", json={"tokens": ids}).json()["prompt"] == TEXT + "<|im_end|>"
+    chat = httpx.post(f"{address}/v1/tokenize", json={"messages": MESSAGES}).json()
+    assert chat["tokens"] == model.tokenizer.encode_chat(MESSAGES)
+    assert chat["max_model_len"] == 64
+
+
+def test_models_and_health(client: openai.OpenAI, address: str) -> None:
+    (found,) = client.models.list().data
+    assert client.models.retrieve(served.NAME).id == found.id == served.NAME
+    assert found.spqt["policies"] == ["mine"]
+    assert httpx.get(f"{address}/health").json()["status"] == "ok"
+    assert httpx.get(f"{address}/nothing").status_code == 404
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("another")
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "status", "message"),
+    [
+        ("chat/", {"model": "another"}, 404, "there is no model 'another' here, only 'tiny'"),
+        ("chat/", {"messages": []}, 400, "messages is empty"),
+        ("chat/", {"messages": [{"role": "user"}, 3]}, 400, "Expected `object`"),
+        ("chat/", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "parts of type text"),
+        ("chat/", {"response_format": {"type": "json_object"}}, 400, "'json_object' is not supported"),
+        ("chat/", {"tool_choice": "required"}, 400, "auto or none"),
+        ("chat/", {"top_logprobs": 2}, 400, "needs logprobs"),
+        ("chat/", {"temperatur": 1}, 400, "unknown field `temperatur`"),
+        ("chat/", {"temperature": -1}, 400, "temperature must be 0 or more"),
+        ("chat/", {"temperature": "hot"}, 400, "Expected `float | null`"),
+        ("chat/", {"max_tokens": 61}, 400, "between 1 and 60"),
+        ("chat/", {"n": 0}, 400, "n must be between 1 and 128"),
+        ("chat/", {"logit_bias": {"x": 1}}, 400, "token ids"),
+        ("chat/", {"logit_bias": {"99999": 1}}, 400, "outside the vocabulary"),
+        ("chat/", {"spqt": {"policy": "yours"}}, 400, "there are: mine"),
+        ("chat/", {"spqt": {"sparsity": 40}}, 400, "did you mean 0.4"),
+        ("chat/", {"spqt": {"sparsity": 0.4, "policy": "mine"}}, 400, "not both"),
+        ("", {"prompt": ""}, 400, "the prompt is empty"),
+        ("", {"prompt": []}, 400, "empty"),
+        ("", {"prompt": ["a", 3]}, 400, "or a list of these"),
+        ("", {"prompt": [1, 99999]}, 400, "outside the vocabulary"),
+        ("", {"prompt": [1] * 65}, 400, "65 tokens do not fit the context of 64"),
+        ("", {"prompt": "a", "best_of": 2}, 400, "best_of is not supported"),
+        ("", {"prompt": "a", "suffix": "b"}, 400, "suffix is not supported"),
+        ("", {"prompt": "a", "logprobs": 21}, 400, "0 to 20 logprobs"),
+        ("", {"prompt": ["a"] * 129}, 400, "129 prompts"),
+        ("", {"prompt": "a" * 20_001}, 413, "20000 bytes"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_refused(
+    address: str, path: str, changes: dict[str, Any], status: int, message: str, stream: bool
+) -> None:  # fmt: skip
+    body = {"model": served.NAME, "stream": stream, **({"messages": MESSAGES} if path else {}), **changes}
+    found = httpx.post(f"{address}/v1/{path}completions", json=body)
+    assert (found.status_code, message in found.json()["error"]["message"]) == (status, True), found.text
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"messages": ' + b"[" * 9000])
+def test_bodies_that_are_no_requests(address: str, body: bytes) -> None:
+    found = httpx.post(f"{address}/v1/chat/completions", content=body)
+    assert found.status_code == 400
+    assert json.loads(found.text)["error"]["type"] == "invalid_request_error"
+
+
+def test_nothing_was_lost(server: Server, address: str) -> None:
+    """After all of the above."""
+    served.until(lambda: not server.engine.busy and server.engine.waiting == 0)
+    assert set(served.outcomes(address)) <= {"answered", "failed"}
