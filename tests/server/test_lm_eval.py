@@ -9,7 +9,7 @@ import pytest
 import served
 import tiny_containers
 
-from spqt_ti.api import Model
+import spqt_ti
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install '.[lm-eval]'")
@@ -32,14 +32,14 @@ def asked(kind: str, *arguments: Any) -> list[Instance]:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_likelihoods_are_those_of_the_adapter(
-    model: Model, policy: SparsityPolicy, tmp_path: Path, sparse: bool
+    policy: SparsityPolicy, tmp_path: Path, sparse: bool
 ) -> None:  # fmt: skip
     """With the server's own tokenizer, which lm_eval finds by itself. To four digits."""
     path = tiny_containers.container("gqa").path
     policy.save(tmp_path / "p.json")
     options = {"policy": tmp_path / "p.json"} if sparse else {}
     adapter = SpqtLM(path, context=64, threads=tiny_containers.THREADS, **options)
-    model.apply(policy if sparse else None)
+    model = spqt_ti.load(path, context=64, threads=tiny_containers.THREADS, sparsity=policy if sparse else 0.0)
     with served.served(model) as (_, address):
         client = LocalCompletionsAPI(base_url=f"{address}/v1/completions", model=served.NAME, max_length=64)
         assert client.tokenizer_backend == "remote"
@@ -48,7 +48,6 @@ def test_likelihoods_are_those_of_the_adapter(
             asked("generate_until", ("The quick", {"until": ["o"], "max_gen_toks": 12})), disable_tqdm=True
         )
     expected = adapter.loglikelihood(asked("loglikelihood", *PAIRS), disable_tqdm=True)
-    # The adapter runs in 16 bits where the CPU can; this runner in f32.
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     assert text[0] == adapter._generate("The quick", {"until": ["o"], "max_gen_toks": 12})
