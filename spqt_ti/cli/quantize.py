@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,7 @@ def _to_nearest(arguments: argparse.Namespace) -> Container:
         from spqt_ti.convert.identity import cached_copy
         from spqt_ti.convert.quantize import open_source, quantize
     check_destination(arguments.destination, arguments.force)
-    if not arguments.rotate:
+    if not arguments.rotate and sys.stderr is not None and sys.stderr.isatty():  # a person can stop it
         copy = cached_copy(open_source(arguments.source).source, arguments.scheme, arguments.layout)
         destination = expanded(arguments.destination).absolute()
         if (copy / MANIFEST).is_file() and copy != destination:

@@ -145,7 +145,8 @@ def test_info_of_layers_that_differ(source, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["Hugging Face directory", "GGUF file"])
-def test_info_of_a_source(kind, source, tmp_path, capsys):
+def test_info_of_a_source(kind, source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SPQT_CACHE_DIR", str(tmp_path / "cache"))  # another test may have quantised the same content
     if kind == "GGUF file":
         source = write_gguf(tmp_path / "source.gguf", CONFIG, WEIGHTS)
     report = json.loads(succeeds(capsys, "info", source, "--json"))

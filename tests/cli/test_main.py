@@ -360,9 +360,12 @@ def test_full_stdout(source):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
-def test_closed_streams(closed, source):
+def test_closed_streams(closed, source, tmp_path):
+    environment = os.environ | {
+        "SPQT_CACHE_DIR": str(tmp_path / "cache")
+    }  # nobody has quantised the same content there
     script = f"{sys.executable} -m spqt_ti.cli.main info {source} {closed}"
-    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 
 import pytest
 from tiny_models import random_weights, tiny_config, write_huggingface
@@ -60,7 +61,8 @@ def test_list_and_rm(cache, capsys):
     assert "org/tiny: not stored here (spqt list: kernels)" in capsys.readouterr().err
 
 
-def test_quantize_says_what_is_there_already(cache, tmp_path, capsys):
+def test_quantize_tells_a_person_what_is_there_already(cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert cli.main(["quantize", str(cache), str(tmp_path / "out")]) == 0
     assert f"the same is in the cache already: {cached_copy(cache)}" in capsys.readouterr().err
     assert cli.main(["quantize", str(cache), str(tmp_path / "row"), "--layout", "row"]) == 0
