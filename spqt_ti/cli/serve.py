@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     model.generate("a", max_new_tokens=2)  # compiles what the first request would wait for
     server = Server(model, settings, policies)
     host, port = listening.getsockname()[:2]
+    listening.listen(128)  # whoever reads the next line may connect
     shown = f"[{host}]" if ":" in host else host
     print(f"{settings.name}: http://{shown}:{port}/ (OpenAI's API: http://{shown}:{port}/v1)", file=sys.stderr)
     if settings.api_key is None and not ipaddress.ip_address(host).is_loopback:
