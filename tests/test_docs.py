@@ -15,6 +15,7 @@ import pytest
 import tiny_containers
 
 from spqt_ti.cli.main import build_parser
+from spqt_ti.model.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 HISTORY = {"docs/log.md", "CHANGELOG.md"}
@@ -91,6 +92,12 @@ def test_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     values: dict = {}
     exec("import numpy as np; w, x = np.eye(40, 30, dtype=np.float32), np.ones(30, np.float32)\n" + second, values)
     assert values["y"].shape == (40,)
+
+
+def test_table_of_architectures() -> None:
+    """A line per row of the table, in its order."""
+    lines = re.findall(r"^\| `(\w+)` \| (?:`(\w+)`)? ?\| \S", text("docs/architectures.md"), re.MULTILINE)
+    assert lines == [(row.hf_class, row.gguf_name) for row in ARCHITECTURES.values()]
 
 
 def test_glossary() -> None:

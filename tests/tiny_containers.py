@@ -44,12 +44,14 @@ MODELS = {
     "+".join(names): {key: value for name in names for key, value in tiny_models.CASES[name].items()}
     for names in (_ON_CPU if requested() == "cpu" else _ON_GPUS)
 }
-assert set("+".join(MODELS).split("+")) == set(tiny_models.CASES)
+# Architectures that differ from Llama in what kernels are compiled for: tests/model/test_architectures.py runs them.
+ARCHITECTURES = {name: tiny_models.CASES[name] for name in tiny_models.ARCHITECTURES}
+assert set("+".join(MODELS).split("+")) | set(ARCHITECTURES) == set(tiny_models.CASES)
 
 
 def model_with(case: str) -> str:
-    """The one of MODELS that has a case of tiny_models.CASES."""
-    return next(name for name in MODELS if case in name.split("+"))
+    """The one of MODELS, or of ARCHITECTURES, that has a case of tiny_models.CASES."""
+    return next(name for name in [*MODELS, *ARCHITECTURES] if case in name.split("+"))
 
 
 @functools.cache
@@ -80,7 +82,7 @@ def llama(model: str, threads: int = THREADS, dtype: str = "f32", exact: bool = 
 # The cache tells f(x) from f(x, default): all arguments are given here.
 @functools.cache
 def _container(model: str, layout: str, dtype: str) -> Container:
-    config = tiny_models.tiny_config(**MODELS[model])
+    config = tiny_models.tiny_config(**(MODELS | ARCHITECTURES)[model])
     name = f"{model}-{layout}-{dtype}"
     source = tiny_models.write_huggingface(
         folder() / f"{name}-source",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import gguf
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from spqt_ti.model.architectures import NormRule
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.rope import RopeScaling
 
@@ -35,6 +37,15 @@ SENTENCES = (
 )
 
 LLAMA3_ROPE = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
+# Of the 36 entries that turn of a head of 48; a context of 64 is within the original one.
+LONGROPE = RopeScaling(
+    "longrope", original_max_position_embeddings=64, attention_factor=1.125,
+    frequency_factors=tuple(1 + i / 8 for i in range(18)), long_factors=tuple(2 + i / 2 for i in range(18)),
+)  # fmt: skip
+GRANITE = (
+    ("attention_multiplier", 0.25), ("embedding_multiplier", 3.0), ("logits_scaling", 4.0),
+    ("residual_multiplier", 0.375),
+)  # fmt: skip
 # Variation -> changes to tiny_config. None of the sizes is a multiple of 256 unless it says so.
 CASES: dict[str, dict[str, Any]] = {
     "gqa": {},
@@ -54,8 +65,54 @@ CASES: dict[str, dict[str, Any]] = {
     "gelu_tanh": {"hidden_act": "gelu_pytorch_tanh"},
     "relu": {"hidden_act": "relu"},
     "relu2": {"hidden_act": "relu2"},
+    "granite": {"model_type": "granite", "mlp_bias": True, "multipliers": GRANITE},
+    "smollm3": {
+        "model_type": "smollm3",
+        "num_hidden_layers": 4,
+        "rope_layers": (1, 1, 1, 0),
+        "tie_word_embeddings": True,
+    },
+    "minicpm": {
+        "model_type": "minicpm",
+        "multipliers": (("dim_model_base", 48.0), ("scale_depth", 1.4), ("scale_emb", 3.0)),
+    },
+    "olmo2": {"model_type": "olmo2"},
+    "phi3": {
+        "model_type": "phi3",
+        "sliding_window": 5,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": LONGROPE,
+    },
+    "gemma2": {
+        "model_type": "gemma2",
+        "hidden_act": "gelu_pytorch_tanh",
+        "sliding_window": 5,
+        "tie_word_embeddings": True,
+        "layer_types": ("sliding_attention", "full_attention"),
+        "multipliers": (
+            ("attn_logit_softcapping", 2.0),
+            ("final_logit_softcapping", 10.0),
+            ("query_pre_attn_scalar", 40.0),
+        ),
+    },
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        "hidden_act": "gelu_pytorch_tanh",
+        "sliding_window": 5,
+        "rope_theta": 1e6,
+        "rope_local_theta": 1e4,
+        "layer_types": ("sliding_attention", "full_attention"),
+        "rope_scaling": RopeScaling("linear", 8.0),
+        "multipliers": (
+            ("attn_logit_softcapping", None),
+            ("final_logit_softcapping", None),
+            ("query_pre_attn_scalar", 40.0),
+        ),
+    },
     "bamboo": {"model_type": "bamboo", "hidden_act": "fatrelu", "hidden_act_param": 0.01, "sliding_window": 5},
 }
+
+ARCHITECTURES = ("granite", "smollm3", "minicpm", "olmo2", "phi3", "gemma2", "gemma3_text")
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -83,7 +140,7 @@ def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     for name, shape in config.tensor_shapes().items():
         values = generator.standard_normal(shape)
         if "norm" in name:
-            values = 1.0 + 0.2 * values
+            values = 1.0 + 0.2 * values - config.architecture.norm_offset
         elif len(shape) == 2 and "embed" not in name:
             values /= np.sqrt(shape[1])
         weights[name] = values.astype(np.float32)
@@ -110,9 +167,9 @@ def write_huggingface(
     (directory / "tokenizer.json").write_text(tiny_tokenizer_json())
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIAL_TOKENS[2]}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": chat_template}))
-    names = list(weights)
+    names, weights = list(fused(config, weights)), fused(config, weights)
     if shards == 1:
-        write_safetensors(directory / "model.safetensors", weights, dtype)
+        write_safetensors(directory / "model.safetensors", fused(config, weights), dtype)
         return directory
     weight_map = {}
     for shard in range(shards):
@@ -122,6 +179,17 @@ def write_huggingface(
         weight_map |= dict.fromkeys(part, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return directory
+
+
+def fused(config: ModelConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As checkpoints of the architecture have them: q, k, v and gate, up stacked where it does that."""
+    if not config.architecture.fused:
+        return weights
+    stacked: dict[str, list[np.ndarray]] = {}
+    for name, values in weights.items():
+        name = re.sub(r"\.[qkv]_proj", ".qkv_proj", re.sub(r"\.(gate|up)_proj", ".gate_up_proj", name))
+        stacked.setdefault(name, []).append(values)
+    return {name: np.concatenate(parts) for name, parts in stacked.items()}
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "f32") -> None:
@@ -161,10 +229,18 @@ def write_gguf(
                list: writer.add_array}  # fmt: skip
         add[type(value)](key, value)
     _add_gguf_tokenizer(writer)
-    for name, values in weights.items():
-        stored = gguf_name(name)
+    offset = config.architecture.norm_offset
+    for name, values in fused(config, weights).items():
+        stored = gguf_name(name, config)
+        values = values + np.float32(offset) if name.endswith("norm.weight") and offset else values
         if stored not in leave_out:
             _add_gguf_tensor(writer, stored, ggml_row_order(name, values, config), kind)
+    if config.rope_scaling and config.rope_scaling.long_factors:
+        for part, table in (
+            ("short", config.rope_scaling.frequency_factors),
+            ("long", config.rope_scaling.long_factors),
+        ):
+            writer.add_tensor(f"rope_factors_{part}.weight", np.array(table, np.float32))
     if config.rope_scaling and config.rope_scaling.rope_type == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_table(config))
     writer.write_header_to_file()
@@ -174,7 +250,7 @@ def write_gguf(
     return path
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, config: ModelConfig) -> str:
     """`model.layers.0.self_attn.q_proj.weight` -> `blk.0.attn_q.weight`."""
     stem, _, suffix = name.rpartition(".")
     table = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -183,7 +259,13 @@ def gguf_name(name: str) -> str:
     _, _, layer, part = stem.split(".", 3)
     parts = {
         "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
+        "post_attention_layernorm": "ffn_norm"
+        if config.architecture.norms is NormRule.BEFORE
+        else "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+        "self_attn.qkv_proj": "attn_qkv",
+        "mlp.gate_up_proj": "ffn_up",
         "self_attn.o_proj": "attn_output",
         "self_attn.q_norm": "attn_q_norm",
         "self_attn.k_norm": "attn_k_norm",
@@ -259,18 +341,43 @@ def _gguf_metadata(config: ModelConfig) -> dict[str, Any]:
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.freq_base": config.rope_theta,
-        "rope.dimension_count": config.head_dim,
+        "rope.dimension_count": config.rotary_dim,
         "vocab_size": config.vocab_size,
     }
     if config.rope_scaling and config.rope_scaling.rope_type == "linear":
         metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scaling.factor}
     if config.sliding_window is not None:
         metadata["attention.sliding_window"] = config.sliding_window
+    if config.rope_scaling and config.rope_scaling.rope_type == "longrope":
+        metadata |= {
+            "rope.scaling.original_context_length": config.rope_scaling.original_max_position_embeddings,
+            "rope.scaling.attn_factor": config.rope_scaling.attention_factor,
+        }
+    metadata |= _gguf_multipliers(config)
     return {f"{config.architecture.gguf_name}.{key}": value for key, value in metadata.items()} | {
         "tokenizer.ggml.bos_token_id": config.bos_token_id,
         "tokenizer.ggml.eos_token_id": config.eos_token_ids[0],
         "tokenizer.chat_template": CHAT_TEMPLATE,
     }
+
+
+def _gguf_multipliers(config: ModelConfig) -> dict[str, float]:
+    """As the converter writes them."""
+    named, scales = dict(config.multipliers), config.scales
+    if config.model_type == "granite":
+        return {
+            "embedding_scale": named["embedding_multiplier"],
+            "residual_scale": named["residual_multiplier"],
+            "attention.scale": named["attention_multiplier"],
+            "logit_scale": named["logits_scaling"],
+        }
+    if config.model_type == "minicpm":
+        return {
+            "embedding_scale": scales.embedding,
+            "residual_scale": scales.residual,
+            "logit_scale": 1 / scales.logits,
+        }
+    return {name: value for name, value in named.items() if name.endswith("softcapping") and value}
 
 
 def _add_gguf_tokenizer(writer: gguf.GGUFWriter) -> None:

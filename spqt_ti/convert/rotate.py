@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from spqt_ti.convert.hadamard import Transform
 from spqt_ti.errors import QuantizationError
+from spqt_ti.model.architectures import NormRule
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.sources.checkpoint import Checkpoint, StoredTensor
 
@@ -65,6 +66,12 @@ class Rotation:
     def of(cls, config: ModelConfig, components: Iterable[str], seed: int = 0) -> Rotation:
         """QuantizationError for a component that there is not, or a size without a transform: before any work."""
         rotation = cls(config, tuple(dict.fromkeys(components)), seed)
+        row = config.architecture
+        if rotation.components and (row.norms is not NormRule.BEFORE or row.norm_offset):
+            raise QuantizationError(
+                f"{config.model_type} cannot be rotated: only models whose norms are before attention and the "
+                "feed-forward network, without offset; quantise it without rotating"
+            )
         for component in rotation.components:
             if component not in COMPONENTS:
                 raise QuantizationError(_unknown(component))

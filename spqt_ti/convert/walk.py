@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spqt_ti.errors import QuantizationError
-from spqt_ti.model.reference import Layer, unmasked
+from spqt_ti.model.reference import Layer, embedded, unmasked
 from spqt_ti.model.sites import Site
 from spqt_ti.sources.checkpoint import Checkpoint
 
@@ -49,7 +49,8 @@ class SourceWalk:
     def states(self) -> F32Array:
         """Before layer `layer`, f32 [windows, tokens, hidden]."""
         if self._states is None:
-            self._states = self._checkpoint.read("model.embed_tokens.weight")[self.tokens]
+            rows = self._checkpoint.read("model.embed_tokens.weight")[self.tokens]
+            self._states = embedded(self._checkpoint.config, rows)
         return self._states
 
     def run_layer(self, see: See) -> None:

@@ -18,6 +18,15 @@ class WindowRule(Enum):
     NONE = "none"  # the architecture knows no window
     EVERY_LAYER = "every layer"  # all of them, unless sliding_window is null
     BY_FLAG = "by flag"  # with use_sliding_window those of layer_types, else those from max_window_layers on
+    BY_LAYER = "by layer"  # those of layer_types, else all but every n-th (`Architecture.window_pattern`)
+
+
+class NormRule(Enum):
+    """Where a layer's two halves (attention, feed-forward network) are normalised."""
+
+    BEFORE = "before"  # their inputs
+    AFTER = "after"  # what they add to the residual stream
+    BOTH = "both"
 
 
 # transformers' values for fields that a config.json leaves out. Explicit null is another thing than absent.
@@ -37,8 +46,14 @@ class Architecture:
 
     `gguf_name` is empty where no GGUF file of the architecture is known. `gguf_permuted`: GGUF files have the rows of q
     and k in the order of ggml's RoPE for Llama (pairs 2i, 2i + 1).
-    `qk_norm`: an RMSNorm over each head of q and k, before RoPE. `activates_up`: the activation is of up as well as of
-    gate. `unused`: parts of the names of tensors that checkpoints have beside the model.
+    `qk_norm`: an RMSNorm over each head of q and k, before RoPE; with `qk_norm_whole` over all heads together.
+    `activates_up`: the activation is of up as well as of gate. `unused`: parts of the names of tensors that checkpoints
+    have beside the model. `fused`: checkpoints have q, k, v and gate, up stacked. `norm_offset`: is added to weights of
+    norms.
+
+    `multipliers`: transformers' defaults of the numbers that `model/scales.py` knows, by name; `scaled_embedding`: by
+    sqrt(hidden). `local_rope`: layers with a window have a RoPE base of their own. `skips_rope`: some layers have no
+    RoPE (no_rope_layers). `partial_rope`: RoPE may turn a part of each head.
     """
 
     model_type: str  # in config.json
@@ -49,9 +64,20 @@ class Architecture:
     o_bias: bool | None = False
     mlp_bias: bool | None = False
     qk_norm: bool = False
+    qk_norm_whole: bool = False
+    norms: NormRule = NormRule.BEFORE
+    norm_offset: float = 0.0
     activates_up: bool = False
+    activation_key: str = "hidden_act"
     unused: tuple[str, ...] = ()
+    fused: bool = False
     window: WindowRule = WindowRule.NONE
+    window_pattern: int = 0
+    local_rope: bool = False
+    skips_rope: bool = False
+    partial_rope: bool = False
+    scaled_embedding: bool = False
+    multipliers: Mapping[str, float | None] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def default(self, name: str) -> Any:
@@ -67,6 +93,14 @@ _MISTRAL_DEFAULTS = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_GEMMA: dict[str, Any] = {
+    "norms": NormRule.BOTH, "norm_offset": 1.0, "activation_key": "hidden_activation", "window": WindowRule.BY_LAYER,
+    "scaled_embedding": True,
+}  # fmt: skip
+_GEMMA_DEFAULTS = {
+    "hidden_activation": "gelu_pytorch_tanh", "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096,
+    "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": True,
+}  # fmt: skip
 
 _ROWS = (
     Architecture(
@@ -91,6 +125,50 @@ _ROWS = (
     Architecture(
         "qwen3", "Qwen3ForCausalLM", "qwen3", qkv_bias=None, o_bias=None, qk_norm=True, window=WindowRule.BY_FLAG,
         defaults=_QWEN_DEFAULTS | {"head_dim": 128},
+    ),
+    Architecture(
+        "granite", "GraniteForCausalLM", "granite", gguf_permuted=True, qkv_bias=None, o_bias=None, mlp_bias=None,
+        multipliers={
+            "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0, "logits_scaling": 1.0,
+        },
+        defaults=_LLAMA_DEFAULTS,
+    ),
+    Architecture(
+        "smollm3", "SmolLM3ForCausalLM", "smollm3", gguf_permuted=True, qkv_bias=None, o_bias=None, mlp_bias=None,
+        skips_rope=True,
+        defaults={
+            "max_position_embeddings": 32768, "num_key_value_heads": 4, "rope_theta": 2e6, "bos_token_id": 128000,
+            "eos_token_id": 128001, "tie_word_embeddings": True,
+        },
+    ),
+    Architecture(  # of MiniCPM's own code: transformers does not have it
+        "minicpm", "MiniCPMForCausalLM", "minicpm", gguf_permuted=True,
+        multipliers={"scale_emb": 1.0, "scale_depth": 1.0, "dim_model_base": 1.0},
+        defaults=_LLAMA_DEFAULTS | {"tie_word_embeddings": True},
+    ),
+    Architecture(
+        "olmo2", "Olmo2ForCausalLM", "olmo2", qkv_bias=None, o_bias=None, qk_norm=True, qk_norm_whole=True,
+        norms=NormRule.AFTER,
+        defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "eos_token_id": 50279},
+    ),
+    Architecture(  # Phi-3, 3.5 and 4, their mini sizes included
+        "phi3", "Phi3ForCausalLM", "phi3", fused=True, partial_rope=True, window=WindowRule.EVERY_LAYER,
+        defaults={
+            "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+            "bos_token_id": 1, "eos_token_id": 32000,
+        },
+    ),
+    Architecture(
+        "gemma2", "Gemma2ForCausalLM", "gemma2", qkv_bias=None, o_bias=None, window_pattern=2,
+        multipliers={"query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        defaults=_GEMMA_DEFAULTS | {"max_position_embeddings": 8192}, **_GEMMA,
+    ),
+    Architecture(  # its text models; of those with images the language model is another class
+        "gemma3_text", "Gemma3ForCausalLM", "gemma3", qkv_bias=None, o_bias=None, qk_norm=True, window_pattern=6,
+        local_rope=True,
+        multipliers={"query_pre_attn_scalar": 256, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        defaults=_GEMMA_DEFAULTS
+        | {"max_position_embeddings": 131072, "rope_theta": 1e6, "rope_local_base_freq": 10000.0}, **_GEMMA,
     ),
 )  # fmt: skip
 

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spqt_ti.errors import CheckpointError
-from spqt_ti.model.architectures import ARCHITECTURES, Architecture, WindowRule
+from spqt_ti.model import scales
+from spqt_ti.model.architectures import ARCHITECTURES, Architecture, NormRule, WindowRule
 from spqt_ti.model.config_json import (
     ACTIVATIONS,
     FULL,
@@ -24,7 +25,8 @@ from spqt_ti.model.config_json import (
     same_windows,
     unsupported,
 )
-from spqt_ti.model.rope import RopeScaling, inverse_frequencies
+from spqt_ti.model.rope import RopeScaling, RopeTable, inverse_frequencies
+from spqt_ti.model.scales import Scales
 
 # Projection, or stack of projections, within a layer -> what says whether it has a bias.
 _BIASES = {
@@ -33,12 +35,27 @@ _BIASES = {
     **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "down_proj"), "mlp_bias"),
 }
 
+# What a norm of a layer is for -> its name in Hugging Face's files, for each rule.
+_NORMS = {
+    NormRule.BEFORE: {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
+    NormRule.AFTER: {
+        "after_attention_norm": "post_attention_layernorm",
+        "after_ffn_norm": "post_feedforward_layernorm",
+    },
+    NormRule.BOTH: {
+        "attention_norm": "input_layernorm",
+        "after_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "after_ffn_norm": "post_feedforward_layernorm",
+    },
+}
+
 
 @dataclass(frozen=True)
 class NormTensor:
     """Weights of an RMSNorm within a layer: what it is for, its Hugging Face name after the layer's, its values."""
 
-    role: str  # attention_norm, ffn_norm, q_norm or k_norm
+    role: str  # attention_norm, ffn_norm, q_norm, k_norm, after_attention_norm or after_ffn_norm
     tensor: str
     size: int
 
@@ -50,6 +67,9 @@ class ModelConfig:
     `sliding_window` is None where no layer has one. `layer_types` is empty where all layers are alike, else one of
     "full_attention" and "sliding_attention" per layer; both come in the one spelling of `same_windows`. `hidden_act` is
     a value of ACTIVATIONS; `hidden_act_param` is the threshold of fatrelu, 0 for the others.
+
+    `multipliers`: name and number of each of the row's, sorted. `rope_layers`: 1 for a layer with RoPE, else 0; empty
+    where all have it. `rope_local_theta`: of layers with a window, where the architecture has one.
     """
 
     hidden_size: int
@@ -74,6 +94,10 @@ class ModelConfig:
     sliding_window: int | None = None
     layer_types: tuple[str, ...] = ()
     intermediate_sizes: tuple[int, ...] = ()
+    multipliers: tuple[tuple[str, float | None], ...] = ()
+    rope_layers: tuple[int, ...] = ()
+    rope_local_theta: float | None = None
+    partial_rotary_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.model_type not in ARCHITECTURES:
@@ -84,6 +108,40 @@ class ModelConfig:
         self._check_numbers()
         self._check_token_ids()
         self._check_windows()
+        self._check_multipliers()
+        self._check_rope()
+
+    def _check_multipliers(self) -> None:
+        given, row = dict(self.multipliers), self.architecture
+        for name in given.keys() - row.multipliers.keys():
+            raise CheckpointError(f"{name} is not part of the {self.model_type} architecture")
+        numbers = {name: given.get(name, default) for name, default in row.multipliers.items()}
+        scales.check(numbers)
+        object.__setattr__(self, "multipliers", tuple(sorted(numbers.items())))
+
+    def _check_rope(self) -> None:
+        row, layers = self.architecture, self.rope_layers
+        if layers and (len(layers) != self.num_hidden_layers or not all(layer in (0, 1) for layer in layers)):
+            raise CheckpointError(
+                f"no_rope_layers is {list(layers)!r:.80}, expected {self.num_hidden_layers} of 0 and 1"
+            )
+        if all(layers):  # one spelling of one model
+            object.__setattr__(self, "rope_layers", ())
+        if self.rope_layers and not row.skips_rope:
+            raise CheckpointError(f"no_rope_layers is not part of the {self.model_type} architecture")
+        theta = self.rope_local_theta
+        if theta is None and row.local_rope:
+            object.__setattr__(self, "rope_local_theta", row.default("rope_local_base_freq"))
+        if theta is not None and not (row.local_rope and math.isfinite(theta) and theta > 0):
+            raise CheckpointError(f"rope_local_base_freq is {theta}, expected "
+                                  f"{'a positive number' if row.local_rope else 'none'}")  # fmt: skip
+        if self.partial_rotary_factor != 1 and not row.partial_rope:
+            raise CheckpointError(f"partial_rotary_factor {self.partial_rotary_factor} is not supported (only 1)")
+        if not 0 < self.partial_rotary_factor <= 1 or self.rotary_dim < 2 or self.rotary_dim % 2:
+            raise CheckpointError(
+                f"partial_rotary_factor is {self.partial_rotary_factor}: {self.rotary_dim} of {self.head_dim} entries "
+                "of a head, expected an even number of them (RoPE turns pairs)"
+            )
 
     def _check_sizes(self) -> None:
         for name in (
@@ -125,10 +183,11 @@ class ModelConfig:
         if self.head_dim % 2:
             raise CheckpointError(f"head_dim is {self.head_dim}, expected an even number (RoPE turns pairs)")
         scaling = self.rope_scaling
-        if scaling and scaling.rope_type == "longrope" and len(scaling.frequency_factors) != self.head_dim // 2:
+        if scaling and scaling.rope_type == "longrope" and len(scaling.frequency_factors) != self.rotary_dim // 2:
+            part = "" if self.partial_rotary_factor == 1 else "partial_rotary_factor "
             raise CheckpointError(
                 f"RoPE has {len(scaling.frequency_factors)} frequency factors, "
-                f"expected head_dim/2 = {self.head_dim // 2}"
+                f"expected {part}head_dim/2 = {self.rotary_dim // 2}"
             )
 
     def _check_numbers(self) -> None:
@@ -150,10 +209,12 @@ class ModelConfig:
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise CheckpointError(f"layer_types has {len(self.layer_types)} entries, expected {self.num_hidden_layers}")
         window, types = same_windows(self.sliding_window, self.layer_types, self.max_position_embeddings)
+        rule = self.architecture.window
+        if self.architecture.local_rope:  # there they say more than what is hidden
+            types = self.layer_types or ((SLIDING if window else FULL),) * self.num_hidden_layers
         object.__setattr__(self, "sliding_window", window)
         object.__setattr__(self, "layer_types", types)
-        rule = self.architecture.window
-        if (window and rule is WindowRule.NONE) or (types and rule is not WindowRule.BY_FLAG):
+        if (window and rule is WindowRule.NONE) or (types and rule not in (WindowRule.BY_FLAG, WindowRule.BY_LAYER)):
             raise CheckpointError(f"sliding_window ({window}, {types or 'every layer'}) is not part of the "
                                   f"{self.model_type} architecture")  # fmt: skip
         if self.hidden_act not in ACTIVATIONS.values():
@@ -185,11 +246,11 @@ class ModelConfig:
             "head_dim": self.head_dim,
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.max_position_embeddings,
-            "hidden_act": self.hidden_act,
+            row.activation_key: self.hidden_act,
             **({"hidden_act_param": self.hidden_act_param} if self.hidden_act == "fatrelu" else {}),
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": self.rope_scaling.to_dict() if self.rope_scaling else None,
+            **self._rope_fields(),
+            **scales.spelt(self.multipliers),
             "tie_word_embeddings": self.tie_word_embeddings,
             **({"attention_bias": self.attention_bias} if row.qkv_bias is None else {}),
             **({"mlp_bias": self.mlp_bias} if row.mlp_bias is None else {}),
@@ -198,6 +259,22 @@ class ModelConfig:
             **self._window_fields(),
         }
 
+    def _rope_fields(self) -> dict[str, Any]:
+        row, scaling = self.architecture, self.rope_scaling
+        fields: dict[str, Any] = {
+            "rope_theta": self.rope_theta,
+            "rope_scaling": scaling.to_dict() if scaling else None,
+        }
+        if row.partial_rope:
+            fields["partial_rotary_factor"] = self.partial_rotary_factor
+        if row.default("original_max_position_embeddings") and scaling:
+            fields["original_max_position_embeddings"] = scaling.original_max_position_embeddings
+        if row.local_rope:
+            fields["rope_local_base_freq"] = self.rope_local_theta
+        if row.skips_rope:
+            fields["no_rope_layers"] = list(self.rope_layers) or [1] * self.num_hidden_layers
+        return fields
+
     def _window_fields(self) -> dict[str, Any]:
         """Explicit, because left out they mean a window of 4096 to transformers."""
         if self.architecture.window is WindowRule.NONE:
@@ -205,6 +282,8 @@ class ModelConfig:
         if self.architecture.window is WindowRule.EVERY_LAYER:
             return {"sliding_window": self.sliding_window}
         kinds = list(self.layer_types) or [SLIDING if self.sliding_window else FULL] * self.num_hidden_layers
+        if self.architecture.window is WindowRule.BY_LAYER:  # transformers wants a number
+            return {"sliding_window": self.sliding_window or self.max_position_embeddings, "layer_types": kinds}
         first = kinds.index(SLIDING) if SLIDING in kinds else self.num_hidden_layers
         return {
             "use_sliding_window": self.sliding_window is not None,
@@ -240,8 +319,8 @@ class ModelConfig:
             "mlp.down_proj": (hidden, width),
         }
         norms = {norm.role: norm for norm in self.norms()}
-        before = {"self_attn.q_proj": ("attention_norm",), "mlp.gate_proj": ("ffn_norm",),
-                  "self_attn.o_proj": ("q_norm", "k_norm")}  # fmt: skip
+        before = {"self_attn.q_proj": ("attention_norm",), "self_attn.o_proj": ("q_norm", "k_norm"),
+                  "mlp.gate_proj": ("after_attention_norm", "ffn_norm")}  # fmt: skip
         shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in matrices.items():
             for role in before.get(name, ()):
@@ -250,17 +329,26 @@ class ModelConfig:
             shapes[f"{name}.weight"] = shape
             if self.has_bias(name):
                 shapes[f"{name}.bias"] = shape[:1]
+        if "after_ffn_norm" in norms:
+            shapes[norms["after_ffn_norm"].tensor] = (norms["after_ffn_norm"].size,)
         return shapes
 
     def norms(self) -> tuple[NormTensor, ...]:
         """The norms of a layer: the one list of its small tensors besides biases."""
-        layer = (
-            NormTensor("attention_norm", "input_layernorm.weight", self.hidden_size),
-            NormTensor("ffn_norm", "post_attention_layernorm.weight", self.hidden_size),
-        )
-        if not self.architecture.qk_norm:
+        row = self.architecture
+        layer = tuple(NormTensor(role, f"{name}.weight", self.hidden_size) for role, name in _NORMS[row.norms].items())
+        if not row.qk_norm:
             return layer
-        return (*layer, *(NormTensor(f"{x}_norm", f"self_attn.{x}_norm.weight", self.head_dim) for x in "qk"))
+        heads = {"q": self.num_attention_heads, "k": self.num_key_value_heads}
+        return (
+            *layer,
+            *(
+                NormTensor(
+                    f"{x}_norm", f"self_attn.{x}_norm.weight", self.head_dim * (count if row.qk_norm_whole else 1)
+                )
+                for x, count in heads.items()
+            ),
+        )
 
     def has_bias(self, module: str) -> bool:
         """Whether a projection ("self_attn.q_proj") or a stack of them ("mlp.gate_up_proj") has a bias."""
@@ -279,6 +367,35 @@ class ModelConfig:
         return tuple(window if kind == SLIDING else whole for kind in kinds)
 
     @property
+    def scales(self) -> Scales:
+        """What its multipliers come to."""
+        return Scales.of(
+            dict(self.multipliers), self.hidden_size, self.num_hidden_layers, self.head_dim,
+            by_width=self.architecture.scaled_embedding,
+        )  # fmt: skip
+
+    @property
+    def rotary_dim(self) -> int:
+        """Entries of a head that RoPE turns, the first ones."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    def rope_tables(self, context: int) -> tuple[RopeTable, ...]:
+        """What layers turn q and k by in a context of so many positions: one table or two (see `rope_table_of`)."""
+        size, rotary = self.head_dim, self.rotary_dim
+        tables = [RopeTable.of(self.rope_theta, rotary, size, self.rope_scaling, context)]
+        if self.rope_local_theta is not None and SLIDING in self.layer_types:
+            tables.append(RopeTable.of(self.rope_local_theta, rotary, size, None, context))
+        if self.rope_layers:
+            tables.append(RopeTable.of(self.rope_theta, 0, size, None, context))
+        return tuple(tables)
+
+    def rope_table_of(self, layer: int) -> int:
+        """A layer's table: 1 for one with a window where such have a base of their own, or for one without RoPE."""
+        if self.rope_layers:
+            return 1 - self.rope_layers[layer]
+        return int(self.rope_local_theta is not None and self.layer_types[layer] == SLIDING)
+
+    @property
     def architecture(self) -> Architecture:
         """The row of its model type."""
         return ARCHITECTURES[self.model_type]
@@ -294,6 +411,8 @@ class ModelConfig:
         return self.num_key_value_heads * self.head_dim
 
 
-def rope_inverse_frequencies(config: ModelConfig) -> npt.NDArray[np.float64]:
-    """f64 [head_dim/2]: the angle by which pair i (elements i, i + head_dim/2) turns from one position to the next."""
-    return inverse_frequencies(config.rope_theta, config.head_dim, config.rope_scaling)
+def rope_inverse_frequencies(config: ModelConfig, context: int = 0) -> npt.NDArray[np.float64]:
+    """f64 [rotary_dim/2]: the angle by which pair i (elements i, i + rotary_dim/2) turns from one position to the
+    next, in layers that see everything.
+    """
+    return inverse_frequencies(config.rope_theta, config.rotary_dim, config.rope_scaling, context)

@@ -7,6 +7,7 @@ fork of it may not.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,14 +41,15 @@ _APPLIED = frozenset(
     (*_SIZES, _POSITIONS, _ORIGINAL, _KV_HEADS, "architectures", "model_type", "head_dim", "hidden_act",
      "hidden_act_param", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
      "tie_word_embeddings", "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "sliding_window",
-     "use_sliding_window", "max_window_layers", "intermediate_sizes", "layer_types")
+     "use_sliding_window", "max_window_layers", "intermediate_sizes", "layer_types", "sliding_window_pattern",
+     "_sliding_window_pattern", "hidden_activation")
 )  # fmt: skip
 # Keys that change nothing of what one token's logits are: training, generation, storage, bookkeeping.
 # fmt: off
 _HARMLESS = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
     "_experts_implementation", "_flash_attn_2_enabled", "_name_or_path", "attention_dropout", "attn_dropout",
-    "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
+    "attn_implementation", "bad_words_ids", "cache_implementation", "begin_suppress_tokens", "chunk_size_feed_forward",
     "cross_attention_hidden_size", "decoder_sparse_step", "decoder_start_token_id", "diversity_penalty",
     "do_sample", "dtype", "early_stopping", "embd_pdrop", "encoder_no_repeat_ngram_size",
     "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
@@ -134,6 +136,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "swiglu_limit": (),
     "per_layer_config": ({},),
 }
+_SKIPS = ("no_rope_layers", "no_rope_layer_interval")
 _QUANTISED = ("quantization_config", "quantization", "compression_config", "quant_config")
 _ROPE_KEYS = frozenset(
     ("rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "partial_rotary_factor",
@@ -147,7 +150,7 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     _check_keys(fields, row)
     heads, hidden = _whole(fields, "num_attention_heads"), _whole(fields, "hidden_size")
     layers, positions = _whole(fields, "num_hidden_layers"), _whole(fields, _POSITIONS, row.default(_POSITIONS))
-    rope = _rope_fields(fields)
+    rope = _rope_fields(fields, row)
     window, layer_types = _windows(fields, row, layers, positions)
     return {
         "hidden_size": hidden,
@@ -162,11 +165,17 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": _whole(fields, "vocab_size"),
         _POSITIONS: positions,
         "hidden_act": _activation(fields, row),
-        "hidden_act_param": _number(fields, "hidden_act_param") if fields.get("hidden_act") == "fatrelu" else 0.0,
+        "hidden_act_param": _number(fields, "hidden_act_param") if fields.get(row.activation_key) == "fatrelu" else 0.0,
         "rms_norm_eps": _number(fields, "rms_norm_eps", row.default("rms_norm_eps")),
         "rope_theta": _number(rope, "rope_theta", row.default("rope_theta")),
         "rope_scaling": _rope_scaling(rope, positions),
-        "tie_word_embeddings": _flag(fields, "tie_word_embeddings"),
+        "rope_local_theta": _number(rope, "local_theta", row.default("rope_local_base_freq"))
+        if row.local_rope
+        else None,
+        "rope_layers": _rope_layers(fields, layers) if row.skips_rope else (),
+        "partial_rotary_factor": _number(rope, "partial_rotary_factor", 1.0),
+        "multipliers": _multipliers(fields, row),
+        "tie_word_embeddings": _flag(fields, "tie_word_embeddings", row.default("tie_word_embeddings")),
         "attention_bias": row.qkv_bias is None and _flag(fields, "attention_bias"),
         "mlp_bias": row.mlp_bias is None and _flag(fields, "mlp_bias"),
         "bos_token_id": next(iter(_special_tokens(fields, row, "bos_token_id")), None),
@@ -224,15 +233,16 @@ def _check_keys(fields: Mapping[str, Any], row: Architecture) -> None:
         if fields.get(name):
             raise CheckpointError(f"the weights are already quantised ({_quantiser(name, fields[name])}); start from "
                                   "f32, f16 or bf16 weights")  # fmt: skip
+    applied = {*row.multipliers, *(_SKIPS if row.skips_rope else ()), *(("rope_local_base_freq",) * row.local_rope)}
     for name, neutral in _NEUTRAL.items():
-        value = fields.get(name)
+        value = None if name in applied else fields.get(name)
         if value is not None and not any(value == other for other in neutral):
             only = f" (only {', '.join(map(repr, neutral))})" if neutral else ""
             raise CheckpointError(f"{name} is {value!r}, which is not supported{only}")
     for name, fixed in (("attention_bias", row.qkv_bias), ("mlp_bias", row.mlp_bias)):
         if fixed is False and _flag(fields, name):
             raise CheckpointError(f"{name} is true: biases are not part of the {row.model_type} architecture")
-    known = _APPLIED | _HARMLESS | _NEUTRAL.keys() | frozenset(_QUANTISED)
+    known = _APPLIED | applied | _HARMLESS | _NEUTRAL.keys() | frozenset(_QUANTISED)
     unknown = sorted(name for name, value in fields.items() if name not in known and value not in (None, False))
     if unknown:
         _log.warning("config.json has keys that are unknown here and ignored: %s", ", ".join(map(repr, unknown)))
@@ -258,9 +268,9 @@ def _head_dim(fields: Mapping[str, Any], row: Architecture, hidden: int, heads: 
 
 
 def _activation(fields: Mapping[str, Any], row: Architecture) -> str:
-    name = fields.get("hidden_act", row.default("hidden_act"))
+    name = fields.get(row.activation_key, row.default(row.activation_key))
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise CheckpointError(f"hidden_act {name!r} is not supported (only {', '.join(ACTIVATIONS)})")
+        raise CheckpointError(f"{row.activation_key} {name!r} is not supported (only {', '.join(ACTIVATIONS)})")
     return ACTIVATIONS[name]
 
 
@@ -287,11 +297,19 @@ def _windows(fields: Mapping[str, Any], row: Architecture, layers: int, position
             if layers > _MOST_LAYERS:
                 raise CheckpointError(f"num_hidden_layers is {layers}, expected at most {_MOST_LAYERS}")
             types = given or (FULL,) * first + (SLIDING,) * (layers - first)
-    elif row.window is WindowRule.NONE and same_windows(window, types, positions)[0] is not None:
+    elif row.window is WindowRule.BY_LAYER:
+        types = given or pattern_of(row, layers, _pattern(fields))
+    elif (
+        row.window is WindowRule.NONE
+        and fields.get("use_sliding_window") is not False
+        and same_windows(window, types, positions)[0] is not None
+    ):
         raise CheckpointError(f"sliding_window ({window} of {positions} positions) is not part of the "
                               f"{row.model_type} architecture")  # fmt: skip
     if window is None and SLIDING in given:
         raise CheckpointError(f"layer_types has {SLIDING!r}, but there is no sliding_window")
+    if row.local_rope:  # types say which base of RoPE a layer has, too
+        return same_windows(window, types, positions)[0], types
     result = same_windows(window, () if row.window is WindowRule.EVERY_LAYER else types, positions)
     if row.window is WindowRule.EVERY_LAYER and result[0] is not None:
         # transformers does not read them here: what runs would not be what they say.
@@ -305,6 +323,42 @@ def _windows(fields: Mapping[str, Any], row: Architecture, layers: int, position
                 f"{name} is {fields[name]!r}, but the {row.model_type} architecture has a sliding_window in every layer"
             )
     return result
+
+
+def pattern_of(row: Architecture, layers: int, pattern: int | None = None) -> tuple[str, ...]:
+    """Kinds of layers where a config does not list them: every n-th, of the row or of `pattern`, sees everything."""
+    if layers > _MOST_LAYERS:
+        raise CheckpointError(f"num_hidden_layers is {layers}, expected at most {_MOST_LAYERS}")
+    every = pattern or row.window_pattern
+    return tuple(SLIDING if (layer + 1) % every else FULL for layer in range(layers))
+
+
+def _pattern(fields: Mapping[str, Any]) -> int | None:
+    given = [name for name in ("sliding_window_pattern", "_sliding_window_pattern") if fields.get(name) is not None]
+    if given and _whole(fields, given[0]) < 1:
+        raise CheckpointError(f"{given[0]} is {fields[given[0]]}, expected a positive whole number")
+    return _whole(fields, given[0]) if given else None
+
+
+def _multipliers(fields: Mapping[str, Any], row: Architecture) -> tuple[tuple[str, float | None], ...]:
+    """Those of the row; null stays null where it stands in the file, for `scales.check` to say what it thinks."""
+    return tuple(
+        (name, (None if fields[name] is None else _number(fields, name)) if name in fields else default)
+        for name, default in row.multipliers.items()
+    )
+
+
+def _rope_layers(fields: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """no_rope_layers, which is 1 for layers *with* RoPE; without it every no_rope_layer_interval-th has none."""
+    given = fields.get("no_rope_layers")
+    if given is not None:
+        if not isinstance(given, list) or len(given) != layers or not all(type(layer) is int for layer in given):
+            raise CheckpointError(f"no_rope_layers is {given!r:.80}, expected a list of num_hidden_layers = {layers}")
+        return tuple(given)
+    interval = _whole(fields, "no_rope_layer_interval", 4)
+    if interval < 1 or layers > _MOST_LAYERS:
+        raise CheckpointError(f"no_rope_layer_interval is {interval} of {layers} layers, expected a positive number")
+    return tuple(int((layer + 1) % interval != 0) for layer in range(layers))
 
 
 def _widths(fields: Mapping[str, Any], layers: int) -> tuple[int, ...]:
@@ -327,13 +381,17 @@ def _layer_types(fields: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _rope_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """rope_theta and scaling in one dictionary: transformers 4 spells it `rope_scaling`, 5 `rope_parameters`."""
+def _rope_fields(fields: Mapping[str, Any], row: Architecture) -> dict[str, Any]:
+    """rope_theta and scaling in one dictionary: transformers 4 spells it `rope_scaling`, 5 `rope_parameters`. The base
+    of layers with a window comes under `local_theta`.
+    """
     rope: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
         part = fields.get(name) or {}
         if not isinstance(part, Mapping):
             raise CheckpointError(f"{name} is {part!r}, expected an object")
+        if row.local_rope and (FULL in part or SLIDING in part):
+            part = _by_kind(name, part, rope)
         for key, value in part.items():
             if key not in _ROPE_KEYS and value is not None:
                 raise CheckpointError(f"{name}.{key} is not supported (only {', '.join(sorted(_ROPE_KEYS))})")
@@ -343,11 +401,25 @@ def _rope_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("rope_theta", "partial_rotary_factor"):
         if rope.get(name) is None and fields.get(name) is not None:
             rope[name] = fields[name]
-    if fields.get(_ORIGINAL) is not None:  # goes before the one inside, as in transformers
-        rope[_ORIGINAL] = fields[_ORIGINAL]
-    if rope.get("partial_rotary_factor") not in (None, 1.0):
-        raise CheckpointError(f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported (only 1)")
+    if row.local_rope and fields.get("rope_local_base_freq") is not None:
+        rope["local_theta"] = fields["rope_local_base_freq"]
+    original = fields.get(_ORIGINAL, row.default(_ORIGINAL))
+    if original is not None:  # goes before the one inside, as in transformers
+        rope[_ORIGINAL] = original
     return rope
+
+
+def _by_kind(name: str, part: Mapping[str, Any], rope: dict[str, Any]) -> Mapping[str, Any]:
+    """transformers 5's parameters per kind of layer: those of full attention; the base of the others goes to `rope`."""
+    full, local = part.get(FULL) or {}, part.get(SLIDING) or {}
+    if not isinstance(full, Mapping) or not isinstance(local, Mapping) or set(part) - {FULL, SLIDING}:
+        raise CheckpointError(f"{name} is {part!r:.120}, expected an object for {FULL!r} and one for {SLIDING!r}")
+    other = {key: value for key, value in local.items() if key not in ("rope_theta", "rope_type") and value is not None}
+    if other or local.get("rope_type", "default") != "default":
+        raise CheckpointError(f"{name}.{SLIDING} is {local!r:.120}, which is not supported (only rope_theta)")
+    if local.get("rope_theta") is not None:
+        rope["local_theta"] = local["rope_theta"]
+    return full
 
 
 def _rope_scaling(rope: Mapping[str, Any], positions: int) -> RopeScaling | None:
@@ -364,22 +436,30 @@ def _rope_scaling(rope: Mapping[str, Any], positions: int) -> RopeScaling | None
             high_freq_factor=_number(rope, "high_freq_factor"),
             original_max_position_embeddings=_whole(rope, _ORIGINAL, positions),
         )
-    if rope_type == "longrope":
-        return _one_table(rope, positions)
-    raise CheckpointError(f"RoPE type {rope_type!r} is not supported (only linear and llama3)")
+    if rope_type in ("longrope", "su"):  # its first name
+        return _longrope(rope, positions)
+    raise CheckpointError(f"RoPE type {rope_type!r} is not supported (only linear, llama3 and longrope)")
 
 
-def _one_table(rope: Mapping[str, Any], positions: int) -> RopeScaling:
-    """LongRoPE whose two tables are the same and that leaves attention alone: what `RopeScaling.to_dict` writes."""
-    short, long = rope.get("short_factor"), rope.get("long_factor")
-    numbers = isinstance(short, list) and all(isinstance(f, (int, float)) for f in short)
-    if not numbers or short != long or rope.get("attention_factor") != 1.0:
-        raise CheckpointError("RoPE type 'longrope' is not supported (only linear and llama3)")
+def _longrope(rope: Mapping[str, Any], positions: int) -> RopeScaling:
+    """Two tables and the factor of cosines and sines, by transformers' rule where the file has none."""
+    tables = {name: rope.get(name) for name in ("short_factor", "long_factor")}
+    for name, table in tables.items():
+        if not isinstance(table, list) or not table:
+            raise CheckpointError(f"RoPE type 'longrope' needs a list of numbers {name}, got {table!r:.80}")
+    original = _whole(rope, _ORIGINAL, positions)
+    if original < 2:
+        raise CheckpointError(f"{_ORIGINAL} is {original}, expected more than 1 position")
+    factor = _number(rope, "factor", positions / original)
+    length = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    short, long = (tuple(_number({name: f}, name) for f in table or ()) for name, table in tables.items())
     return RopeScaling(
         "longrope",
         factor=_number(rope, "factor", 1.0),
-        original_max_position_embeddings=_whole(rope, _ORIGINAL, positions),
-        frequency_factors=tuple(_number({"short_factor": factor}, "short_factor") for factor in rope["short_factor"]),
+        original_max_position_embeddings=original,
+        frequency_factors=short,
+        long_factors=long,
+        attention_factor=_number(rope, "attention_factor", length),
     )
 
 
@@ -411,8 +491,8 @@ def _number(fields: Mapping[str, Any], name: str, default: float | None = None) 
         ) from error
 
 
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name)
+def _flag(fields: Mapping[str, Any], name: str, default: bool | None = None) -> bool:
+    value = fields.get(name, default)
     if value is not None and not isinstance(value, bool):
         raise CheckpointError(f"{name} is {value!r}, expected true or false")
     return bool(value)

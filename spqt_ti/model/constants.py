@@ -10,14 +10,16 @@ import numpy as np
 from spqt_ti.container import Container
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.shared.rope import rope_table
-from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import Site
 
 
 @dataclass(frozen=True)
 class Constants:
     """Per layer its norms, the biases that exist ("qkv_bias", ...) and, where some layer of the model does not see all
-    of the context, its "window": the positions that it sees, 16 times. Then the final norm and the RoPE table.
+    of the context, its "window": the positions that it sees, 16 times; and where layers have different RoPE tables its
+    "rope": the number of its table, 16 times. Then the final norm,
+    which has the factor of logits in its weights, and the RoPE tables. What is added to weights of norms has been.
 
     `values` f32 [n]; `layer`: name -> first value among those of a layer, which take `stride` values.
     """
@@ -36,20 +38,25 @@ class Constants:
         first: dict[str, int] = {}
         stride = 0
         whole = config.max_position_embeddings
+        tables = config.rope_tables(context)
         windows = [window if window < whole else context for window in config.windows()]
         for layer in range(config.num_hidden_layers):
             for name, tensor in _tensors(config):
                 if layer == 0:
                     first[name] = _size(pieces)
-                pieces.append(container.read(f"model.layers.{layer}.{tensor}"))
+                values = container.read(f"model.layers.{layer}.{tensor}")
+                pieces.append(values + np.float32(config.architecture.norm_offset) if "norm" in name else values)
             if min(windows) < context:  # exact: integers below 2^24
                 first.setdefault("window", _size(pieces))
                 pieces.append(np.full(LANES, windows[layer], np.float32))
+            if len(tables) > 1:
+                first.setdefault("rope", _size(pieces))
+                pieces.append(np.full(LANES, config.rope_table_of(layer), np.float32))
             stride = stride or _size(pieces)
         final_norm = _size(pieces)
-        pieces.append(container.read("model.norm.weight"))
+        pieces.append(_final_norm(config, container.read("model.norm.weight")))
         rope = _size(pieces)
-        pieces.append(rope_table(rope_inverse_frequencies(config), context))
+        pieces += [rope_table(table.angles, context, table.lengths) for table in tables]
         values = np.concatenate([piece.astype(np.float32).reshape(-1) for piece in pieces])
         return cls(values, first, stride, final_norm, rope)
 
@@ -60,6 +67,11 @@ def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
     for site in Site:
         if config.has_bias(site.module):
             yield f"{site.label}_bias", f"{site.module}.bias"
+
+
+def _final_norm(config: ModelConfig, weight: np.ndarray) -> np.ndarray:
+    offset, factor = config.architecture.norm_offset, config.scales.logits
+    return ((weight.astype(np.float64) + offset) * factor).astype(np.float32)
 
 
 def _size(pieces: list[np.ndarray]) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from spqt_ti.model.config import ModelConfig, rope_inverse_frequencies
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import SITES, Site
 
 # Called with (site, inputs [windows, tokens, cols]); returns the inputs that the site's matrix sees.
@@ -71,37 +71,50 @@ class Layer:
         first = SITES.index(since) if before is not None else 0
         trace = Trace(dict(before.inputs), before.middle) if before is not None else Trace()
         if before is None:
-            trace.inputs["qkv"] = self._normalised(x, self.norms["attention_norm"])
+            trace.inputs["qkv"] = self._normalised(x, "attention_norm")
         if first == 0:
             trace.inputs["o"] = self._attend(self._linear("qkv", trace, mask))
         if first <= 1:
-            trace.middle = x + self._linear("o", trace, mask)
-            trace.inputs["gate_up"] = self._normalised(trace.middle, self.norms["ffn_norm"])
+            trace.middle = x + self._added("o", trace, mask, "after_attention_norm")
+            trace.inputs["gate_up"] = self._normalised(trace.middle, "ffn_norm")
         if first <= 2:
             gate, up = np.split(self._linear("gate_up", trace, mask), 2, axis=-1)
             trace.inputs["down"] = gated(self.config, gate, up)
-        trace.output = trace.middle + self._linear("down", trace, mask)
+        trace.output = trace.middle + self._added("down", trace, mask, "after_ffn_norm")
         return trace
 
     def _linear(self, site: str, trace: Trace, mask: Mask) -> np.ndarray:
         y = mask(site, trace.inputs[site]) @ self.matrices[site].T
         return y + self.biases[site] if site in self.biases else y
 
-    def _normalised(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def _added(self, site: str, trace: Trace, mask: Mask, norm: str) -> np.ndarray:
+        """What the residual stream gets of a site's output."""
+        y, factor = self._normalised(self._linear(site, trace, mask), norm), self.config.scales.residual
+        return y if factor == 1 else y * y.dtype.type(factor)
+
+    def _normalised(self, x: np.ndarray, role: str) -> np.ndarray:
+        """By the norm of a role; x itself where the layer has none."""
+        if role not in self.norms:
+            return x
+        weight = self.norms[role] + x.dtype.type(self.config.architecture.norm_offset)
         return normalised(x, weight, self.config.rms_norm_eps)
 
     def _attend(self, qkv: np.ndarray) -> np.ndarray:
         """Causal grouped-query attention, [windows, tokens, heads * head_dim]."""
         c = self.config
         windows, tokens, _ = qkv.shape
-        heads = qkv.reshape(windows, tokens, -1, c.head_dim).transpose(0, 2, 1, 3)
-        q, k, v = np.split(heads, [c.num_attention_heads, c.num_attention_heads + c.num_key_value_heads], axis=1)
-        if "q_norm" in self.norms:
-            q, k = self._normalised(q, self.norms["q_norm"]), self._normalised(k, self.norms["k_norm"])
+        ends = np.cumsum([c.num_attention_heads, c.num_key_value_heads])
+        q, k, v = (
+            part if c.architecture.qk_norm_whole else self._heads(part)
+            for part in np.split(qkv, ends * c.head_dim, axis=-1)
+        )
+        q, k, v = map(self._heads, (self._normalised(q, "q_norm"), self._normalised(k, "k_norm"), v))
         queries_per_kv = c.num_attention_heads // c.num_key_value_heads
-        k, v = rotated(c, k).repeat(queries_per_kv, axis=1), v.repeat(queries_per_kv, axis=1)
-        scores = rotated(c, q) @ k.swapaxes(-1, -2)
-        scores /= qkv.dtype.type(c.head_dim**0.5)  # in place from here on: five times as fast
+        k, v = rotated(c, k, self.index).repeat(queries_per_kv, axis=1), v.repeat(queries_per_kv, axis=1)
+        scores = rotated(c, q, self.index) @ k.swapaxes(-1, -2)
+        scores /= qkv.dtype.type(1 / c.scales.attention)  # in place from here on: five times as fast
+        if c.scales.attention_cap:
+            scores[:] = capped(scores, c.scales.attention_cap)
         age = np.arange(tokens)[:, None] - np.arange(tokens)
         scores += np.where((age < 0) | (age >= c.windows()[self.index]), -np.inf, 0).astype(scores.dtype)
         scores -= scores.max(axis=-1, keepdims=True)
@@ -109,6 +122,12 @@ class Layer:
         scores /= scores.sum(axis=-1, keepdims=True)
         joined = scores @ v
         return joined.transpose(0, 2, 1, 3).reshape(windows, tokens, -1)
+
+    def _heads(self, x: np.ndarray) -> np.ndarray:
+        """[windows, tokens, heads * head_dim] -> [windows, heads, tokens, head_dim], which stays as it is."""
+        if x.ndim == 4:
+            return x
+        return x.reshape(*x.shape[:2], -1, self.config.head_dim).transpose(0, 2, 1, 3)
 
 
 class Reference:
@@ -118,14 +137,29 @@ class Reference:
         self.embedding = weights["model.embed_tokens.weight"]
         self.head = self.embedding if config.tie_word_embeddings else weights["lm_head.weight"]
         self.layers = [Layer.of(config, index, weights) for index in range(config.num_hidden_layers)]
-        self._norm, self._eps = weights["model.norm.weight"], config.rms_norm_eps
+        self._config, self._norm = config, weights["model.norm.weight"]
 
     def logits(self, tokens: Sequence[int], since: int = 0, mask: LayerMask | None = None) -> np.ndarray:
         """Logits [len(tokens) - since, vocab] of the tokens from `since` on, the first token at position 0."""
-        x = self.embedding[np.asarray(tokens)][None]
+        c = self._config
+        x = embedded(c, self.embedding[np.asarray(tokens)])[None]
         for index, layer in enumerate(self.layers):
             x = layer.run(x, _of_layer(mask, index) if mask else unmasked).output
-        return normalised(x[0, since:], self._norm, self._eps) @ self.head.T
+        weight = (self._norm + x.dtype.type(c.architecture.norm_offset)) * x.dtype.type(c.scales.logits)
+        logits = normalised(x[0, since:], weight, c.rms_norm_eps) @ self.head.T
+        return capped(logits, c.scales.logit_cap) if c.scales.logit_cap else logits
+
+
+def embedded(config: ModelConfig, rows: np.ndarray) -> np.ndarray:
+    """What the first layer gets of rows of the embedding."""
+    factor = config.scales.embedding
+    return rows if factor == 1 else rows * rows.dtype.type(factor)
+
+
+def capped(x: np.ndarray, cap: float) -> np.ndarray:
+    """cap tanh(x / cap)."""
+    c = x.dtype.type(cap)
+    return c * np.tanh(x / c)
 
 
 def normalised(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -134,12 +168,17 @@ def normalised(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt(squares + x.dtype.type(eps)) * weight
 
 
-def rotated(config: ModelConfig, x: np.ndarray) -> np.ndarray:
-    """RoPE of [..., tokens, head_dim], the first token at position 0; Hugging Face's pairs are half a head apart."""
-    angles = np.outer(np.arange(x.shape[-2]), rope_inverse_frequencies(config)).astype(x.dtype)
-    low, high = np.split(x, 2, axis=-1)
-    cos, sin = np.cos(angles), np.sin(angles)
-    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+def rotated(config: ModelConfig, x: np.ndarray, layer: int) -> np.ndarray:
+    """A layer's RoPE of [..., tokens, head_dim], the first token at position 0; Hugging Face's pairs are half of what
+    turns apart.
+    """
+    tokens, half = x.shape[-2], config.rotary_dim // 2
+    table = config.rope_tables(tokens)[config.rope_table_of(layer)]
+    angles = np.outer(np.arange(tokens), table.angles[:half]).astype(x.dtype)
+    low, high, rest = np.split(x, [half, 2 * half], axis=-1)
+    lengths = table.lengths[:half].astype(x.dtype)
+    cos, sin = np.cos(angles) * lengths, np.sin(angles) * lengths
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], axis=-1)
 
 
 def gated(config: ModelConfig, gate: np.ndarray, up: np.ndarray) -> np.ndarray:

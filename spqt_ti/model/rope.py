@@ -19,8 +19,9 @@ class RopeScaling:
     """How rotary frequencies differ from `theta ** (-2 i / head_dim)`.
 
     `linear` uses `factor`; `llama3` uses `factor`, both frequency factors and the original context. `longrope` divides
-    frequency i by `frequency_factors[i]`: it is how a GGUF file's `rope_freqs.weight` travels when it is not Llama-3's
-    formula (one list of factors, no attention factor: the part of LongRoPE that is a plain table).
+    frequency i by `frequency_factors[i]`, or, in a context beyond the original one, by `long_factors[i]` where there
+    are such; cosines and sines are multiplied by `attention_factor`. A GGUF file's `rope_freqs.weight` travels as one
+    list of factors when it is not Llama-3's formula.
     """
 
     rope_type: str
@@ -29,6 +30,8 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
     frequency_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
@@ -37,7 +40,15 @@ class RopeScaling:
             raise CheckpointError(f"rope_scaling.factor is {self.factor}, expected a positive number")
         if self.rope_type == "llama3":
             self._check_llama3()
-        if not all(math.isfinite(f) and f > 0 for f in self.frequency_factors):
+        if self.long_factors == self.frequency_factors:  # one spelling of one model
+            object.__setattr__(self, "long_factors", ())
+        if self.long_factors and len(self.long_factors) != len(self.frequency_factors):
+            raise CheckpointError("rope_scaling has short_factor and long_factor of different lengths")
+        if not (math.isfinite(self.attention_factor) and self.attention_factor > 0):
+            raise CheckpointError(
+                f"rope_scaling.attention_factor is {self.attention_factor}, expected a positive number"
+            )
+        if not all(math.isfinite(f) and f > 0 for f in (*self.frequency_factors, *self.long_factors)):
             raise CheckpointError("rope_scaling has frequency factors that are not positive numbers")
 
     def _check_llama3(self) -> None:
@@ -68,23 +79,48 @@ class RopeScaling:
         return {
             "rope_type": "longrope",
             "factor": self.factor,
-            "attention_factor": 1.0,
+            "attention_factor": self.attention_factor,
             "short_factor": factors,
-            "long_factor": list(factors),
+            "long_factor": list(self.long_factors or factors),
             "original_max_position_embeddings": self.original_max_position_embeddings,
         }
 
 
-def inverse_frequencies(theta: float, head_dim: int, scaling: RopeScaling | None) -> npt.NDArray[np.float64]:
-    """f64 [head_dim/2]: the angle by which pair i (elements i, i + head_dim/2) turns from one position to the next."""
+def inverse_frequencies(
+    theta: float, head_dim: int, scaling: RopeScaling | None, context: int = 0
+) -> npt.NDArray[np.float64]:
+    """f64 [head_dim/2]: the angle by which pair i (elements i, i + head_dim/2) turns from one position to the next, in
+    a context of so many positions. Of a head that turns in part, `head_dim` is the part.
+    """
     plain = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is None:
         return plain
     if scaling.rope_type == "linear":
         return plain / scaling.factor
     if scaling.rope_type == "longrope":
-        return plain / np.asarray(scaling.frequency_factors, dtype=np.float64)
+        long = scaling.long_factors and context > scaling.original_max_position_embeddings
+        return plain / np.asarray(scaling.long_factors if long else scaling.frequency_factors, dtype=np.float64)
     return plain / llama3_frequency_factors(plain, scaling)
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """Of pair i of a head: the angle from one position to the next, and the length of (cos, sin); f64 [head_dim/2].
+
+    The pairs that turn are the first ones, entries (i, i + half) with `half` the number of them; the others, whose
+    angle is 0 and length 1, are the entries behind in any order.
+    """
+
+    angles: npt.NDArray[np.float64]
+    lengths: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, theta: float, rotary: int, head_dim: int, scaling: RopeScaling | None, context: int) -> RopeTable:
+        """Of the first `rotary` entries of heads, 0 for none."""
+        rest = head_dim // 2 - rotary // 2
+        angles = inverse_frequencies(theta, rotary, scaling, context) if rotary else np.zeros(0)
+        lengths = np.full(rotary // 2, scaling.attention_factor if scaling else 1.0)
+        return cls(np.pad(angles, (0, rest)), np.pad(lengths, (0, rest), constant_values=1.0))
 
 
 def llama3_frequency_factors(plain: npt.NDArray[np.float64], scaling: RopeScaling) -> npt.NDArray[np.float64]:

@@ -24,6 +24,7 @@ from spqt_ti.model.engines import engine_for
 from spqt_ti.model.faults import all_finite, explain
 from spqt_ti.model.neurons import PredictedLayers, check_predictors, executor_of
 from spqt_ti.model.predictors import Executor, NeuronPredictor
+from spqt_ti.model.reference import capped
 from spqt_ti.model.sites import inputs_per_site
 from spqt_ti.model.tuning import Tuning
 from spqt_ti.progress import says_if_slow
@@ -207,7 +208,7 @@ class Llama:
         ti.sync()
         if not rows:
             return np.zeros((0, self.config.vocab_size), np.float32)
-        return self._finite(np.concatenate(rows) if len(rows) > 1 else rows[0])
+        return self._capped(self._finite(np.concatenate(rows) if len(rows) > 1 else rows[0]))
 
     def embed(self, tokens: Tokens) -> np.ndarray:
         """Hidden states f32 [n, hidden] before the first layer, of a short sequence (see `layers`)."""
@@ -235,7 +236,7 @@ class Llama:
         """Logits f32 [n, vocab] of hidden states f32 [n, hidden] after the last layer, of one chunk at most."""
         self._check_short(len(states))
         self._prefill.write_states(states)
-        return self._finite(self._prefill.logits(0, len(states)))
+        return self._capped(self._finite(self._prefill.logits(0, len(states))))
 
     def decode(self, token: int) -> np.ndarray:
         """Append one token through the sparse step; logits f32 [vocab], a view that the next call overwrites.
@@ -246,7 +247,7 @@ class Llama:
         self.submit(token)
         if self._cache.half:  # sees keys and values, too; on a GPU it would be another transfer
             self._check_best(self._decode.best_tokens)
-        return self._finite(self._decode.logits())
+        return self._capped(self._finite(self._decode.logits()))
 
     def submit(self, token: int) -> None:
         """Append one token as `decode` does, without waiting for a GPU."""
@@ -285,6 +286,11 @@ class Llama:
     def _forget_from(self, position: int) -> None:
         """What is written from this position on is no longer what `prefill` has put there."""
         del self._prefilled[position:]
+
+    def _capped(self, logits: np.ndarray) -> np.ndarray:
+        """A cap changes no order, so the device, which looks for the best token, does without."""
+        cap = self.config.scales.logit_cap
+        return capped(logits, cap) if cap else logits
 
     def _finite(self, logits: np.ndarray) -> np.ndarray:
         if not all_finite(logits):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,36 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{stored.location}: tensor {name} cannot be read ({error})") from error
         return np.ascontiguousarray(values.reshape(shape), dtype=np.float32)
+
+
+_FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def split_fused(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> dict[str, StoredTensor]:
+    """Stacked projections (`self_attn.qkv_proj`) as the parts that they are made of; others as they are, and those of
+    another size than their parts, for `check_tensors` to name.
+    """
+    shapes = config.tensor_shapes() if config.num_hidden_layers <= len(tensors) else {}
+    split: dict[str, StoredTensor] = {}
+    for name, stored in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        stack = next((stack for stack in _FUSED if stem.endswith(stack)), "")
+        names = [f"{stem.rpartition('.')[0]}.{part}.{kind}" for part in _FUSED.get(stack, ())]
+        parts = [shapes[part] for part in names if part in shapes]
+        rows = sum(shape[0] for shape in parts)
+        if not names or len(parts) < len(names) or stored.shape != (rows, *parts[0][1:]):
+            split[name] = stored
+            continue
+        first = 0
+        for part, shape in zip(names, parts, strict=True):
+            load = partial(_rows, stored.load, first, shape[0])
+            split[part] = StoredTensor(shape, f"{stored.location} ({name})", load, stored.problem)
+            first += shape[0]
+    return split
+
+
+def _rows(load: Callable[[], FloatArray], first: int, count: int) -> FloatArray:
+    return load()[first : first + count]
 
 
 def check_tensors(source: Path, config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> None:

@@ -22,10 +22,11 @@ from gguf.quants import dequantize
 from spqt_ti.errors import CheckpointError
 from spqt_ti.model.architectures import ARCHITECTURES, Architecture, WindowRule, by_gguf_name
 from spqt_ti.model.config import ModelConfig
+from spqt_ti.model.config_json import ACTIVATIONS, pattern_of
 from spqt_ti.model.rope import RopeScaling, llama3_frequency_factors
-from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor
+from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor, split_fused
 from spqt_ti.sources.gguf_header import GgufTensor, read_header
-from spqt_ti.sources.gguf_metadata import ArchitectureMetadata, special_token
+from spqt_ti.sources.gguf_metadata import ArchitectureMetadata, multipliers, special_token
 from spqt_ti.sources.gguf_tokenizer import declared_ends, tokenizer_json
 
 _CHUNK_VALUES = 1 << 20  # dequantised at a time: keeps the temporaries of gguf.quants in the cache and memory low
@@ -37,19 +38,25 @@ _PLAIN: dict[GGMLQuantizationType, np.dtype[Any]] = {
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _GLOBAL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_FUSED_NAMES = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+_NORM_NAMES = {
+    "attn_norm": "attention_norm",
+    "attn_q_norm": "q_norm",
+    "attn_k_norm": "k_norm",
+    "ffn_norm": "ffn_norm",
+    "post_attention_norm": "after_attention_norm",
+    "post_ffw_norm": "after_ffn_norm",
+}
 _ROPE_TABLE = "rope_freqs.weight"
+_LONGROPE_TABLES = ("rope_factors_short.weight", "rope_factors_long.weight")
 
 
 @dataclass(frozen=True)
@@ -170,8 +177,8 @@ def read_config(file: GgufFile) -> ModelConfig:
             f"mixtures of experts are not supported ({meta.key('expert_count')} is {meta.whole('expert_count')})"
         )
     heads, hidden = meta.whole("attention.head_count"), meta.whole("embedding_length")
-    head_dim = _head_dim(meta, hidden, heads)
-    meta.check_known(head_dim)
+    head_dim = _head_dim(meta, row, hidden, heads)
+    meta.check_known(head_dim, row)
     theta = meta.real("rope.freq_base", 10000.0)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -195,7 +202,31 @@ def read_config(file: GgufFile) -> ModelConfig:
         eos_token_ids=declared_ends(file.metadata),
         model_type=row.model_type,
         sliding_window=_window(meta, row),
+        hidden_act=ACTIVATIONS[row.default(row.activation_key)],
+        layer_types=_layer_types(meta, row),
+        **_extras(meta, row, hidden, heads, head_dim),
     )
+
+
+def _layer_types(meta: ArchitectureMetadata, row: Architecture) -> tuple[str, ...]:
+    if row.window is not WindowRule.BY_LAYER:
+        return ()
+    return pattern_of(
+        row, meta.whole("block_count"), meta.whole("attention.sliding_window_pattern", row.window_pattern)
+    )
+
+
+def _extras(meta: ArchitectureMetadata, row: Architecture, hidden: int, heads: int, head_dim: int) -> dict[str, Any]:
+    """Fields of some architectures alone."""
+    layers = meta.whole("block_count")
+    fields: dict[str, Any] = {"multipliers": multipliers(meta, row, (hidden, heads, head_dim, layers))}
+    if row.skips_rope:  # llama.cpp's fixed rule
+        fields["rope_layers"] = tuple(int((layer + 1) % 4 != 0) for layer in range(layers)) if layers <= 1 << 16 else ()
+    if row.local_rope:
+        fields["rope_local_theta"] = meta.real("rope.freq_base_swa", row.default("rope_local_base_freq"))
+    if row.partial_rope:
+        fields["partial_rotary_factor"] = meta.whole("rope.dimension_count", head_dim) / head_dim
+    return fields
 
 
 def _any(file: GgufFile, pattern: str) -> bool:
@@ -216,18 +247,19 @@ def _window(meta: ArchitectureMetadata, row: Architecture) -> int | None:
     architectures here; a model that was trained with a window is another one without it.
     """
     window, positions = meta.whole("attention.sliding_window", 0), meta.whole("context_length")
-    if window < 0 or (0 < window < positions and row.window is not WindowRule.EVERY_LAYER):
+    known = row.window in (WindowRule.EVERY_LAYER, WindowRule.BY_LAYER)
+    if window < 0 or (0 < window < positions and not known):
         raise CheckpointError(
             f"sliding_window ({window} of {positions} positions) is not supported for architecture {meta.name!r}"
         )
     return window if 0 < window < positions else None
 
 
-def _head_dim(meta: ArchitectureMetadata, hidden: int, heads: int) -> int:
+def _head_dim(meta: ArchitectureMetadata, row: Architecture, hidden: int, heads: int) -> int:
     if heads <= 0:
         raise CheckpointError(f"{meta.key('attention.head_count')} is {heads}, expected a positive whole number")
     head_dim = meta.whole("attention.key_length", hidden // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    for key in ("attention.value_length", *(() if row.partial_rope else ("rope.dimension_count",))):
         if meta.whole(key, head_dim) != head_dim:
             raise CheckpointError(f"{meta.key(key)} is {meta.whole(key)}, expected the head size {head_dim}")
     return head_dim
@@ -238,6 +270,8 @@ def _rope_scaling(file: GgufFile, meta: ArchitectureMetadata, theta: float, head
 
     As in llama.cpp, a factor without a type is linear, and with the type "none" it has no effect.
     """
+    if any(name in file.tensors for name in _LONGROPE_TABLES):
+        return _longrope(file, meta)
     kind = meta.text("rope.scaling.type", "linear")
     factor = meta.real("rope.scaling.factor", meta.real("rope.scale_linear", 0.0))
     linear = kind == "linear" and factor not in (0.0, 1.0)
@@ -250,6 +284,26 @@ def _rope_scaling(file: GgufFile, meta: ArchitectureMetadata, theta: float, head
     if linear:
         raise CheckpointError(f"RoPE has linear scaling and {_ROPE_TABLE} at the same time, which is not supported")
     return _table_scaling(file, theta, head_dim, meta.whole("context_length"))
+
+
+def _longrope(file: GgufFile, meta: ArchitectureMetadata) -> RopeScaling:
+    """Two tables of factors; llama.cpp takes the long one in a context beyond the original, too."""
+    tables = []
+    for name in _LONGROPE_TABLES:
+        if name not in file.tensors or problem(file.tensors[name]):
+            raise CheckpointError(
+                f"tensor {name} {problem(file.tensors[name]) if name in file.tensors else 'is missing'}"
+            )
+        tables.append(tuple(float(factor) for factor in file.load(name).reshape(-1)))
+    return RopeScaling(
+        "longrope",
+        original_max_position_embeddings=meta.whole(
+            "rope.scaling.original_context_length", meta.whole("context_length")
+        ),
+        frequency_factors=tables[0],
+        long_factors=tables[1],
+        attention_factor=meta.real("rope.scaling.attn_factor", 1.0),
+    )
 
 
 def _table_scaling(file: GgufFile, theta: float, head_dim: int, positions: int) -> RopeScaling | None:
@@ -274,11 +328,15 @@ def _tensors(file: GgufFile, config: ModelConfig) -> dict[str, StoredTensor]:
     """Hugging Face names -> tensors, q and k in Hugging Face's row order."""
     tensors: dict[str, StoredTensor] = {}
     for name, entry in file.tensors.items():
-        if name == _ROPE_TABLE or name.endswith(".attn_rot_embd.weight"):  # in the config, or a table that we compute
+        if name in (_ROPE_TABLE, *_LONGROPE_TABLES) or name.endswith(
+            ".attn_rot_embd.weight"
+        ):  # in the config, or a table that we compute
             continue
-        mapped = huggingface_name(name) or name
+        mapped = huggingface_name(name, config) or name
         location, load = f"{entry.path} ({name})", _loader(file, name, mapped, config)
         tensors[mapped] = StoredTensor(entry.shape, location, load, problem(entry))
+    if config.architecture.fused:
+        tensors = split_fused(tensors, config)
     if config.attention_bias or config.mlp_bias:
         _complete_biases(tensors, file, config)
     return tensors
@@ -298,6 +356,9 @@ def _zeros(shape: tuple[int, ...]) -> FloatArray:
 
 
 def _loader(file: GgufFile, name: str, mapped: str, config: ModelConfig) -> Callable[[], FloatArray]:
+    offset = np.float32(config.architecture.norm_offset)
+    if offset and mapped.endswith("norm.weight"):  # files have it in the weights
+        return lambda: file.load(name) - offset
     if not config.architecture.gguf_permuted:
         return lambda: file.load(name)
     if ".q_proj." in mapped:
@@ -307,15 +368,20 @@ def _loader(file: GgufFile, name: str, mapped: str, config: ModelConfig) -> Call
     return lambda: file.load(name)
 
 
-def huggingface_name(name: str) -> str | None:
-    """`blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; None for an unknown name."""
+def huggingface_name(name: str, config: ModelConfig) -> str | None:
+    """`blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; None for a name that is unknown, or not one of
+    this architecture's.
+    """
     stem, _, suffix = name.rpartition(".")
     if stem in _GLOBAL_NAMES:
         return f"{_GLOBAL_NAMES[stem]}.{suffix}"
     inside = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    if inside and inside[2] in _LAYER_NAMES:
-        return f"model.layers.{inside[1]}.{_LAYER_NAMES[inside[2]]}.{suffix}"
-    return None
+    if inside and inside[2] in _NORM_NAMES:
+        norms = {norm.role: norm.tensor for norm in config.norms()}
+        norm = norms.get(_NORM_NAMES[inside[2]], "").removesuffix(".weight")
+        return f"model.layers.{inside[1]}.{norm}.{suffix}" if norm else None
+    names = _LAYER_NAMES | (_FUSED_NAMES if config.architecture.fused else {})
+    return f"model.layers.{inside[1]}.{names[inside[2]]}.{suffix}" if inside and inside[2] in names else None
 
 
 def unpermute(w: FloatArray, heads: int) -> FloatArray:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from spqt_ti.errors import CheckpointError
+from spqt_ti.model.architectures import Architecture
 
 _LOG = logging.getLogger(__name__)
 NO_TOKEN = 0xFFFFFFFF  # -1 in the unsigned field of a token id
@@ -49,6 +50,22 @@ _GENERAL_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "general.type": ("model",),
     "tokenizer.ggml.add_sep_token": (False,),
 }
+
+
+# Names of config.json -> keys, by model type.
+_MULTIPLIERS: dict[str, dict[str, str]] = {
+    "granite": {
+        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+        "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
+    },
+    "minicpm": {"scale_emb": "embedding_scale", "scale_depth": "residual_scale", "dim_model_base": "logit_scale"},
+    "gemma2": {
+        "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping",
+    },
+    "gemma3_text": {"final_logit_softcapping": "final_logit_softcapping"},
+}  # fmt: skip
+# Layers of the 27 billion parameters of Gemma 2 and 3, whose scores are divided by sqrt(hidden / heads).
+_WIDE_SCORES = {"gemma2": 46, "gemma3_text": 62}
 
 
 class ArchitectureMetadata:
@@ -92,11 +109,13 @@ class ArchitectureMetadata:
         """The f32 epsilon as the decimal that was meant: 1e-05 rather than 9.999999747378752e-06."""
         return float(np.format_float_scientific(np.float32(self.real("attention.layer_norm_rms_epsilon")), unique=True))
 
-    def check_known(self, head_dim: int) -> None:
+    def check_known(self, head_dim: int, row: Architecture) -> None:
         """CheckpointError for a key that changes the computation and is not applied; a warning for an unknown one."""
         for full in self.metadata:
             prefix, _, key = full.partition(".")
-            if prefix != self.name or key in _APPLIED:
+            if prefix != self.name or key in _APPLIED or key in _MULTIPLIERS.get(row.model_type, {}).values():
+                continue
+            if key == "rope.scaling.attn_factor" and row.partial_rope:
                 continue
             if key in _NEUTRAL:
                 self._check_neutral(full, _NEUTRAL[key])
@@ -129,6 +148,39 @@ class ArchitectureMetadata:
     def _check_sections(self, full: str) -> None:
         if np.any(self.metadata[full]):
             raise CheckpointError(f"metadata key {full}: RoPE in sections (of images) is not supported")
+
+
+def multipliers(
+    meta: ArchitectureMetadata, row: Architecture, sizes: tuple[int, int, int, int]
+) -> tuple[tuple[str, float | None], ...]:
+    """The row's multipliers, by config.json's names and meaning; `sizes`: hidden, heads, head size, layers. As in
+    llama.cpp 0 stands for one that is not there; a MiniCPM that lacks one has those of the 2 billion parameters.
+    """
+    hidden, heads, head_dim, layers = sizes
+    found: dict[str, float | None] = {}
+    for name, key in _MULTIPLIERS.get(row.model_type, {}).items():
+        value = meta.real(key, 0.0)
+        if row.model_type == "minicpm":
+            # Files have residual_scale = scale_depth / sqrt(layers) and logit_scale = hidden / dim_model_base.
+            if name == "scale_depth":
+                value = value * layers**0.5 or 1.4
+            elif name == "dim_model_base":
+                value = hidden / value if value else 256.0
+            else:
+                value = value or 12.0
+        elif not value:
+            continue
+        found[name] = value
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        cap = _MULTIPLIERS.get(row.model_type, {}).get(name)
+        if name in row.multipliers and name not in found and cap and meta.key(cap) in meta.metadata:
+            found[name] = None
+    if row.model_type == "granite":
+        found.setdefault("attention_multiplier", head_dim**-0.5)
+    if "query_pre_attn_scalar" in row.multipliers:
+        wide = layers == _WIDE_SCORES[row.model_type]
+        found["query_pre_attn_scalar"] = hidden / heads if wide else float(head_dim)
+    return tuple(found.items())
 
 
 def special_token(metadata: Mapping[str, Any], name: str) -> int | None:

@@ -14,7 +14,7 @@ from spqt_ti.bounded_json import parse_object
 from spqt_ti.errors import CheckpointError
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.config_json import token_ids
-from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor
+from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor, split_fused
 from spqt_ti.sources.huggingface_tokenizer import FILES, read_json, read_tokenizer
 
 # safetensors' name of a type -> the NumPy type of the stored bytes (little-endian; NumPy has no bf16).
@@ -39,6 +39,8 @@ def open_directory(directory: Path) -> Checkpoint:
             tensors[name] = stored
     _refuse_quantised(directory, tensors)
     config = _drop_harmless(tensors, config)
+    if config.architecture.fused:
+        tensors = split_fused(tensors, config)
     tokenizer_json, chat_template = read_tokenizer(directory)
     return Checkpoint(directory, config, tokenizer_json, chat_template, tensors)
 

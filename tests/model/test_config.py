@@ -25,7 +25,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "attention_bias": ..., "mlp_bias": ...}
+NOT_IN_TRANSFORMERS = ("sparsellama", "bamboo", "minicpm")
 QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+GEMMA3, GRANITE, SMOLLM3, PHI3 = (
+    {**tiny_config(model_type=name).to_dict(), "intermediate_size": 160}
+    for name in ("gemma3_text", "granite", "smollm3", "phi3")
+)
 TABLE = RopeScaling("longrope", frequency_factors=(1.0,) * 8 + (2.5,) * 8)
 
 
@@ -80,7 +85,7 @@ def test_eos(value, expected):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}, "'Gemma2ForCausalLM'"),
+        ({"model_type": "gemma", "architectures": ["GemmaForCausalLM"]}, "'GemmaForCausalLM'"),
         (
             {"architectures": ["MistralForCausalLM"]},
             "model_type is 'llama', but architectures says 'MistralForCausalLM'",
@@ -94,7 +99,7 @@ def test_eos(value, expected):
         ({"hidden_act": ["silu"]}, "hidden_act ['silu']"),
         ({"hidden_act": "fatrelu"}, "hidden_act_param is missing"),
         ({"hidden_act": "fatrelu", "hidden_act_param": -1}, "hidden_act_param is -1"),
-        ({"model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"]}, "'MiniCPMForCausalLM'"),
+        ({"model_type": "minicpm3", "architectures": ["MiniCPM3ForCausalLM"]}, "'MiniCPM3ForCausalLM'"),
         ({"sliding_window": "wide"}, "sliding_window"),
         ({"sliding_window": 128}, "sliding_window (128 of 256 positions) is not part of the llama architecture"),
         ({**MISTRAL, "sliding_window": 0}, "sliding_window is 0"),
@@ -107,7 +112,25 @@ def test_eos(value, expected):
         ({**QWEN2, "layer_types": ["linear_attention"] * 2}, "layer_types is ['linear_attention', 'linear_attention']"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
-        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "longrope"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+            "1 frequency factors",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 24}},
+            "needs a list of numbers long_factor",
+        ),
+        ({**GEMMA3, "rope_local_base_freq": 0}, "rope_local_base_freq is 0"),
+        ({**GEMMA3, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+        ({**GEMMA3, "final_logit_softcapping": -1}, "final_logit_softcapping is -1"),
+        ({**GEMMA3, "sliding_window_pattern": 0, "layer_types": ...}, "sliding_window_pattern is 0"),
+        ({**GEMMA3, "rope_parameters": {"sliding_attention": {"factor": 2.0}}}, "rope_parameters.sliding_attention"),
+        ({**GRANITE, "logits_scaling": None}, "logits_scaling is None"),
+        ({**GRANITE, "scale_emb": 12}, "scale_emb is 12"),
+        ({**SMOLLM3, "no_rope_layers": [1]}, "no_rope_layers is [1]"),
+        ({**SMOLLM3, "no_rope_layers": [1, 2]}, "no_rope_layers is [1, 2]"),
+        ({**PHI3, "partial_rotary_factor": 0.7}, "partial_rotary_factor is 0.7"),
+        ({"no_rope_layers": [1, 0]}, "no_rope_layers is [1, 0]"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "low_freq_factor < high_freq_factor"),
@@ -238,7 +261,7 @@ def test_windows_as_transformers_reads_them(changes, window, layer_types):
         assert tuple(min(window or most, most) for window in sliding) == config.windows()
 
 
-@pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES if name not in ("sparsellama", "bamboo")])
+@pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES if name not in NOT_IN_TRANSFORMERS])
 def test_absent_fields_have_the_reference_defaults(model_type):
     """Absent, that is; null is another thing, except where transformers has nothing better."""
     transformers = pytest.importorskip("transformers", reason="extra oracle")
@@ -311,7 +334,7 @@ def test_frequencies_agree_with_transformers(scaling):
     np.testing.assert_allclose(cosine[0, :, :16].numpy(), np.cos(angles), atol=5e-5)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "bamboo"])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in NOT_IN_TRANSFORMERS])
 def test_transformers_reads_what_we_write(case, tmp_path):
     transformers = pytest.importorskip("transformers", reason="extra oracle")
     config = tiny_config(**CASES[case])

@@ -85,7 +85,9 @@ class Offsets(NamedTuple):
     softmax: Any
 
 
-def make_attend(shape: CacheShape, queries_per_kv: int, windowed: bool = False):
+def make_attend(
+    shape: CacheShape, queries_per_kv: int, windowed: bool = False, scale: float | None = None, cap: float = 0.0
+):
     """Build the ti.func of the attention of the `queries_per_kv` query heads of a KV head, over some of its pages.
 
     Arguments: the cache with the first vector of the head's keys, behind which its values lie; `a` with the first
@@ -93,12 +95,13 @@ def make_attend(shape: CacheShape, queries_per_kv: int, windowed: bool = False):
     (which is in the first page of all, and 0 unless `windowed`) to `position`; offsets in `a`, with scratch at
     `scores`: queries_per_kv * context / 16 vectors. It writes, for head h, the sum over p of exp(s_p - m) v_p to the
     head_dim / 16 vectors from a[out + h head_dim / 16], and m and the sum of exp(s_p - m) to lanes 0 and 1 of
-    a[softmax + h].
+    a[softmax + h]. Scores are products times `scale` (default: 1 / sqrt(head_dim)); with a `cap` other than 0,
+    cap tanh(score / cap).
     """
     head_dim, head_vectors, pages = shape.head_dim, shape.head_dim // 16, shape.context // 16
     together = max(1, SUMS // head_vectors)
     parties = [(first, min(together, queries_per_kv - first)) for first in range(0, queries_per_kv, together)]
-    scale = head_dim**-0.5
+    scale = head_dim**-0.5 if scale is None else scale
     multiply_add, _ = make_multiply_add()
 
     def make_add_products(count: int, side_by_side: int):
@@ -136,7 +139,10 @@ def make_attend(shape: CacheShape, queries_per_kv: int, windowed: bool = False):
             score = parts[first]
             for c in ti.static(range(1, chains)):
                 score += parts[first + c]
-            score *= scale
+            if ti.static(cap > 0.0):
+                score = cap - (2.0 * cap) / (exp_lanes(score * (2.0 * scale / cap)) + 1.0)
+            else:
+                score *= scale
             if page == position >> 4:
                 last_lane = position & 15
                 score = f32x16(*[ti.select(i <= last_lane, score[i], LOWEST) for i in ti.static(range(16))])

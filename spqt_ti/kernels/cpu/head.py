@@ -42,8 +42,10 @@ def make_tile_sums():
     return add_blocks
 
 
-def make_head(cols: int):
-    """Build the ti.funcs `logits_tile` and `embed` for a vocabulary matrix of `cols` (a multiple of 32) columns."""
+def make_head(cols: int, factor: float = 1.0):
+    """Build the ti.funcs `logits_tile` and `embed` for a vocabulary matrix of `cols` (a multiple of 32) columns, of
+    which embeddings are `factor` times the rows.
+    """
     add_blocks = make_tile_sums()
     blocks = cols // 32
 
@@ -66,6 +68,8 @@ def make_head(cols: int):
         lane = row & 15
         part = (row >> 4) & 3
         scale = ti.cast(scales[(tile * blocks + (vector >> 1)) * 4 + part][lane], ti.f32)
+        if ti.static(factor != 1.0):
+            scale *= factor
         q = [
             ti.cast((words[tile * cols + vector * 16 + i][lane] >> (8 * part)) & 255, ti.i32) - 128
             for i in ti.static(range(16))

@@ -43,18 +43,18 @@ class CacheShape:
         return self.layers * self.layer_stride
 
 
-def make_attention(shape: CacheShape, threads: int):
+def make_attention(shape: CacheShape, threads: int, scale: float | None = None, cap: float = 0.0):
     """Build the ti.func of one thread of a group of `threads` that attends with one query.
 
     Arguments: cache; first entry of the keys of layer and head in it; `own`, shared f32 [3 head_dim]: the query, and
     key and value of its position, written before the group's last barrier; the first position that the query sees; its
-    own; t. The result replaces the query, for the whole group. Raises ValueError for heads of more entries
-    than threads.
+    own; t. The result replaces the query, for the whole group. `scale` and `cap` as of the CPU's `make_attend`. Raises
+    ValueError for heads of more entries than threads.
     """
     head_dim, context = shape.head_dim, shape.context
     if head_dim > threads or 3 * head_dim > SHARED or threads > SHARED:
         raise ValueError(f"{threads} threads cannot attend with heads of {head_dim}")
-    scale = 1.0 / head_dim**0.5
+    scale = 1.0 / head_dim**0.5 if scale is None else scale
     threads_log2 = log2(threads)
     # Scores: `parts` of the head's entries, and that many positions per thread.
     parts = math.gcd(SHARED // threads, head_dim)
@@ -66,6 +66,13 @@ def make_attention(shape: CacheShape, threads: int):
     lanes = 1 << lanes_log2
     spread = threads // lanes
     values_ahead = min(_IN_FLIGHT, lanes)
+
+    @ti.func
+    def scaled(product):
+        result = product * scale
+        if ti.static(cap > 0.0):
+            result = cap - (2.0 * cap) / (ti.exp(ti.min(product * (2.0 * scale / cap), 80.0)) + 1.0)
+        return result
 
     @ti.func
     def score(cache: ti.template(), keys, own: ti.template(), pieces: ti.template(), first, position, t):
@@ -108,7 +115,7 @@ def make_attention(shape: CacheShape, threads: int):
         if t < head_dim:
             product = own[t] * own[head_dim + t]
             added = own[2 * head_dim + t]
-        highest = group_sum(shared, t, product, threads) * scale
+        highest = scaled(group_sum(shared, t, product, threads))
         total = 1.0
         for tile in range((position - begin + threads - 1) >> threads_log2):
             first = begin + (tile << threads_log2)
@@ -120,7 +127,7 @@ def make_attention(shape: CacheShape, threads: int):
                 mine = 0.0
                 for part in ti.static(range(parts)):
                     mine += pieces[part * threads + t]
-                mine *= scale
+                mine = scaled(mine)
             new_highest = ti.max(highest, group_max(shared, t, mine, threads))
             weight = 0.0
             if first + t < position:
@@ -192,17 +199,17 @@ def make_append_own(shape: CacheShape):
 
 
 def make_write_pair(shape: CacheShape):
-    """Build the ti.func that puts entries d and d + head_dim / 2 of a key or a value into the cache."""
-    head_dim, context, half = shape.head_dim, shape.context, shape.head_dim // 2
+    """Build the ti.func that puts entries low_at and high_at of a key or a value into the cache."""
+    head_dim, context = shape.head_dim, shape.context
 
     @ti.func
-    def write_pair(cache: ti.template(), keys, is_key, position, d, low, high):
+    def write_pair(cache: ti.template(), keys, is_key, position, low_at, high_at, low, high):
         if is_key:
-            cache[keys + d * context + position] = low
-            cache[keys + (d + half) * context + position] = high
+            cache[keys + low_at * context + position] = low
+            cache[keys + high_at * context + position] = high
         else:
             values = keys + shape.half_stride + position * head_dim
-            cache[values + d] = low
-            cache[values + d + half] = high
+            cache[values + low_at] = low
+            cache[values + high_at] = high
 
     return write_pair

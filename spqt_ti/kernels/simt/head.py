@@ -43,8 +43,10 @@ def tile(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return words.reshape(-1), scales.reshape(-1).view("<u4")
 
 
-def make_embed(cols: int):
-    """Build the ti.func of one value of a token's embedding, of a vocabulary matrix of `cols` columns."""
+def make_embed(cols: int, factor: float = 1.0):
+    """Build the ti.func of one value of a token's embedding, which is `factor` times a row of a vocabulary matrix of
+    `cols` columns.
+    """
     scale_of = _make_scale_of(cols)
 
     @ti.func
@@ -53,7 +55,10 @@ def make_embed(cols: int):
         part = (row >> 4) & 3
         word = words[((row >> 6) * cols + column) * 16 + lane]
         q = ti.cast((word >> ti.cast(8 * part, ti.u32)) & 255, ti.i32) - 128
-        return scale_of(scales, row >> 6, column >> 5, part, lane) * q
+        value = scale_of(scales, row >> 6, column >> 5, part, lane) * q
+        if ti.static(factor != 1.0):
+            value *= factor
+        return value
 
     return embed
 

@@ -12,7 +12,7 @@ from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.attention import LOWEST, CacheShape, Offsets, make_attend
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.head import make_head
-from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
+from spqt_ti.kernels.cpu.heads import make_first_seen, make_normalise_head, make_place_head
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
 from spqt_ti.kernels.cpu.stopwatch import Clock, make_stopwatch
 from spqt_ti.kernels.cpu.tile_sums import WORKSPACE_INTEGERS
@@ -93,13 +93,17 @@ def make_decode_kernel(
     eps = config.rms_norm_eps
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constant("attention_norm"), weights.layer_constant("ffn_norm")
+    after_attention = weights.layer_constant("after_attention_norm")
+    normalises_before = attention_norm is not None
+    after_ffn, normalises_after = weights.layer_constant("after_ffn_norm"), after_attention is not None
+    scales, whole_norm = config.scales, weights.head_constants.whole
     constants_stride, final_norm = weights.constants_stride, weights.final_norm
     selectors, selector_map = weights.selectors, weights.selector_map
     tiles, head_tile, vocabulary = weights.vocabulary_tiles, weights.head_tile, config.vocab_size
     # A factor that makes infinity of what the cache cannot hold: an f16 ends at 65504.
     overflow = 3.4028234e38 / 65504.0 if cache_shape.half else 1.0
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
-    logits_tile, embed = make_head(config.hidden_size)
+    logits_tile, embed = make_head(config.hidden_size, scales.embedding)
     # What a model has not compiles to nothing: asked in an `if` of its own, as Taichi compiles both sides of `and`.
     kinds = weights.matrices.kinds
     numbers = multiplied_kinds(weights, neurons is not None)
@@ -110,8 +114,10 @@ def make_decode_kernel(
     head_product: Any = head_map and make_head_product(head_map, scratch, ints, workers, exact)
     one_kind, logit_vectors = len(products) == 1, weights.logit_vectors
     collect, collect_weighted = make_collect()
-    attend = make_attend(cache_shape, queries_per_kv, weights.head_constants.window is not None)
+    windowed = weights.head_constants.window is not None
+    attend = make_attend(cache_shape, queries_per_kv, windowed, scales.attention, scales.attention_cap)
     place_head = make_place_head(cache_shape, heads, weights.head_constants)
+    whole_factors, normalise_head = make_normalise_head(head_dim, heads, kv_heads, weights.head_constants)
     first_seen = make_first_seen(weights.head_constants)
     activate = make_activate(config.hidden_act, exp_lanes, config.hidden_act_param, config.architecture.activates_up)
     read_clock, mark = make_stopwatch(profile)
@@ -188,24 +194,75 @@ def make_decode_kernel(
         scaled_copy(d.a, scratch.hidden, d.constants, weight, factor, x, hidden)
 
     @ti.func
-    def add_residual(d: ti.template(), layer, site):
+    def add_normalised(d: ti.template(), layer, site, first, last, arrived: ti.template()):
+        """hidden += RMSNorm(output of the site), on vectors first..last-1, which are the worker's."""
+        for i in range(first, last):
+            d.a[scratch.partial + i] = summed(d, layer, site, i)
+        d.a[scratch.after + d.worker][0] = square_sum(d.a, scratch.partial + first, scratch.partial + last)
+        wait(d, arrived)
+        squares = 0.0
+        for w in range(workers):
+            squares += d.a[scratch.after + w][0]
+        factor = scales.residual / ti.sqrt(squares / (hidden * 16) + eps)
+        weight = layer * constants_stride + ti.select(site == Site.O, after_attention, after_ffn)
+        for i in range(first, last):
+            added = (d.a[scratch.partial + i] * factor) * d.constants[weight + i]
+            d.a[scratch.hidden + i] = d.a[scratch.hidden + i] + added
+
+    @ti.func
+    def add_residual(d: ti.template(), layer, site, arrived: ti.template()):
         """hidden += output of the site, on the worker's share of hidden; leaves its sum of squares."""
         first = share_start(hidden, d.worker, workers)
         last = share_start(hidden, d.worker + 1, workers)
-        for i in range(first, last):
-            d.a[scratch.hidden + i] = d.a[scratch.hidden + i] + summed(d, layer, site, i)
+        if ti.static(normalises_after):
+            add_normalised(d, layer, site, first, last, arrived)
+        else:
+            for i in range(first, last):
+                added = summed(d, layer, site, i)
+                if ti.static(scales.residual != 1.0):
+                    added *= scales.residual
+                d.a[scratch.hidden + i] = d.a[scratch.hidden + i] + added
         d.a[scratch.squares + d.worker][0] = square_sum(d.a, scratch.hidden + first, scratch.hidden + last)
 
     @ti.func
-    def place_heads(d: ti.template(), layer, position, seen: ti.template()):
-        """Sum q, k, v of the worker's heads, and place them. `seen` becomes infinite or NaN where the cache cannot hold
-        one of them.
-        """
+    def sum_heads(d: ti.template(), layer, arrived: ti.template()):
+        """Sum q, k, v of the worker's heads; returns the factors of the norms of all of q and all of k."""
+        q_squares, k_squares = 0.0, 0.0
         first = share_start(heads + 2 * kv_heads, d.worker, workers)
         for head in range(first, share_start(heads + 2 * kv_heads, d.worker + 1, workers)):
             start = scratch.query + head * head_vectors
             for i in range(head_vectors):
                 d.a[start + i] = summed(d, layer, Site.QKV, head * head_vectors + i)
+            squares = square_sum(d.a, start, start + head_vectors)
+            if head < heads:
+                q_squares += squares
+            elif head < heads + kv_heads:
+                k_squares += squares
+        d.a[scratch.after + d.worker][0] = q_squares
+        d.a[scratch.after + d.worker][1] = k_squares
+        wait(d, arrived)
+        q_squares, k_squares = 0.0, 0.0
+        for w in range(workers):
+            q_squares += d.a[scratch.after + w][0]
+            k_squares += d.a[scratch.after + w][1]
+        return whole_factors(q_squares, k_squares)
+
+    @ti.func
+    def place_heads(d: ti.template(), layer, position, seen: ti.template(), arrived: ti.template()):
+        """Sum q, k, v of the worker's heads, and place them. `seen` becomes infinite or NaN where the cache cannot hold
+        one of them.
+        """
+        q_factor, k_factor = 1.0, 1.0
+        if ti.static(whole_norm):
+            q_factor, k_factor = sum_heads(d, layer, arrived)
+        first = share_start(heads + 2 * kv_heads, d.worker, workers)
+        for head in range(first, share_start(heads + 2 * kv_heads, d.worker + 1, workers)):
+            start = scratch.query + head * head_vectors
+            if ti.static(whole_norm):
+                normalise_head(d.a, start, d.constants, layer, head, q_factor, k_factor)
+            else:
+                for i in range(head_vectors):
+                    d.a[start + i] = summed(d, layer, Site.QKV, head * head_vectors + i)
             place_head(d.a, start, d.constants, d.cache, layer, head, position)
             if head >= heads:
                 held = f32x16(0.0)
@@ -351,8 +408,12 @@ def make_decode_kernel(
                 elif site == Site.DOWN:
                     source = scratch.activation
                 else:
-                    norm = ti.select(site == Site.QKV, attention_norm, ffn_norm)
-                    normalised(d, layer * constants_stride + norm, x)
+                    if ti.static(not normalises_before):
+                        for i in range(hidden):
+                            d.a[x + i] = d.a[scratch.hidden + i]
+                    else:
+                        norm = ti.select(site == Site.QKV, attention_norm, ffn_norm)
+                        normalised(d, layer * constants_stride + norm, x)
                     mark(d.clock, Phase.NORM)
                 if ti.static(predicts):
                     if site == Site.GATE_UP and d.integers[site_row(layer, site) + SiteField.KIND] >= zigzag_kinds:
@@ -362,13 +423,13 @@ def make_decode_kernel(
                 else:
                     multiply_all(d, layer, site, source, arrived)
                 if site == Site.QKV:
-                    place_heads(d, layer, position, seen)
+                    place_heads(d, layer, position, seen, arrived)
                     mark(d.clock, Phase.ROPE_AND_CACHE)
                     wait(d, arrived)
                     attend_share(d, layer, position)
                     mark(d.clock, Phase.ATTENTION)
                 elif site != Site.GATE_UP:
-                    add_residual(d, layer, site)
+                    add_residual(d, layer, site, arrived)
                     mark(d.clock, Phase.RESIDUAL)
                 wait(d, arrived)
         normalised(d, final_norm, x)

@@ -13,6 +13,7 @@ from spqt_ti.kernels.cpu.row_layout import ROW_VECTORS, X_VECTORS, row_superbloc
 from spqt_ti.kernels.cpu.row_matmul import ROW_TILE_VECTORS
 from spqt_ti.kernels.cpu.tile_sums import WORKSPACE_INTEGERS
 from spqt_ti.kernels.shared.geometry import tiles_for
+from spqt_ti.model.architectures import NormRule
 from spqt_ti.model.cpu.weights import SiteField, WeightMap
 from spqt_ti.model.engine import CHUNK, MOST_TOKENS
 from spqt_ti.model.sites import SITE_COUNT, SITES, Site
@@ -71,12 +72,14 @@ class Scratch:
     gates: int  # [workers][gates_stride], gate rows of a worker's neurons, one after the other
     gates_stride: int
     ups: int  # the same of up rows
+    after: int  # [workers], squares of a worker's share of an output, or, in lanes 0 and 1, of q and k
     vectors: int
 
     @classmethod
     def of(cls, weights: WeightMap, workers: int) -> "Scratch":
         """Lay the buffers out one after the other."""
         config, matrices = weights.config, weights.matrices
+        row = config.architecture
         shapes = [matrices.shape(site) for site in Site]
         most = max(shape.cols for shape in shapes)
         input_stride = most // 16
@@ -106,6 +109,7 @@ class Scratch:
             "predicted": 4 * tiles_for(config.intermediate_size) if predicts else 0,
             "gates": workers * gates_stride,
             "ups": workers * gates_stride,
+            "after": workers if row.norms is not NormRule.BEFORE or row.qk_norm_whole else 0,
         }
         starts, offset = {}, 0
         for name, size in sizes.items():

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu.attention import CacheShape, Offsets, make_attend
 from spqt_ti.kernels.cpu.head import make_head
-from spqt_ti.kernels.cpu.heads import make_first_seen, make_place_head
+from spqt_ti.kernels.cpu.heads import make_first_seen, make_normalise_head, make_place_head
 from spqt_ti.kernels.cpu.matmul import make_vocabulary_matmul
 from spqt_ti.kernels.cpu.norm import scaled_copy, square_sum
 from spqt_ti.kernels.cpu.tokens import Tokens
@@ -60,18 +60,24 @@ def make_prefill_kernels(
     eps, predictors = config.rms_norm_eps, SITE_TABLE + weights.site_table().size
     wait_for_all = make_wait_for_all()
     attention_norm, ffn_norm = weights.layer_constant("attention_norm"), weights.layer_constant("ffn_norm")
+    after_attention = weights.layer_constant("after_attention_norm")
+    normalises_before = attention_norm is not None
+    after_ffn, normalises_after = weights.layer_constant("after_ffn_norm"), after_attention is not None
+    scales, whole_norm = config.scales, weights.head_constants.whole
     constants_stride, final_norm = weights.constants_stride, weights.final_norm
     half_stride, cache_layer = cache_shape.half_stride, cache_shape.layer_stride
     inputs, output, stride = chunk.inputs, chunk.output, chunk.output_stride
     head_tile, tiles = weights.head_tile, weights.vocabulary_tiles
-    _, embed = make_head(config.hidden_size)
+    _, embed = make_head(config.hidden_size, scales.embedding)
     products = [make_chunk_product(kind, chunk, workers, exact) for kind in weights.matrices.kinds]
     one_kind, kept = len(products) == 1, make_kept(weights)
     head_map = weights.matrices.head
     tiled_head, logit_vectors = head_map is None, weights.logit_vectors
     score_head: Any = head_map and make_chunk_head(head_map, chunk, workers, exact)
-    attend = make_attend(cache_shape, queries_per_kv, weights.head_constants.window is not None)
+    windowed = weights.head_constants.window is not None
+    attend = make_attend(cache_shape, queries_per_kv, windowed, scales.attention, scales.attention_cap)
     place_head = make_place_head(cache_shape, heads, weights.head_constants)
+    whole_factors, normalise_head = make_normalise_head(head_dim, heads, kv_heads, weights.head_constants)
     first_seen = make_first_seen(weights.head_constants)
     activate = make_activate(config.hidden_act, exp_lanes, config.hidden_act_param, config.architecture.activates_up)
     vocabulary_matmul = make_vocabulary_matmul(config.hidden_size, workers)
@@ -120,7 +126,11 @@ def make_prefill_kernels(
     @ti.func
     def normalise_share(d: ti.template(), site, weight, target):
         for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
-            normalise(d.a, d.constants, weight, token, target)
+            if ti.static(not normalises_before):
+                for i in range(hidden):
+                    d.a[target + token * hidden + i] = d.a[token * hidden + i]
+            else:
+                normalise(d.a, d.constants, weight, token, target)
             masked = d.masked
             if ti.static(predicts):  # noqa: SIM102
                 if site == Site.GATE_UP and predictor_of(d) >= 0:  # which sees all inputs, as gate and up do
@@ -129,14 +139,28 @@ def make_prefill_kernels(
                 mask(d, site, target + token * hidden, hidden)
 
     @ti.func
+    def normalise_heads(d: ti.template()):
+        """Bias, and norms of all of q and all of k, for the worker's tokens."""
+        for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
+            at = output + token * stride
+            for i in range((heads + 2 * kv_heads) * head_vectors):
+                d.a[at + i] = biased(d, Site.QKV, token, i)
+            keys = at + heads * head_vectors
+            q_squares, k_squares = square_sum(d.a, at, keys), square_sum(d.a, keys, keys + kv_heads * head_vectors)
+            q_factor, k_factor = whole_factors(q_squares, k_squares)
+            for head in range(heads + kv_heads):
+                normalise_head(d.a, at + head * head_vectors, d.constants, d.layer, head, q_factor, k_factor)
+
+    @ti.func
     def place_heads(d: ti.template()):
         """Bias and place the worker's heads for every token."""
         first = share_start(heads + 2 * kv_heads, d.worker, workers)
         for head in range(first, share_start(heads + 2 * kv_heads, d.worker + 1, workers)):
             for token in range(d.count):
                 at = output + token * stride + head * head_vectors
-                for i in range(head_vectors):
-                    d.a[at + i] = biased(d, Site.QKV, token, head * head_vectors + i)
+                if ti.static(not whole_norm):
+                    for i in range(head_vectors):
+                        d.a[at + i] = biased(d, Site.QKV, token, head * head_vectors + i)
                 place_head(d.a, at, d.constants, d.cache, d.layer, head, d.start + token)
 
     @ti.func
@@ -169,8 +193,21 @@ def make_prefill_kernels(
     @ti.func
     def add_residual(d: ti.template(), site):
         for token in range(share_start(d.count, d.worker, workers), share_start(d.count, d.worker + 1, workers)):
+            factor, weight = scales.residual, 0
+            if ti.static(normalises_after):
+                at = output + token * stride
+                for i in range(hidden):
+                    d.a[at + i] = biased(d, site, token, i)
+                factor /= ti.sqrt(square_sum(d.a, at, at + hidden) / (hidden * 16) + eps)
+                weight = d.layer * constants_stride + ti.select(site == Site.O, after_attention, after_ffn)
             for i in range(hidden):
-                d.a[token * hidden + i] = d.a[token * hidden + i] + biased(d, site, token, i)
+                if ti.static(normalises_after):
+                    added = (d.a[output + token * stride + i] * factor) * d.constants[weight + i]
+                    d.a[token * hidden + i] = d.a[token * hidden + i] + added
+                elif ti.static(scales.residual != 1.0):
+                    d.a[token * hidden + i] = d.a[token * hidden + i] + biased(d, site, token, i) * factor
+                else:
+                    d.a[token * hidden + i] = d.a[token * hidden + i] + biased(d, site, token, i)
 
     @ti.func
     def swiglu(d: ti.template()):
@@ -226,7 +263,9 @@ def make_prefill_kernels(
                     swiglu(d)
                 else:
                     source = ti.select(site == Site.QKV, inputs[Site.QKV], inputs[Site.GATE_UP])
-                    norm = norms + ti.select(site == Site.QKV, attention_norm, ffn_norm)
+                    norm = norms
+                    if ti.static(normalises_before):
+                        norm += ti.select(site == Site.QKV, attention_norm, ffn_norm)
                     normalise_share(d, site, norm, source)
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
@@ -234,6 +273,10 @@ def make_prefill_kernels(
                 arrived += workers
                 wait_for_all(integers, 0, arrived)
                 if site == Site.QKV:
+                    if ti.static(whole_norm):
+                        normalise_heads(d)
+                        arrived += workers
+                        wait_for_all(integers, 0, arrived)
                     place_heads(d)
                     arrived += workers
                     wait_for_all(integers, 0, arrived)

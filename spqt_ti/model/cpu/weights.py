@@ -96,7 +96,7 @@ class WeightMap:
         matrices, tiles = MatrixMaps.of(config, container.matrices, panel_bands), tiles_for(config.vocab_size)
         own_tiles = matrices.head is None and container.head.tensor != container.embedding.tensor
         layer = {name: first // 16 for name, first in constants.layer.items()}
-        norms = map(layer.get, ("q_norm", "k_norm", "window"))
+        in_layer = map(layer.get, ("q_norm", "k_norm", "window", "rope"))
         stride = constants.stride // 16
         return cls(
             config, context, matrices, tiles,
@@ -105,7 +105,10 @@ class WeightMap:
             layer_constants=tuple(layer.items()),
             constants_stride=stride,
             final_norm=constants.final_norm // 16,
-            head_constants=HeadConstants(constants.rope // 16, stride, config.rms_norm_eps, *norms),
+            head_constants=HeadConstants(
+                constants.rope // 16, stride, config.rms_norm_eps, config.rotary_dim, context * config.head_dim // 16,
+                config.architecture.qk_norm_whole, *in_layer,
+            ),
             selectors=constants.values.size // 16,
             selector_map=SelectorMap.of(config.num_hidden_layers, int(inputs_per_site(config).max())),
         )  # fmt: skip

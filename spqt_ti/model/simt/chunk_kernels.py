@@ -14,10 +14,10 @@ from spqt_ti.kernels.simt.attention import (
     make_write_pair,
 )
 from spqt_ti.kernels.simt.collect import Rule
-from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
+from spqt_ti.kernels.simt.groups import SHARED, array_of, group_sum, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import Best, make_embed
-from spqt_ti.kernels.simt.heads import make_first_seen, make_inverse_size, make_place_pair
+from spqt_ti.kernels.simt.heads import make_entries, make_first_seen, make_inverse_size, make_place_pair
 from spqt_ti.kernels.simt.matmul import THREADS as MATMUL_THREADS
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.products import make_matmul, matmul_threads
@@ -53,15 +53,20 @@ def make_chunk_kernels(
     biases = [constants.layer.get(f"{site.label}_bias", -1) for site in Site]
     norm = make_norm(hidden, _GROUP, config.rms_norm_eps)
     attend_threads = max(_GROUP, 1 << (head_dim - 1).bit_length())
-    attend, load_own = make_attention(cache_shape, attend_threads), make_load_own(cache_shape)
+    attend = make_attention(cache_shape, attend_threads, config.scales.attention, config.scales.attention_cap)
+    load_own = make_load_own(cache_shape)
     store_own, write_pair = make_store_own(head_dim), make_write_pair(cache_shape)
-    head_offsets = floats.head_constants(constants, config.rms_norm_eps)
+    head_offsets = floats.head_constants(constants, config, cache_shape.context)
+    low_entry, high_entry = make_entries(head_dim, head_offsets.turned)
+    scales, after = config.scales, {Site.O: "after_attention_norm", Site.DOWN: "after_ffn_norm"}
+    after_norms = {site: constants.layer.get(name, -1) for site, name in after.items()}
     normalised, normal_heads = head_offsets.q_norm is not None, heads + kv_heads
-    place_pair, inverse_size = make_place_pair(head_dim, head_offsets), make_inverse_size(head_dim, head_offsets)
+    place_pair, inverse_size = make_place_pair(head_dim, head_offsets), make_inverse_size(head_offsets)
     first_seen = make_first_seen(head_offsets)
     activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
-    head, embed = make_head_tasks(weight_map, floats.partial), make_embed(hidden)
+    head, embed = make_head_tasks(weight_map, floats.partial), make_embed(hidden, scales.embedding)
     multiply_head, score = head.multiply, head.score
+    attention_norm, ffn_norm = (constants.layer.get(name, -1) for name in ("attention_norm", "ffn_norm"))
     run = -(-hidden // _GROUP)
     pairs = (heads + 2 * kv_heads) * half
     factor_threads = round_up(CHUNK * normal_heads, _GROUP)
@@ -78,16 +83,39 @@ def make_chunk_kernels(
 
     @ti.func
     def add_residual(a: ti.template(), layer, site: ti.template(), token, t):
-        """hidden += the site's output, on a thread's run."""
+        """hidden += the site's output, normalised where the model does that, on a thread's run."""
+        factor = scales.residual
+        if ti.static(after_norms[site] >= 0):
+            shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+            squares = 0.0
+            for k in range(run):
+                i = t * run + k
+                if i < hidden:
+                    value = output(a, layer, site, token, i)
+                    squares += value * value
+            factor /= ti.sqrt(group_sum(shared, t, squares, _GROUP) / hidden + config.rms_norm_eps)
         for k in range(run):
             i = t * run + k
             if i < hidden:
                 at = floats.chunk_hidden + token * hidden + i
-                a[at] = a[at] + output(a, layer, site, token, i)
+                added = output(a, layer, site, token, i)
+                if ti.static(after_norms[site] >= 0):
+                    added *= factor * a[floats.constants + layer * constants.stride + after_norms[site] + i]
+                elif ti.static(scales.residual != 1.0):
+                    added *= factor
+                a[at] = a[at] + added
 
     @ti.func
-    def normalise(a: ti.template(), weight, target: ti.template(), token, t):
-        norm(a, floats.chunk_hidden + token * hidden, floats.constants + weight, target + token * hidden, t)
+    def normalise(a: ti.template(), layer, weight: ti.template(), target: ti.template(), token, t):
+        """RMSNorm(hidden) by the weights of a layer, or hidden itself where it has none."""
+        if ti.static(weight < 0):
+            for k in range(run):
+                i = t * run + k
+                if i < hidden:
+                    a[target + token * hidden + i] = a[floats.chunk_hidden + token * hidden + i]
+        else:
+            weights = floats.constants + layer * constants.stride + weight
+            norm(a, floats.chunk_hidden + token * hidden, weights, target + token * hidden, t)
 
     @ti.func
     def multiply(
@@ -122,8 +150,7 @@ def make_chunk_kernels(
         ti.loop_config(block_dim=_GROUP)
         for i in range(CHUNK * _GROUP):
             if i >> group_log2 < count:  # the same for all of the group, here and below
-                weight = layer * constants.stride + constants.layer["attention_norm"]
-                normalise(a, weight, floats.chunk_inputs[Site.QKV], i >> group_log2, i & (_GROUP - 1))
+                normalise(a, layer, attention_norm, floats.chunk_inputs[Site.QKV], i >> group_log2, i & (_GROUP - 1))
 
     @ti.kernel
     def project(
@@ -139,32 +166,39 @@ def make_chunk_kernels(
                 token = i // normal_heads
                 if token < count:
                     squares = 0.0
-                    for d in range(head_dim):
-                        value = output(a, layer, Site.QKV, token, (i - token * normal_heads) * head_dim + d)
+                    first, values = (i - token * normal_heads) * head_dim, head_dim
+                    if ti.static(head_offsets.whole):
+                        is_query = i - token * normal_heads < heads
+                        first = ti.select(is_query, 0, heads * head_dim)
+                        values = ti.select(is_query, heads * head_dim, kv_heads * head_dim)
+                    for d in range(values):
+                        value = output(a, layer, Site.QKV, token, first + d)
                         squares += value * value
-                    a[floats.chunk_factors + i] = inverse_size(squares)
+                    a[floats.chunk_factors + i] = inverse_size(squares, values)
         ti.loop_config(block_dim=_GROUP)
         for i in range(pair_threads):
             token = i // pairs
             if token < count:
                 head = (i - token * pairs) // half
                 d = i - token * pairs - head * half
-                low = output(a, layer, Site.QKV, token, head * head_dim + d)
-                high = output(a, layer, Site.QKV, token, head * head_dim + d + half)
+                low_at, high_at = low_entry(d), high_entry(d)
+                low = output(a, layer, Site.QKV, token, head * head_dim + low_at)
+                high = output(a, layer, Site.QKV, token, head * head_dim + high_at)
                 if head < heads + kv_heads:
                     factor = 1.0
                     if ti.static(normalised):
                         factor = a[floats.chunk_factors + token * normal_heads + head]
-                    low, high = place_pair(a, low, high, d, layer, start + token, head < heads, factor)
+                    number = head - ti.select(head < heads, 0, heads)
+                    low, high = place_pair(a, low, high, d, layer, start + token, head < heads, number, factor)
                 if head < heads:
-                    query = floats.chunk_query + token * attention + head * head_dim + d
-                    a[query] = low
-                    a[query + half] = high
+                    query = floats.chunk_query + token * attention + head * head_dim
+                    a[query + low_at] = low
+                    a[query + high_at] = high
                 else:
                     is_key = head < heads + kv_heads
                     kv_head = head - ti.select(is_key, heads, heads + kv_heads)
                     keys = layer * cache_shape.layer_stride + kv_head * 2 * cache_shape.half_stride
-                    write_pair(cache, keys, is_key, start + token, d, low, high)
+                    write_pair(cache, keys, is_key, start + token, low_at, high_at, low, high)
 
     @ti.kernel
     def attend_chunk(a: array_of(ti.f32), cache: array_of(ti.f32), layer: ti.i32, start: ti.i32, count: ti.i32):
@@ -195,8 +229,7 @@ def make_chunk_kernels(
         for i in range(CHUNK * _GROUP):
             if i >> group_log2 < count:
                 add_residual(a, layer, Site.O, i >> group_log2, i & (_GROUP - 1))
-                weight = layer * constants.stride + constants.layer["ffn_norm"]
-                normalise(a, weight, floats.chunk_inputs[Site.GATE_UP], i >> group_log2, i & (_GROUP - 1))
+                normalise(a, layer, ffn_norm, floats.chunk_inputs[Site.GATE_UP], i >> group_log2, i & (_GROUP - 1))
 
     @ti.kernel
     def multiply_gate_up(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.heads import HeadConstants
 from spqt_ti.kernels.simt.products import partial_size
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
 from spqt_ti.model.selectors import SelectorMap
@@ -70,11 +71,14 @@ class FloatMap:
         inputs = tuple(starts.pop(f"chunk_{site}") for site in SITES)
         return cls(**starts, chunk_inputs=inputs, size=at)
 
-    def head_constants(self, constants: Constants, eps: float) -> HeadConstants:
+    def head_constants(self, constants: Constants, config: ModelConfig, context: int) -> HeadConstants:
         """Where in the f32 array the constants of heads are."""
         layer = {name: self.constants + first for name, first in constants.layer.items()}
-        names = ("q_norm", "k_norm", "window")
-        return HeadConstants(self.constants + constants.rope, constants.stride, eps, *map(layer.get, names))
+        in_layer = map(layer.get, ("q_norm", "k_norm", "window", "rope"))
+        return HeadConstants(
+            self.constants + constants.rope, constants.stride, config.rms_norm_eps, config.rotary_dim,
+            context * config.head_dim, config.architecture.qk_norm_whole, *in_layer,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

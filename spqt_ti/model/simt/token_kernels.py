@@ -11,10 +11,10 @@ from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.active_list import SEGMENT, ActiveList
 from spqt_ti.kernels.simt.attention import CacheShape, make_append_own, make_attention, make_store_own
 from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment, make_zero_inactive
-from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, round_up
+from spqt_ti.kernels.simt.groups import SHARED, array_of, group_sum, log2, round_up
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import Best, make_embed
-from spqt_ti.kernels.simt.heads import make_first_seen, make_place_own, make_place_pair
+from spqt_ti.kernels.simt.heads import Squares, make_entries, make_first_seen, make_place_own, make_place_pair
 from spqt_ti.kernels.simt.norm import make_norm
 from spqt_ti.kernels.simt.products import make_product
 from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
@@ -53,16 +53,23 @@ def make_token_kernels(
     zero_inactive = [make_zero_inactive(*pair) for pair in zip(segments, collectors, strict=True)]
     biases = [constants.layer.get(f"{site.label}_bias", -1) for site in Site]
     norm = make_norm(hidden, _ONE_GROUP, config.rms_norm_eps)
-    attend, append_own = make_attention(cache_shape, _ATTEND), make_append_own(cache_shape)
+    attend = make_attention(cache_shape, _ATTEND, config.scales.attention, config.scales.attention_cap)
+    append_own = make_append_own(cache_shape)
     store_own = make_store_own(head_dim)
-    head_offsets = floats.head_constants(constants, config.rms_norm_eps)
+    head_offsets = floats.head_constants(constants, config, cache_shape.context)
+    low_entry, high_entry = make_entries(head_dim, head_offsets.turned)
+    scales, after = config.scales, {Site.O: "after_attention_norm", Site.DOWN: "after_ffn_norm"}
+    after_norms = {site: constants.layer.get(name, -1) for site, name in after.items()}
     normalised = head_offsets.q_norm is not None
     place_pair = make_place_pair(head_dim, head_offsets)
-    place_own = make_place_own(head_dim, _ATTEND, head_offsets)
+    whole = head_offsets.whole
+    counts = (heads * head_dim, kv_heads * head_dim) if whole else (head_dim, head_dim)
+    place_own = make_place_own(head_dim, _ATTEND, counts, head_offsets)
     first_seen = make_first_seen(head_offsets)
     activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
-    head, embed = make_head_tasks(weight_map, floats.partial), make_embed(hidden)
+    head, embed = make_head_tasks(weight_map, floats.partial), make_embed(hidden, scales.embedding)
     multiply_head, score, best_token = head.multiply, head.score, head.best_token
+    attention_norm, ffn_norm = (constants.layer.get(name, -1) for name in ("attention_norm", "ffn_norm"))
     run = -(-hidden // _ONE_GROUP)
     attend_log2, segment_log2 = log2(_ATTEND), log2(SEGMENT)
     per_thread = segments[Site.DOWN].length // SEGMENT
@@ -79,18 +86,43 @@ def make_token_kernels(
 
     @ti.func
     def add_residual(a: ti.template(), layer, site: ti.template(), t):
-        """hidden += the site's output, on a thread's run."""
-        for k in range(run):
-            i = t * run + k
-            if i < hidden:
-                a[floats.hidden + i] = a[floats.hidden + i] + output(a, layer, site, i)
+        """hidden += the site's output, normalised where the model does that, on a thread's run; nothing before the
+        first layer.
+        """
+        factor = scales.residual
+        if ti.static(after_norms[site] >= 0):
+            # Not inside a condition, as in `collect`.
+            shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+            squares = 0.0
+            for k in range(run):
+                i = t * run + k
+                if i < hidden and layer >= 0:
+                    value = output(a, layer, site, i)
+                    squares += value * value
+            factor /= ti.sqrt(group_sum(shared, t, squares, _ONE_GROUP) / hidden + config.rms_norm_eps)
+        if layer >= 0:  # the same for all of the group
+            for k in range(run):
+                i = t * run + k
+                if i < hidden:
+                    added = output(a, layer, site, i)
+                    if ti.static(after_norms[site] >= 0):
+                        added *= factor * a[floats.constants + layer * constants.stride + after_norms[site] + i]
+                    elif ti.static(scales.residual != 1.0):
+                        added *= factor
+                    a[floats.hidden + i] = a[floats.hidden + i] + added
 
     @ti.func
     def normalise_and_collect(
         a: ti.template(), integers: ti.template(), layer, weight: ti.template(), site: ti.template(), t
     ):  # fmt: skip
-        """x = RMSNorm(hidden), and its active inputs for a site."""
-        norm(a, floats.hidden, floats.constants + layer * constants.stride + weight, floats.x, t)
+        """x = RMSNorm(hidden), or hidden itself where the layer has no such norm, and its active inputs for a site."""
+        if ti.static(weight < 0):
+            for k in range(run):
+                i = t * run + k
+                if i < hidden:
+                    a[floats.x + i] = a[floats.hidden + i]
+        else:
+            norm(a, floats.hidden, floats.constants + layer * constants.stride + weight, floats.x, t)
         collect(a, floats.x, a, integers, layer, site, 0, t)
 
     @ti.func
@@ -156,16 +188,28 @@ def make_token_kernels(
             part = pair // half
             d = pair - part * half
             stacked = ti.select(part == 0, head, heads + (part - 1) * kv_heads + head // queries_per_kv)
-            low = output(a, layer, Site.QKV, stacked * head_dim + d)
-            high = output(a, layer, Site.QKV, stacked * head_dim + d + half)
+            low_at, high_at = low_entry(d), high_entry(d)
+            low = output(a, layer, Site.QKV, stacked * head_dim + low_at)
+            high = output(a, layer, Site.QKV, stacked * head_dim + high_at)
             if ti.static(not normalised):  # noqa: SIM102
                 if part < 2:
-                    low, high = place_pair(a, low, high, d, layer, position, part == 0, 1.0)
-            own[part * head_dim + d] = low
-            own[part * head_dim + d + half] = high
+                    low, high = place_pair(a, low, high, d, layer, position, part == 0, 0, 1.0)
+            own[part * head_dim + low_at] = low
+            own[part * head_dim + high_at] = high
             pair += _ATTEND
         if ti.static(normalised):
-            place_own(a, own, layer, position, t)
+            q_squares, k_squares, q_head, k_head = 0.0, 0.0, head, head // queries_per_kv
+            if ti.static(whole):
+                row = t
+                while row < (heads + kv_heads) * head_dim:
+                    value = output(a, layer, Site.QKV, row)
+                    if row < heads * head_dim:
+                        q_squares += value * value
+                    else:
+                        k_squares += value * value
+                    row += _ATTEND
+            squares = ti.static(Squares(q_squares, k_squares, q_head, k_head))
+            place_own(a, own, layer, position, squares, t)
         ti.simt.block.sync()
 
     @ti.kernel
@@ -176,9 +220,8 @@ def make_token_kernels(
         """A layer, except that its last residual is added by the next layer, or by end_token."""
         ti.loop_config(block_dim=_ONE_GROUP)
         for t in range(_ONE_GROUP):
-            if layer > 0:
-                add_residual(a, layer - 1, Site.DOWN, t)
-            normalise_and_collect(a, integers, layer, constants.layer["attention_norm"], Site.QKV, t)
+            add_residual(a, layer - 1, Site.DOWN, t)
+            normalise_and_collect(a, integers, layer, attention_norm, Site.QKV, t)
         ti.loop_config(block_dim=block_dims[Site.QKV])
         for i in range(threads[Site.QKV]):
             multiply(i, quants, headers, a, integers, layer, Site.QKV, floats.x)
@@ -199,7 +242,7 @@ def make_token_kernels(
         ti.loop_config(block_dim=_ONE_GROUP)
         for t in range(_ONE_GROUP):
             add_residual(a, layer, Site.O, t)
-            normalise_and_collect(a, integers, layer, constants.layer["ffn_norm"], Site.GATE_UP, t)
+            normalise_and_collect(a, integers, layer, ffn_norm, Site.GATE_UP, t)
         ti.loop_config(block_dim=block_dims[Site.GATE_UP])
         for i in range(threads[Site.GATE_UP]):
             multiply(i, quants, headers, a, integers, layer, Site.GATE_UP, floats.x)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spqt_ti.container import Container
+from spqt_ti.model.reference import embedded
 
 
 def spread(tokens: Sequence[int], windows: int, length: int, offset: float = 0.0) -> list[Sequence[int]]:
@@ -21,5 +22,5 @@ def spread(tokens: Sequence[int], windows: int, length: int, offset: float = 0.0
 
 
 def embeddings(container: Container, windows: Sequence[Sequence[int]]) -> np.ndarray:
-    """f32 [windows, length, hidden]."""
-    return container.dequantize("model.embed_tokens")[np.asarray(windows)]
+    """What the first layer gets, f32 [windows, length, hidden]."""
+    return embedded(container.config, container.dequantize("model.embed_tokens")[np.asarray(windows)])

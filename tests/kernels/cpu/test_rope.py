@@ -27,7 +27,7 @@ def make_rotation(head_dim: int):
     @ti.kernel
     def rotation(a: array_of(f32x16), head: ti.i32, table: array_of(f32x16), row: ti.i32):
         for _ in range(1):
-            rotate(a, head, table, row, head_dim // 2)
+            rotate(a, head, table, row, head_dim // 2, head_dim // 2)
 
     return rotation
 

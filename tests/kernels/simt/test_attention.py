@@ -66,7 +66,7 @@ def kernels(head_dim: int):
             is_key = i < TILE // 2
             first = ti.select(is_key, 0, head_dim)
             if d < head_dim // 2:
-                write_pair(cache, 0, is_key, position, d, a[first + d], a[first + d + head_dim // 2])
+                write_pair(cache, 0, is_key, position, d, d + head_dim // 2, a[first + d], a[first + d + head_dim // 2])
 
     return attend, write, append, layout
 
