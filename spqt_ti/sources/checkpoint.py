@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +26,15 @@ FloatArray = npt.NDArray[np.float32]
 class StoredTensor:
     """Where one tensor is: `load()` reads it as f32 [*shape]; `location` is for messages.
 
-    `problem` says why it cannot be read; it matters only if the model needs the tensor.
+    `problem` says why it cannot be read; it matters only if the model needs the tensor. `read_whole` reads a tensor of
+    whole numbers as it is stored.
     """
 
     shape: tuple[int, ...]
     location: str
     load: Callable[[], FloatArray] = field(repr=False)
     problem: str = ""
+    read_whole: Callable[[], npt.NDArray[Any]] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

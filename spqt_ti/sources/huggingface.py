@@ -14,11 +14,14 @@ from spqt_ti.bounded_json import parse_object
 from spqt_ti.errors import CheckpointError
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.config_json import token_ids
+from spqt_ti.sources import packed
 from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor, split_fused
 from spqt_ti.sources.huggingface_tokenizer import FILES, read_json, read_tokenizer
+from spqt_ti.sources.packed import Packing
 
 # safetensors' name of a type -> the NumPy type of the stored bytes (little-endian; NumPy has no bf16).
 _STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_WHOLE: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")}
 _CONFIGS = ("config.json", "generation_config.json")
 _INDEX = "model.safetensors.index.json"
 _MOST_HEADER = 16 << 20  # bytes; a file with the tensors of 400 billion parameters has 0.2 MB
@@ -27,7 +30,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 def open_directory(directory: Path) -> Checkpoint:
     """Open a directory as `transformers` saves it; reads only headers and JSON. CheckpointError names the file."""
-    config = _read_config(directory)
+    config, packing = _read_config(directory)
     tensors: dict[str, StoredTensor] = {}
     weights = _weight_files(directory)
     for file in weights.files:
@@ -37,6 +40,12 @@ def open_directory(directory: Path) -> Checkpoint:
             if name in tensors:
                 raise CheckpointError(f"{file}: tensor {name} is in {Path(tensors[name].location).name} as well")
             tensors[name] = stored
+    if packing is not None:
+        try:
+            tensors = packed.dequantised(tensors, packing)
+        except CheckpointError as error:
+            named = str(error).startswith(str(directory))
+            raise error if named else CheckpointError(f"{directory}: {error}") from error
     _refuse_quantised(directory, tensors)
     config = _drop_harmless(tensors, config)
     if config.architecture.fused:
@@ -47,19 +56,22 @@ def open_directory(directory: Path) -> Checkpoint:
 
 def model_files(directory: Path) -> list[Path]:
     """The files that make the model in a directory, whatever else is there; CheckpointError without weights."""
-    names = (*_CONFIGS, *FILES)
+    names = (*_CONFIGS, *packed.FILES, *FILES)
     return [path for name in names if (path := directory / name).is_file()] + _weight_files(directory).files
 
 
-def _read_config(directory: Path) -> ModelConfig:
+def _read_config(directory: Path) -> tuple[ModelConfig, Packing | None]:
     path, generation_path = (directory / name for name in _CONFIGS)
     fields = read_json(path, "this is not a Hugging Face model directory")
     generation = read_json(generation_path) if generation_path.is_file() else {}
     try:
+        packing = packed.read_packing(directory, fields)
+        if packing is not None:
+            fields = {name: value for name, value in fields.items() if name not in packed.CONFIG_KEYS}
         config = ModelConfig.from_dict(fields)
         # What generation stops at wins: an instruct model often lists its end-of-turn token only there.
         eos = token_ids(generation.get("eos_token_id"))
-        return replace(config, eos_token_ids=eos) if eos else config
+        return replace(config, eos_token_ids=eos) if eos else config, packing
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -129,13 +141,20 @@ def _stored_tensor(path: Path, entry: dict[str, Any], data_start: int) -> Stored
     shape, kind = tuple(int(size) for size in entry["shape"]), str(entry["dtype"])
     offset = data_start + int(entry["data_offsets"][0])
 
-    def load() -> FloatArray:
+    def read(dtype: np.dtype[Any]) -> np.ndarray:
         with open(path, "rb") as file:
             file.seek(offset)
-            raw = np.fromfile(file, dtype=_STORED[kind], count=math.prod(shape))
+            return np.fromfile(file, dtype=dtype, count=math.prod(shape))
+
+    def load() -> FloatArray:
+        raw = read(_STORED[kind])
         return (bf16_to_f32(raw) if kind == "BF16" else raw.astype(np.float32)).reshape(shape)
 
-    return StoredTensor(shape, str(path), load, "" if kind in _STORED else f"is {kind}, expected F32, F16 or BF16")
+    def read_whole() -> np.ndarray:
+        return read(_WHOLE[kind]).reshape(shape)
+
+    problem = "" if kind in _STORED else f"is {kind}, expected F32, F16 or BF16"
+    return StoredTensor(shape, str(path), load, problem, read_whole if kind in _WHOLE else None)
 
 
 def bf16_to_f32(raw: np.ndarray) -> FloatArray:
