@@ -116,8 +116,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def _listen(host: str, port: int) -> socket.socket:
     """A bound socket, before the model is loaded: a taken port is said at once."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        # With the protocol's number: only for such sockets asyncio switches Nagle's algorithm off (40 ms per answer).
+        listening = socket.socket(family, kind, protocol)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
