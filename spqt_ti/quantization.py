@@ -17,6 +17,7 @@ from spqt_ti.convert.choices import parse_storage
 from spqt_ti.convert.finished_layers import FinishedLayers, folder_beside
 from spqt_ti.convert.gptq_memory import gptq_bytes
 from spqt_ti.convert.gptq_model import DAMPING, GptqQuantizer, MatrixQuantizer, round_to_nearest
+from spqt_ti.convert.gptq_rows import check_scheme
 from spqt_ti.convert.identity import files_of
 from spqt_ti.convert.plan import PruningPlan
 from spqt_ti.convert.prune import Pruner, pruned_checkpoint
@@ -68,8 +69,9 @@ def quantize_calibrated(
     Layers that GPTQ has finished are kept in a hidden folder beside the destination until the container is complete.
     The same call goes on after the last of them, and makes the same bytes.
 
-    Raises QuantizationError for an unknown method, fewer tokens than a window, GPTQ of a layout other than zigzag and
-    inputs that are not finite, AllocationError for a plan of another model; else as `convert.quantize`.
+    Raises QuantizationError for an unknown method, fewer tokens than a window, GPTQ in row layout of a scheme other
+    than Q4_K and Q5_K, and inputs that are not finite, AllocationError for a plan of another model; else as
+    `convert.quantize`.
     """
     storage = parse_storage(scheme, layout)
     if method not in METHODS:
@@ -135,10 +137,10 @@ def _check_memory(config: ModelConfig, tokens: int, window: int) -> None:
 
 
 def _check_layouts(storage: Mapping[str, Storage]) -> None:
-    """QuantizationError unless GPTQ can quantise the layers' matrices; before any work is done."""
+    """QuantizationError unless GPTQ can quantise the layers' matrices as stored; before any work is done."""
     for site in SITES:
-        if storage[site].layout != "zigzag":
-            raise QuantizationError(f"{site}: GPTQ quantises the zigzag layout, not {storage[site].layout}")
+        if storage[site].layout == "row":
+            check_scheme(storage[site].scheme)
 
 
 def _windows(checkpoint: Checkpoint, text: str | None, count: int, length: int, seed: int) -> list[list[int]]:

@@ -68,8 +68,10 @@ def test_matrices_but_those_of_layers_are_rounded(source: Path, made: Container,
 def test_refusals(source: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="calibration tokens or more are needed, not 5"):
         quantize_calibrated(source, tmp_path / "few", tokens=5)
-    with pytest.raises(QuantizationError, match="zigzag layout, not row"):
-        quantize_calibrated(source, tmp_path / "row", layout="row", text=TEXT, tokens=2048, progress=False)
+    with pytest.raises(QuantizationError, match="Q4_K and Q5_K, not Q6_K"):
+        quantize_calibrated(
+            source, tmp_path / "row", layout="row", scheme="q6_k", text=TEXT, tokens=2048, progress=False
+        )
     assert not list(tmp_path.iterdir())
     checkpoint = open_source(source)
     for windows in ([], [[1, 2], [3]], [[]]):

@@ -26,11 +26,15 @@ from spqt_ti.formats.scheme import Scheme
 from spqt_ti.kernels.pack.compensated import BATCH, ColumnQuantizer
 from spqt_ti.kernels.pack.quantize import quantize_matrix
 
-__all__ = ["Factor", "factored", "loss", "quantize_columns"]
+__all__ = ["BatchQuantizer", "Factor", "compensate", "factored", "loss", "quantize_columns"]
 
 F32Array = npt.NDArray[np.float32]
 F64Array = npt.NDArray[np.float64]
 U8Array = npt.NDArray[np.uint8]
+
+# (columns f32 [n, rows], what earlier batches add to their targets f32 [n, rows], what the loss of one adds to a later
+# one's target f32 [n, n], their numbers in the matrix [n]) -> what they lose, f32 [n, rows].
+BatchQuantizer = Callable[[F32Array, F32Array, F32Array, npt.NDArray[np.integer]], F32Array]
 
 _STRONGER = 10.0  # than the damping asked for, where H is singular all the same
 
@@ -91,15 +95,28 @@ def quantize_columns(
     in_batches = quantize is None and ColumnQuantizer.supports(scheme)
     batched = ColumnQuantizer(out, rows, cols, scheme) if in_batches else None
     singly = _Singly(out, rows, cols, scheme, quantize or (lambda column: quantize_matrix(column, "zigzag", scheme)))
+
+    def quantized(
+        columns: F32Array, carried: F32Array, weights: F32Array, indices: npt.NDArray[np.integer]
+    ) -> F32Array:
+        lost = batched(columns, carried, weights, indices) if batched else None
+        return singly(columns, carried, weights, indices) if lost is None else lost
+
+    compensate(w, factor, quantized)
+    return out
+
+
+def compensate(w: F32Array, factor: Factor, quantize: BatchQuantizer) -> None:
+    """Hand the columns of `w` f32 [rows, cols] to `quantize` in their order, BATCH at a time, with what is to be added
+    to them.
+    """
+    rows, cols = w.shape
     losses = np.zeros((cols, rows), np.float32)  # d_j of the columns in their order
     for start in range(0, cols, BATCH):
         batch = slice(start, min(start + BATCH, cols))
-        indices, weights = factor.order[batch], factor.weights[batch, batch]
-        columns = np.ascontiguousarray(w[:, indices].T)
         carried = factor.weights[:start, batch].T @ losses[:start]
-        lost = batched(columns, carried, weights, indices) if batched else None
-        losses[batch] = singly(columns, carried, weights, indices) if lost is None else lost
-    return out
+        columns = np.ascontiguousarray(w[:, factor.order[batch]].T)
+        losses[batch] = quantize(columns, carried, factor.weights[batch, batch], factor.order[batch])
 
 
 def loss(difference: npt.NDArray[np.floating], hessian: F64Array) -> float:

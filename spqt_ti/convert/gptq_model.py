@@ -15,6 +15,7 @@ import numpy.typing as npt
 from spqt_ti.container.matrices import MatrixInfo, matrix_name
 from spqt_ti.convert.finished_layers import FinishedLayers
 from spqt_ti.convert.gptq import factored, quantize_columns
+from spqt_ti.convert.gptq_rows import check_scheme, quantize_in_rows
 from spqt_ti.convert.walk import SourceWalk
 from spqt_ti.errors import QuantizationError
 from spqt_ti.kernels.pack.quantize import quantize_matrix
@@ -46,7 +47,8 @@ class GptqQuantizer:
 
     `finished`: layers of an earlier run with the same windows, which are taken from there; others are added to it.
 
-    Raises QuantizationError for windows of different lengths or none, and for a matrix in row layout.
+    Raises QuantizationError for windows of different lengths or none, and for a matrix in row layout of a scheme that
+    gptq_rows.py does not have.
     """
 
     def __init__(
@@ -74,8 +76,8 @@ class GptqQuantizer:
         """Stored bytes u8 [nbytes] of a matrix; those of a layer come in the order of SITES, layers ascending."""
         if matrix.name not in self._places:
             return round_to_nearest(matrix, w)
-        if matrix.layout != "zigzag":
-            raise QuantizationError(f"{matrix.name}: GPTQ quantises the zigzag layout, not {matrix.layout}")
+        if matrix.layout == "row":
+            check_scheme(matrix.scheme)
         layer, site = self._places[matrix.name]
         if site is Site.QKV:
             self._made = (self._finished.matrices(layer) if self._finished else None) or []
@@ -92,6 +94,8 @@ class GptqQuantizer:
     def _quantized(self, matrix: MatrixInfo, w: F32Array, site: Site) -> U8Array:
         factor = factored(self._hessians.pop(site), self._damping)
         try:
+            if matrix.layout == "row":
+                return quantize_in_rows(w, factor, matrix.scheme)
             return quantize_columns(w, factor, matrix.scheme)
         except QuantizationError as error:
             raise QuantizationError(f"{matrix.name}: {error}") from error
