@@ -33,6 +33,7 @@ from spqt_ti.paths import expanded
 from spqt_ti.sources import registry
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy, be_dense
+from spqt_ti.sparsity.shared_policies import find_policy
 from spqt_ti.texts import read_text, sha256
 
 Prompt = str | Sequence[Mapping[str, Any]]  # text, or a conversation: messages with `role` and `content`
@@ -259,7 +260,8 @@ def load(
 
     `backend`: "cpu", "vulkan", "cuda", "metal" or "auto"; None: SPQT_BACKEND, else "cpu".
     `sparsity`: a level between 0 and 0.99 for every site (thresholds from a short calibration that is kept beside the
-    model), a policy, or a policy's JSON file. `threads`: worker threads (default: every CPU of the process).
+    model), a policy, a policy's JSON file, or a name of one (`smollm2-135m:0.5`, see sparsity/shared_policies.py).
+    `threads`: worker threads (default: every CPU of the process).
     `context`: positions of the KV cache. `calibration_text`: a UTF-8 text file to calibrate on instead of the
     packaged sample. `exact`: f32 throughout; otherwise the KV cache is f16 (keys and values up to 65504), and decoding
     multiplies in 16 bits where the CPU can (see kernels/cpu/tile_sums.py; relative error per product 4e-5 instead of
@@ -278,7 +280,7 @@ def load(
     requested(backend)
     text = None if calibration_text is None else read_text(calibration_text)
     if isinstance(policy, str | Path):
-        policy = SparsityPolicy.load(policy)
+        policy = find_policy(policy)
     container = path_or_name if isinstance(path_or_name, Container) else open_quantized(path_or_name, backend)
     tuning = Tuning.load(backends.start(backend, threads).name)
     options: dict[str, Any] = {"threads": threads, "context": context, "exact": exact, "tuning": tuning}

@@ -9,6 +9,8 @@ from typing import Any
 from spqt_ti.benchmark.decode import DecodeRow
 from spqt_ti.benchmark.gemv import GemvRow
 from spqt_ti.errors import GenerationError
+from spqt_ti.model.sites import SITES
+from spqt_ti.sparsity.policy import SparsityPolicy
 
 Point = tuple[float, float, float]  # x, y, error of y
 
@@ -41,6 +43,22 @@ def plot_decode(rows: Sequence[DecodeRow], path: str) -> None:
     _draw(named, "share of the layers' weights skipped", "tokens per second", path)
 
 
+def plot_policies(policies: Sequence[tuple[str, SparsityPolicy]], path: str) -> None:
+    """Thresholds by layer, a line per policy, a field per site; layers that run dense (0) are left out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for number, site in enumerate(SITES):
+        axes: Any = figure.add_subplot(2, 2, number + 1, title=site, xlabel="layer", ylabel="threshold")
+        for name, policy in policies:
+            layers = policy.thresholds[:, number].nonzero()[0]
+            axes.plot(layers, policy.thresholds[layers, number], marker=".", label=name)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    _save(figure, path)
+
+
 def _draw(lines: Iterable[tuple[str, Sequence[Point]]], x: str, y: str, path: str) -> None:
     """The y axis begins at 0, so that a ratio is seen as what it is; bars are spreads over rounds."""
     from matplotlib.figure import Figure
@@ -54,6 +72,10 @@ def _draw(lines: Iterable[tuple[str, Sequence[Point]]], x: str, y: str, path: st
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: str) -> None:
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

@@ -35,11 +35,12 @@ def run(arguments: argparse.Namespace) -> None:
         print_json({"auto": auto, "backends": [dataclasses.asdict(finding) for finding in findings]})
         return
     for finding in findings:
-        print(f"{finding.backend:8} {_describe(finding)}")
+        print(f"{finding.backend:8} {describe(finding)}")
     print(f"{'auto':8} takes {auto}")
 
 
-def _describe(finding: Finding) -> str:
+def describe(finding: Finding) -> str:
+    """What it is, or why it is not."""
     if finding.capabilities is None:
         return f"no   {finding.reason}"
     limits = finding.capabilities

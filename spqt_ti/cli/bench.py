@@ -82,8 +82,8 @@ def run_decode(arguments: argparse.Namespace) -> None:
         from spqt_ti.benchmark.decode import describe, measure_decode, profile_decode, profile_table, table
         from spqt_ti.benchmark.plot import check_matplotlib, plot_decode
         from spqt_ti.benchmark.provenance import provenance, warn_if_busy
-        from spqt_ti.sparsity.policy import SparsityPolicy
-    policies = [SparsityPolicy.load(path) for path in arguments.policy]
+        from spqt_ti.sparsity.shared_policies import find_policy
+    policies = [find_policy(path) for path in arguments.policy]
     if arguments.plot:
         check_matplotlib()
     warn_if_busy()

@@ -23,7 +23,7 @@ def add_sparsity(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="share of inputs to skip, 0 to 0.99; the first time, a short calibration runs (default: %(default)s)",
     )
-    group.add_argument("--policy", metavar="FILE", help="thresholds from a policy file instead")
+    group.add_argument("--policy", metavar="POLICY", help="a policy instead: a file, or see spqt policy")
     parser.add_argument(
         "--calibration-text", metavar="FILE", help="text to calibrate on instead of the sample that comes along"
     )

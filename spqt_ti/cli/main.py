@@ -20,9 +20,12 @@ from spqt_ti.cli import (
     calibrate,
     chat,
     compare,
+    completion,
+    doctor,
     generate,
     info,
     perplexity,
+    policies,
     pull,
     quantize,
     recommend,
@@ -36,8 +39,8 @@ from spqt_ti.cli.streams import open_streams
 from spqt_ti.errors import SpqtError
 
 _COMMANDS = (
-    pull, stored, quantize, info, generate, chat, serve, calibrate, allocate, perplexity, backends, compare, bench,
-    tune, recommend,
+    pull, stored, quantize, info, generate, chat, serve, calibrate, allocate, perplexity, policies, backends, compare,
+    bench, tune, recommend, doctor, completion,
 )  # fmt: skip
 _EXAMPLES = """\
 examples:
@@ -126,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(commands)
     _name_themselves(commands)
+    completion.complete(commands, parser)
     return parser
 
 

@@ -47,7 +47,11 @@ def add_levels(parser: Adder, help: str, **more: Any) -> None:
 def add_policies(parser: Adder, what: str) -> None:
     """--policy FILE, as often as one likes; `what` is done with each."""
     parser.add_argument(
-        "--policy", action="append", default=[], metavar="FILE", help=f"{what} this policy as well; may be repeated"
+        "--policy",
+        action="append",
+        default=[],
+        metavar="POLICY",
+        help=f"{what} this policy as well (a file, or see spqt policy); may be repeated",
     )
 
 

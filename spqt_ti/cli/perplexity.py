@@ -47,10 +47,10 @@ def run(arguments: argparse.Namespace) -> None:
         from spqt_ti.benchmark.provenance import provenance
         from spqt_ti.evaluation.perplexity import evaluate, windows
         from spqt_ti.sparsity.methods.uniform import sample_text
-        from spqt_ti.sparsity.policy import SparsityPolicy
+        from spqt_ti.sparsity.shared_policies import find_policy
         from spqt_ti.texts import check_disjoint, paragraph_hashes, read_text
     text = read_text(arguments.text)
-    policies = [SparsityPolicy.load(path) for path in arguments.policy]
+    policies = [find_policy(path) for path in arguments.policy]
     model = load(arguments.model, threads=arguments.threads, context=arguments.context)
     for transformation in model.container.transformations:
         check_disjoint(text, transformation, "the model was quantised with")

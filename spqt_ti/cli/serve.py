@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         except ModuleNotFoundError as error:
             raise ServerError(f"{error.name} is not installed: pip install 'spqt-ti[server]'") from error
         from spqt_ti import api
-        from spqt_ti.sparsity.policy import SparsityPolicy
+        from spqt_ti.sparsity.shared_policies import find_policy
     settings = _settings(arguments)
     if arguments.policy is None:
         api.check_level(arguments.sparsity)
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         name, sign, file = pair.partition("=")
         if not (name and sign and file):
             arguments.parser.error(f"--offer takes NAME=FILE, not {pair!r}")
-        policies[name] = SparsityPolicy.load(file)
+        policies[name] = find_policy(file)
     listening = _listen(arguments.host, arguments.port)
     model = generating.load(arguments, api.open_quantized(arguments.model, arguments.backend))
     model.generate("a", max_new_tokens=2)  # compiles what the first request would wait for

@@ -26,6 +26,7 @@ from spqt_ti.generation.answer import Answer
 from spqt_ti.generation.loop import generate_tokens
 from spqt_ti.generation.sampling import Sampling, field_names
 from spqt_ti.sparsity.policy import SparsityPolicy
+from spqt_ti.sparsity.shared_policies import find_policy
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -66,7 +67,7 @@ class SpqtLM(TemplateLM):
         self._model = load(model, threads=threads, context=context)
         self._llama = self._model.llama
         if policy is not None:
-            self._gate(SparsityPolicy.load(policy))
+            self._gate(find_policy(policy))
         elif sparsity:
             self._gate(self._model.calibrate().policy(sparsity))
         self.tokenizer = self._model.tokenizer

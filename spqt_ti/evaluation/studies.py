@@ -16,6 +16,7 @@ from spqt_ti.model.runner import Llama
 from spqt_ti.sparsity.active_inputs import ActiveInputs
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search.divergence import log_softmax
+from spqt_ti.sparsity.shared_policies import find_policy, policy_path
 from spqt_ti.texts import sha256
 
 TEXT_SCORES = "spqt_ti.evaluation.studies:TextScores"
@@ -58,7 +59,7 @@ class TextScores:
         return np.load(Path(self._reference) / f"{number}.npy", mmap_mode="r", allow_pickle=False)
 
     def _policy(self, path: str, digest: str) -> SparsityPolicy:
-        policy = SparsityPolicy.load(path)
+        policy = find_policy(path)
         if sha256(policy.to_json()) != digest:
             raise ExecutionError(f"{path}: the policy has changed since the sweep began")
         policy.check(self._fingerprint, self._llama.config.num_hidden_layers)
@@ -67,7 +68,8 @@ class TextScores:
 
 def policy_item(path: str | Path) -> list[str]:
     """The item of a policy file: where it is, and which content it is to have."""
-    return [str(Path(path).absolute()), sha256(SparsityPolicy.load(path).to_json())]
+    path = policy_path(path)
+    return [str(path.absolute()), sha256(find_policy(path).to_json())]
 
 
 def write_reference(folder: Path, windows: Sequence[Sequence[int]], scorer: Callable[[], Scorer]) -> None:
