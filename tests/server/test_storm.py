@@ -79,46 +79,52 @@ def test_a_server_that_ends_lets_clients_go(model: Model) -> None:
 
 
 def storm(address: str, requests: int, clients: int) -> dict[str, int]:
-    """How requests from several clients end; about a third go away after some events, or before any."""
-    ends: dict[str, int] = {"answered": 0, "left": 0, "refused": 0}
+    """How requests from several clients end; about a third go away after some events. Those refused try again."""
+    ends: dict[str, int] = {"answered": 0, "left": 0, "meant to stay": 0}
     lock, numbers = threading.Lock(), iter(range(requests))
 
-    def one(dice: random.Random) -> str:
-        body = {"prompt": [dice.randrange(3, 60) for _ in range(dice.randrange(1, 20))], "temperature": dice.random()}
-        body["max_tokens"] = dice.randrange(1, 40)
-        leaves = dice.randrange(1, 12) if dice.random() < 0.35 else None
-        try:
-            with stream(address, **body, **({"spqt": {"policy": "mine"}} if dice.random() < 0.3 else {})) as response:
-                if response.status_code == 429:
-                    time.sleep(0.01)
-                    return "refused"
-                assert response.status_code == 200
-                for seen, line in enumerate(response.iter_lines()):
-                    if line == "data: [DONE]":
-                        return "answered"
-                    if seen == leaves:
-                        return "left"
-                raise AssertionError("the stream ended without its last event")
-        except httpx.ReadTimeout:
-            return "left"
+    def attempt(body: dict[str, Any], leaves: int | None) -> str | None:
+        with stream(address, **body) as response:
+            if response.status_code == 429:
+                return None
+            assert response.status_code == 200
+            for seen, line in enumerate(response.iter_lines()):
+                if line == "data: [DONE]":
+                    return "answered"
+                if seen == leaves:
+                    return "left"
+        raise AssertionError("the stream ended without its last event")
 
-    def client(seed: int) -> None:
-        dice = random.Random(seed)
+    def one(dice: random.Random) -> None:
+        body = {"prompt": [dice.randrange(3, 60) for _ in range(dice.randrange(1, 20))], "temperature": dice.random()}
+        body |= {"max_tokens": dice.randrange(1, 40)} | ({"spqt": {"policy": "mine"}} if dice.random() < 0.3 else {})
+        leaves = dice.randrange(1, 12) if dice.random() < 0.35 else None
+        while (end := attempt(body, leaves)) is None:
+            time.sleep(0.05)
+        with lock:
+            ends[end] += 1
+            ends["meant to stay"] += leaves is None
+
+    def client() -> None:
         while True:
             with lock:
-                if next(numbers, None) is None:
-                    return
-            end = one(dice)
-            with lock:
-                ends[end] += 1
+                number = next(numbers, None)
+            if number is None:
+                return
+            one(random.Random(number))
 
-    threads = [threading.Thread(target=client, args=[seed]) for seed in range(clients)]
+    threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(300)
         assert not thread.is_alive()
     return ends
+
+
+def own_threads() -> int:
+    """Threads beside those of anyio's pool, which are kept for a while, 40 at most."""
+    return sum("AnyIO" not in thread.name for thread in threading.enumerate())
 
 
 def resident() -> int:
@@ -133,17 +139,17 @@ def test_clients_that_come_and_go(
 ) -> None:  # fmt: skip
     expected = model.generate("The quick", max_new_tokens=6).text
     counted = dict(served.outcomes(address))
-    threads = threading.active_count()
+    threads = own_threads()
     ends = storm(address, requests, 8)
-    assert sum(ends.values()) == requests
-    assert ends["answered"] > requests / 4
+    assert ends["answered"] + ends["left"] == requests
+    assert ends["answered"] >= ends["meant to stay"]
     served.until(lambda: not server.engine.busy and server.engine.waiting == 0)
     found = served.outcomes(address)
     assert found.get("failed", 0) == counted.get("failed", 0)
     assert found["answered"] - counted.get("answered", 0) >= ends["answered"]
     after = httpx.post(f"{address}/v1/completions", json={**LONG, "max_tokens": 6, "logit_bias": None}).json()
     assert after["choices"][0]["text"] == expected
-    assert threading.active_count() <= threads + 1
+    served.until(lambda: own_threads() <= threads)
     gc.collect()
     if requests > 100:
         before = resident()
