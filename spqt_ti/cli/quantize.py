@@ -85,6 +85,10 @@ def add_parser(commands: Any) -> None:
         help="rotate the residual stream, or the values of the attention heads, by randomised Hadamard transforms "
         "before: residual,heads. For studies: in the zigzag layout it makes quantisation worse (docs/rotation.md)",
     )
+    parser.add_argument(
+        "--keep", action="store_true",
+        help="with --layout row: keep matrices of a GGUF file that are Q2_K to Q6_K or Q8_0 bit for bit",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the quantised model at DESTINATION")
     options.add_json(parser)
@@ -128,6 +132,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if arguments.pruning and not pruned:
         raise QuantizationError("--pruning says how channels are pruned; give the rates with --plan or --prune")
+    if arguments.keep and (arguments.method != "rtn" or pruned):
+        raise QuantizationError("--keep leaves weights as they are: it takes no --method gptq and no pruning")
     start = time.perf_counter()
     calibrated = arguments.method == "gptq" or pruned
     container = _calibrated(arguments) if calibrated else _to_nearest(arguments)
@@ -148,14 +154,16 @@ def _to_nearest(arguments: argparse.Namespace) -> Container:
         from spqt_ti.convert.identity import cached_copy
         from spqt_ti.convert.quantize import open_source, quantize
     check_destination(arguments.destination, arguments.force)
-    if not arguments.rotate and sys.stderr is not None and sys.stderr.isatty():  # a person can stop it
+    if (
+        not arguments.rotate and not arguments.keep and sys.stderr is not None and sys.stderr.isatty()
+    ):  # a person can stop it
         copy = cached_copy(open_source(arguments.source).source, arguments.scheme, arguments.layout)
         destination = expanded(arguments.destination).absolute()
         if (copy / MANIFEST).is_file() and copy != destination:
             _log.info("the same is in the cache already: %s may be used or copied instead", copy)
     return quantize(
         arguments.source, arguments.destination, arguments.layout, arguments.scheme, overwrite=arguments.force,
-        rotate=arguments.rotate, seed=arguments.seed,
+        rotate=arguments.rotate, seed=arguments.seed, keep=arguments.keep,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from spqt_ti.container.matrices import EMBEDDING, HEAD, untied_where_unlike
 from spqt_ti.convert.choices import parse_storage
 from spqt_ti.convert.gptq_model import MatrixQuantizer, round_to_nearest
 from spqt_ti.convert.identity import files_of, name_of
+from spqt_ti.convert.keep import plan_keeping
 from spqt_ti.convert.rotate import rotated
 from spqt_ti.errors import CheckpointError, QuantizationError
 from spqt_ti.memory import available_memory
@@ -49,6 +50,7 @@ def quantize(
     *,
     rotate: Iterable[str] = (),
     seed: int = 0,
+    keep: bool = False,
 ) -> Container:
     """Quantise a model (Hugging Face directory, GGUF file, known name or hub id) into a new directory.
 
@@ -56,6 +58,7 @@ def quantize(
     `parse_storage`). Embedding and head are Q8_0 otherwise (a tied one is stored once, unless the head is chosen to be
     another); norms and biases stay f32. `progress` shows a bar on stderr if that is a terminal; `overwrite` replaces a
     container. `rotate`: components that are rotated before, with signs drawn from `seed` (see convert/rotate.py).
+    `keep`: matrices of a GGUF file that are in a scheme of this package keep their bytes, in row layout (see keep.py).
 
     The directory appears when it is complete, or not at all. Raises CheckpointError for a source that is damaged or not
     supported, QuantizationError, which names the tensor, for NaN and infinity, ContainerError for a destination that
@@ -63,10 +66,16 @@ def quantize(
     """
     storage = parse_storage(scheme, layout)
     check_destination(destination, overwrite)
+    if keep and tuple(rotate):
+        raise QuantizationError("bytes that are kept cannot be rotated: give keep or rotate")
     checkpoint, records = rotated(open_source(source, progress), rotate, seed)
+    quantizer: MatrixQuantizer = round_to_nearest
+    if keep:
+        keeping = plan_keeping(checkpoint, storage)
+        storage, quantizer = dict(keeping.storage), keeping.quantizer()
     return quantize_checkpoint(
-        checkpoint, destination, storage, label_of(source), transformations=records, progress=progress,
-        overwrite=overwrite,
+        checkpoint, destination, storage, label_of(source), transformations=records, quantizer=quantizer,
+        progress=progress, overwrite=overwrite,
     )  # fmt: skip
 
 

@@ -23,11 +23,19 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Superblocks:
+    """A matrix that is stored in a scheme of this package: `load()` gives the bytes u8 [rows, bytes of a row]."""
+
+    scheme: str
+    load: Callable[[], npt.NDArray[np.uint8]] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """Where one tensor is: `load()` reads it as f32 [*shape]; `location` is for messages.
 
     `problem` says why it cannot be read; it matters only if the model needs the tensor. `read_whole` reads a tensor of
-    whole numbers as it is stored.
+    whole numbers as it is stored, `superblocks` a matrix of a scheme of this package.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +43,7 @@ class StoredTensor:
     load: Callable[[], FloatArray] = field(repr=False)
     problem: str = ""
     read_whole: Callable[[], npt.NDArray[Any]] | None = field(default=None, repr=False)
+    superblocks: Superblocks | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -90,12 +99,16 @@ def split_fused(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> dic
         first = 0
         for part, shape in zip(names, parts, strict=True):
             load = partial(_rows, stored.load, first, shape[0])
-            split[part] = StoredTensor(shape, f"{stored.location} ({name})", load, stored.problem)
+            kept = stored.superblocks
+            if kept is not None:
+                kept = Superblocks(kept.scheme, partial(_rows, kept.load, first, shape[0]))
+            location = f"{stored.location} ({name})"
+            split[part] = StoredTensor(shape, location, load, stored.problem, superblocks=kept)
             first += shape[0]
     return split
 
 
-def _rows(load: Callable[[], FloatArray], first: int, count: int) -> FloatArray:
+def _rows(load: Callable[[], npt.NDArray[Any]], first: int, count: int) -> npt.NDArray[Any]:
     return load()[first : first + count]
 
 

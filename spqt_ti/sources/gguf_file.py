@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from spqt_ti.errors import CheckpointError
+from spqt_ti.formats.names import NAMES
 from spqt_ti.model.architectures import ARCHITECTURES, Architecture, WindowRule, by_gguf_name
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.config_json import ACTIVATIONS, pattern_of
 from spqt_ti.model.rope import RopeScaling, llama3_frequency_factors
-from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor, split_fused
+from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor, Superblocks, split_fused
 from spqt_ti.sources.gguf_header import GgufTensor, read_header
 from spqt_ti.sources.gguf_metadata import ArchitectureMetadata, multipliers, special_token
 from spqt_ti.sources.gguf_tokenizer import declared_ends, tokenizer_json
@@ -86,10 +88,16 @@ class GgufFile:
         tensor = self.tensors[name]
         rows, step = math.prod(tensor.shape[:-1]), max(1, _CHUNK_VALUES // tensor.shape[-1])
         values = np.empty((rows, tensor.shape[-1]), dtype=np.float32)
-        raw = np.memmap(tensor.path, np.uint8, "r", tensor.offset, (rows, tensor.row_bytes))
+        raw = self.load_bytes(name)
         for start in range(0, rows, step):
             values[start : start + step] = _dequantize(np.asarray(raw[start : start + step]), tensor.kind)
         return values.reshape(tensor.shape)
+
+    def load_bytes(self, name: str) -> npt.NDArray[np.uint8]:
+        """u8 [rows, bytes of a row] of a tensor, as it is stored."""
+        tensor = self.tensors[name]
+        rows = math.prod(tensor.shape[:-1])
+        return np.memmap(tensor.path, np.uint8, "r", tensor.offset, (rows, tensor.row_bytes))
 
 
 def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
@@ -334,7 +342,8 @@ def _tensors(file: GgufFile, config: ModelConfig) -> dict[str, StoredTensor]:
             continue
         mapped = huggingface_name(name, config) or name
         location, load = f"{entry.path} ({name})", _loader(file, name, mapped, config)
-        tensors[mapped] = StoredTensor(entry.shape, location, load, problem(entry))
+        kept = _superblocks(file, name, mapped, config)
+        tensors[mapped] = StoredTensor(entry.shape, location, load, problem(entry), superblocks=kept)
     if config.architecture.fused:
         tensors = split_fused(tensors, config)
     if config.attention_bias or config.mlp_bias:
@@ -359,13 +368,29 @@ def _loader(file: GgufFile, name: str, mapped: str, config: ModelConfig) -> Call
     offset = np.float32(config.architecture.norm_offset)
     if offset and mapped.endswith("norm.weight"):  # files have it in the weights
         return lambda: file.load(name) - offset
+    heads = _permuted_heads(mapped, config)
+    return lambda: unpermute(file.load(name), heads) if heads else file.load(name)
+
+
+def _superblocks(file: GgufFile, name: str, mapped: str, config: ModelConfig) -> Superblocks | None:
+    """The bytes of a matrix in Hugging Face's row order, if its type is a scheme of this package."""
+    entry = file.tensors[name]
+    scheme = entry.kind.name.lower()
+    if scheme not in NAMES or len(entry.shape) != 2:
+        return None
+    heads = _permuted_heads(mapped, config)
+    return Superblocks(
+        scheme, lambda: unpermute(file.load_bytes(name), heads) if heads else np.array(file.load_bytes(name))
+    )
+
+
+def _permuted_heads(mapped: str, config: ModelConfig) -> int:
+    """Heads of a matrix whose rows are in ggml's RoPE order; 0 for others."""
     if not config.architecture.gguf_permuted:
-        return lambda: file.load(name)
+        return 0
     if ".q_proj." in mapped:
-        return lambda: unpermute(file.load(name), config.num_attention_heads)
-    if ".k_proj." in mapped:
-        return lambda: unpermute(file.load(name), config.num_key_value_heads)
-    return lambda: file.load(name)
+        return config.num_attention_heads
+    return config.num_key_value_heads if ".k_proj." in mapped else 0
 
 
 def huggingface_name(name: str, config: ModelConfig) -> str | None:
@@ -384,7 +409,7 @@ def huggingface_name(name: str, config: ModelConfig) -> str | None:
     return f"model.layers.{inside[1]}.{names[inside[2]]}.{suffix}" if inside and inside[2] in names else None
 
 
-def unpermute(w: FloatArray, heads: int) -> FloatArray:
+def unpermute(w: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """[heads * head_dim, ...] from ggml's RoPE order (pairs 2i, 2i + 1) to Hugging Face's (pairs i, i + head_dim/2)."""
     pairs = w.reshape(heads, -1, 2, *w.shape[1:])  # [heads, head_dim/2, 2, ...]
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(w.shape)
