@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
 from typing import Any
 
 from spqt_ti.cli import options
+from spqt_ti.cli.execution import add_execution, executor_of
 from spqt_ti.cli.output import print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.paths import expanded
@@ -53,6 +55,7 @@ def add_parser(commands: Any) -> None:
     predictors.add_argument("--no-whitening", action="store_true", help="truncate gate by its own singular values")
     predictors.add_argument("--bias", choices=("none", "global", "neuron"), default="neuron")
     predictors.add_argument("--importance", choices=("gate", "gate*up", "full"), default="full")
+    add_execution(parser, "where wisparse's budgets are evaluated (default: in this process)")
     parser.add_argument("--checkpoints", metavar="DIR", help="folder for what is done (default: in the cache folder)")
     options.add_threads(parser)
     options.add_json(parser)
@@ -63,11 +66,17 @@ def run(arguments: argparse.Namespace) -> None:
     """Calibrate, write the policies and say where."""
     with held_back():
         from spqt_ti.api import load
+        from spqt_ti.errors import ExecutionError
         from spqt_ti.model.predictors import Executor
+        from spqt_ti.parallel.study import ModelReference
         from spqt_ti.sparsity.methods import calibrate, checkpoint_folder
         from spqt_ti.sparsity.predictors.settings import Bias, Importance, PredictorSettings
         from spqt_ti.sparsity.search.evolution import QUICK, Search
+        from spqt_ti.sparsity.search.swept import Elsewhere
         from spqt_ti.texts import read_text
+    spread = arguments.jobs is not None or arguments.cluster is not None
+    if spread and arguments.method != "wisparse":
+        raise ExecutionError(f"--jobs and --cluster are for wisparse; {arguments.method} runs in this process")
     text = read_text(arguments.text)
     model = load(arguments.model, threads=arguments.threads)
     start = time.perf_counter()
@@ -84,14 +93,20 @@ def run(arguments: argparse.Namespace) -> None:
         folder = expanded(arguments.checkpoints)
     output, files = expanded(arguments.output), []
     try:
-        make = calibrate(
-            arguments.method, model.llama, model.container, model.tokenizer, text, tokens, folder, search, predictor
-        )
-        for level in arguments.sparsity:
-            several = len(arguments.sparsity) > 1
-            path = output.with_name(f"{output.stem}-{level:g}{output.suffix}") if several else output
-            make(level).save(path)
-            files.append(str(path))
+        with contextlib.ExitStack() as stack:
+            elsewhere = None
+            if spread:
+                reference = ModelReference.of(model.container, arguments.shared)
+                elsewhere = Elsewhere(stack.enter_context(executor_of(arguments, model.container)), reference)
+            make = calibrate(
+                arguments.method, model.llama, model.container, model.tokenizer, text, tokens, folder, search,
+                predictor, elsewhere,
+            )  # fmt: skip
+            for level in arguments.sparsity:
+                several = len(arguments.sparsity) > 1
+                path = output.with_name(f"{output.stem}-{level:g}{output.suffix}") if several else output
+                make(level).save(path)
+                files.append(str(path))
     except KeyboardInterrupt:
         print(f"spqt: what is done is in {folder}; the same command goes on from there", file=sys.stderr)
         raise

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from spqt_ti.parallel.executors import Executor
 
 
-def add_execution(parser: options.Adder) -> None:
+def add_execution(parser: options.Adder, title: str = "where evaluations run") -> None:
     """The three options."""
-    group = parser.add_argument_group("where evaluations run")
+    group = parser.add_argument_group(title)
     group.add_argument(
         "--jobs", type=options.count, metavar="N",
         help="processes of this machine, one thread each (default: as many as CPUs and free memory allow)",
@@ -49,4 +49,8 @@ def executor_of(arguments: argparse.Namespace, container: Container) -> Iterator
         return
     size = sum(matrix.nbytes for matrix in container.matrices.values())
     jobs = arguments.jobs or processes_for(size)
-    yield InProcess() if jobs == 1 else LocalProcesses(jobs)
+    if jobs == 1:
+        yield InProcess()
+        return
+    with contextlib.closing(LocalProcesses(jobs)) as processes:
+        yield processes

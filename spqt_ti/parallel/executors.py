@@ -45,20 +45,22 @@ class InProcess:
 class LocalProcesses:
     """In `count` processes of this machine, each with CPUs of its own where the system lets one choose.
 
-    A process that dies is replaced, with the items that were lost; ExecutionError when that happens for the third time.
+    They stay for the next request, until `close`. A process that dies is replaced, with the items that were lost;
+    ExecutionError when that happens for the third time.
     """
 
     def __init__(self, count: int) -> None:
         if count < 1:
             raise ExecutionError(f"one process or more is needed, not {count}")
         self.count = count
+        self._pool: ProcessPoolExecutor | None = None
 
     def run(self, request: Request, items: Sequence[Item]) -> Iterator[Result]:
         """See Executor."""
         todo = dict(enumerate(items))
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(BrokenProcessPool):
-                for index, result in self._pool(request, todo):
+                for index, result in self._results(request, todo):
                     del todo[index]
                     yield index, result
             if not todo:
@@ -68,18 +70,28 @@ class LocalProcesses:
             "memory? Fewer processes (--jobs) need less"
         )
 
-    def _pool(self, request: Request, todo: dict[int, Item]) -> Iterator[Result]:
+    def close(self) -> None:
+        """End the processes; another request starts new ones."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _results(self, request: Request, todo: dict[int, Item]) -> Iterator[Result]:
+        try:
+            pool = self._pool = self._pool or self._started()
+            futures = {pool.submit(evaluate, request, item): index for index, item in todo.items()}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:  # GeneratorExit too: what nobody waits for is not to go on
+            self.close()
+            raise
+
+    def _started(self) -> ProcessPoolExecutor:
         context = get_context("spawn")  # a forked process would not have the threads of the kernels' runtime
         numbers = context.Queue()
         for number in range(self.count):
             numbers.put(number)
-        pool = ProcessPoolExecutor(self.count, context, _begin, (numbers, self.count))
-        try:
-            futures = {pool.submit(evaluate, request, item): index for index, item in todo.items()}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        return ProcessPoolExecutor(self.count, context, _begin, (numbers, self.count))
 
 
 def processes_for(model_bytes: int) -> int:

@@ -17,6 +17,7 @@ from spqt_ti.sparsity.methods import svd, teal, uniform, wina, wisparse
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.predictors.settings import PredictorSettings
 from spqt_ti.sparsity.search.evolution import Search
+from spqt_ti.sparsity.search.swept import Elsewhere
 from spqt_ti.texts import paragraph_hashes
 
 MIN_TOKENS = 256  # below that a quantile of a site says little
@@ -35,6 +36,7 @@ class Request:
     checkpoint: Checkpoint
     search: Search
     predictor: PredictorSettings
+    elsewhere: Elsewhere | None = None
 
 
 def _uniform(r: Request) -> PolicyMaker:
@@ -50,7 +52,7 @@ def _teal(r: Request) -> PolicyMaker:
 
 
 def _wisparse(r: Request) -> PolicyMaker:
-    return wisparse.calibrate(r.llama, r.container, r.text, r.tokens, r.search, r.checkpoint).policy
+    return wisparse.calibrate(r.llama, r.container, r.text, r.tokens, r.search, r.checkpoint, r.elsewhere).policy
 
 
 def _svd(r: Request) -> PolicyMaker:
@@ -81,12 +83,14 @@ def calibrate(
     folder: Path | None = None,
     search: Search | None = None,
     predictor: PredictorSettings | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> PolicyMaker:
     """Calibrate on the first `most` tokens of `text`; its paragraphs' hashes are kept in every policy.
 
     `folder`: where checkpoints are kept, and found again by the next call (None: nowhere). `search`: sizes and seed of
-    the searches of TEAL and WiSparse. `predictor`: what is asked of SVD's predictors. Raises PolicyError for an unknown
-    method, for a text (or `most`) of fewer than 256 tokens, and for checkpoints of something else.
+    the searches of TEAL and WiSparse. `predictor`: what is asked of SVD's predictors. `elsewhere`: what evaluates
+    budgets for WiSparse (None: `llama`). Raises PolicyError for an unknown method, for a text (or `most`) of fewer than
+    256 tokens, and for checkpoints of something else.
     """
     if method not in METHODS:
         raise PolicyError(f"unknown method {method!r}; there are: {', '.join(METHODS)}")
@@ -97,8 +101,8 @@ def calibrate(
     search = search or Search()
     if rough(search):
         identity = {**identity, "pick": search.pick, "windows": search.windows, "alone_windows": search.alone_windows}
-    made_with = Checkpoint(folder, identity)
-    make = METHODS[method](Request(llama, container, text, tokens, made_with, search, predictor or PredictorSettings()))
+    predictor, made_with = predictor or PredictorSettings(), Checkpoint(folder, identity)
+    make = METHODS[method](Request(llama, container, text, tokens, made_with, search, predictor, elsewhere))
     hashes = paragraph_hashes(text)
 
     def policy(sparsity: float) -> SparsityPolicy:

@@ -31,12 +31,13 @@ from spqt_ti.sparsity.methods.teal import check_level
 from spqt_ti.sparsity.policy import SparsityPolicy, be_dense
 from spqt_ti.sparsity.search import alpha, greedy, sensitivity
 from spqt_ti.sparsity.search.divergence import BudgetFitness
-from spqt_ti.sparsity.search.evolution import Levels, Search, State, evolve, is_better
+from spqt_ti.sparsity.search.evolution import Fitness, Levels, Search, State, costs_of, evolve, is_better
 from spqt_ti.sparsity.search.histogram import LEVELS
 from spqt_ti.sparsity.search.realise import realise
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import thresholds_at
 from spqt_ti.sparsity.search.stored_layer import StoredLayer, calibration_threads, unmasked
+from spqt_ti.sparsity.search.swept import Elsewhere
 from spqt_ti.threads import blas_threads
 
 STEP = 0.025  # of a layer's weights: one level of a budget
@@ -85,7 +86,10 @@ class Budgets:
 
 @dataclass(frozen=True)
 class WisparseCalibration:
-    """What serves every level: layers, and costs f64 [layers, len(MEASURED)] of each alone; `policy` searches."""
+    """What serves every level: layers, and costs f64 [layers, len(MEASURED)] of each alone; `policy` searches.
+
+    `elsewhere`: what evaluates individuals (None: `llama`). It changes no bit of a policy.
+    """
 
     llama: Llama
     model: str
@@ -95,6 +99,7 @@ class WisparseCalibration:
     alone: np.ndarray
     search: Search = field(default_factory=Search)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    elsewhere: Elsewhere | None = None
 
     def policy(self, sparsity: float) -> SparsityPolicy:
         """Search for one level. Raises PolicyError outside 0 .. 0.9."""
@@ -122,21 +127,21 @@ class WisparseCalibration:
         even = (0,) * len(self.findings.paths)
         thresholds = self.findings.threshold_levels(budgets)
         windows = _windows(self.llama, self.tokens, self.search.windows, WINDOW, SEARCHED)
-        fitness = BudgetFitness(self.llama, windows, thresholds, -lowest, self.findings.weights)
+        fitness = _fitness(self.llama, windows, thresholds, -lowest, self.findings, self.elsewhere)
         fitness.settle(even)
         at_even = float(fitness.costs(even, range(fitness.parts)).mean())
         state = self._evolve(sparsity, fitness, [even, guess])
         # Two fitnesses at a time would hold their logits twice.
         del fitness
         windows = _windows(self.llama, self.tokens, self.search.windows, UNSEEN_WINDOW, UNSEEN)
-        unseen = BudgetFitness(self.llama, windows, thresholds, -lowest, self.findings.weights)
+        unseen = _fitness(self.llama, windows, thresholds, -lowest, self.findings, self.elsewhere)
         unseen.settle(even)
-        costs = [unseen.costs(levels, range(unseen.parts)) for levels in (even, state.levels)]
+        costs = list(costs_of(unseen, [(levels, range(unseen.parts)) for levels in (even, state.levels)]))
         _be_dense(self.llama)
         levels = even if is_better(costs[0], costs[1], errors=1) else state.levels
         return Budgets(levels, at_even, state.history[-1], *(float(c.mean()) for c in costs))
 
-    def _evolve(self, sparsity: float, fitness: BudgetFitness, starts: Sequence[Levels]) -> State:
+    def _evolve(self, sparsity: float, fitness: Fitness, starts: Sequence[Levels]) -> State:
         s = self.search
         name = f"wisparse-{sparsity:g}-budgets-{s.offspring}x{s.generations}-seed{s.seed}"
         settings: dict[str, Value] = {"sparsity": sparsity, "search": repr(s)}
@@ -154,14 +159,33 @@ class WisparseCalibration:
 
 
 def calibrate(
-    llama: Llama, container: Container, text: str, tokens: Sequence[int], search: Search, checkpoint: Checkpoint
+    llama: Llama,
+    container: Container,
+    text: str,
+    tokens: Sequence[int],
+    search: Search,
+    checkpoint: Checkpoint,
+    elsewhere: Elsewhere | None = None,
 ) -> WisparseCalibration:
-    """Do what serves every level, on `tokens` (of `text`, whose hash is kept)."""
+    """Do what serves every level, on `tokens` (of `text`, whose hash is kept). `elsewhere`: see WisparseCalibration."""
     findings = _inside_layers(llama, container, tokens, search, checkpoint)
-    alone = _alone(llama, tokens, findings, search, checkpoint)
+    alone = _alone(llama, tokens, findings, search, checkpoint, elsewhere)
     return WisparseCalibration(
-        llama, container.fingerprint, uniform.sha256(text), tokens, findings, alone, search, checkpoint
+        llama, container.fingerprint, uniform.sha256(text), tokens, findings, alone, search, checkpoint, elsewhere
     )
+
+
+def _fitness(
+    llama: Llama,
+    windows: Sequence[Sequence[int]],
+    thresholds: np.ndarray,
+    zero: int,
+    findings: LayerFindings,
+    elsewhere: Elsewhere | None,
+) -> Fitness:
+    if elsewhere is not None:
+        return elsewhere.fitness(windows, thresholds, zero, findings.alphas)
+    return BudgetFitness(llama, windows, thresholds, zero, findings.weights)
 
 
 def _of_least_sum(costs: np.ndarray, budgets: np.ndarray, lowest: int) -> Levels:
@@ -197,7 +221,12 @@ def _inside_layers(
 
 
 def _alone(
-    llama: Llama, tokens: Sequence[int], findings: LayerFindings, search: Search, checkpoint: Checkpoint
+    llama: Llama,
+    tokens: Sequence[int],
+    findings: LayerFindings,
+    search: Search,
+    checkpoint: Checkpoint,
+    elsewhere: Elsewhere | None,
 ) -> np.ndarray:
     """Costs of every layer alone at MEASURED budgets."""
     kept = checkpoint.load("wisparse-alone")
@@ -205,7 +234,7 @@ def _alone(
     known = None if kept is None else kept.take("costs", "f", shape, finite=False)  # NaN: not measured yet
     thresholds = findings.threshold_levels((0.0, *MEASURED))
     windows = _windows(llama, tokens, search.alone_windows, WINDOW, SEARCHED)
-    fitness = BudgetFitness(llama, windows, thresholds, 0, findings.weights)
+    fitness = _fitness(llama, windows, thresholds, 0, findings, elsewhere)
 
     def save(costs: np.ndarray) -> None:
         checkpoint.save("wisparse-alone", {"costs": costs})

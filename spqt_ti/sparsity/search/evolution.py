@@ -7,9 +7,9 @@ if it is better on all, by more than chance. Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,23 @@ class Fitness(Protocol):
 
     def settle(self, levels: Levels) -> None:
         """Individuals to come are like this one: what they share with it may be kept."""
+
+
+@runtime_checkable
+class BatchFitness(Fitness, Protocol):
+    """A fitness that evaluates many individuals at a time."""
+
+    def costs_of(self, asked: Sequence[tuple[Levels, Sequence[int]]]) -> Iterator[np.ndarray]:
+        """Costs f64 [len(parts)] of each (levels, parts), in the order that was asked for."""
+
+
+def costs_of(fitness: Fitness, asked: Sequence[tuple[Levels, Sequence[int]]]) -> Iterator[np.ndarray]:
+    """Costs f64 [len(parts)] of each (levels, parts), in order: at a time where the fitness can, else one by one."""
+    if isinstance(fitness, BatchFitness):
+        yield from fitness.costs_of(asked)
+        return
+    for levels, parts in asked:
+        yield fitness.costs(levels, parts)
 
 
 @dataclass(frozen=True)
@@ -88,9 +105,8 @@ def evolve(
         raise ValueError(f"levels {outside[0]} are not within {lowest} .. {highest}")
     if state is None:
         fitness.settle(starts[0])
-        costs, best = min(
-            ((fitness.costs(start, range(fitness.parts)), start) for start in starts), key=lambda pair: pair[0].mean()
-        )
+        found = costs_of(fitness, [(start, range(fitness.parts)) for start in starts])
+        costs, best = min(zip(found, starts, strict=True), key=lambda pair: pair[0].mean())
         state = State(0, best, costs, (float(costs.mean()),))
     fitness.settle(state.levels)
     with progress(total=search.generations, initial=state.generation, desc="evolution", unit="generations") as bar:
@@ -109,9 +125,9 @@ def _generation(fitness: Fitness, state: State, lowest: int, highest: int, searc
     known: dict[Levels, list[float]] = {child: [] for child in children}
     for share, survivors in (*search.stages, (1.0, 1)):
         upto = max(1, round(share * fitness.parts))
-        for child in children:
-            done = known[child]
-            done.extend(fitness.costs(child, [int(i) for i in order[len(done) : upto]]))
+        asked = [(child, [int(i) for i in order[len(known[child]) : upto]]) for child in children]
+        for child, costs in zip(children, costs_of(fitness, asked), strict=True):
+            known[child].extend(costs)
         children = sorted(children, key=lambda child: float(np.mean(known[child])))[:survivors]
     levels, costs = state.levels, state.costs
     if children:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from spqt_ti.progress import progress
-from spqt_ti.sparsity.search.evolution import Fitness
+from spqt_ti.sparsity.search.evolution import Fitness, costs_of
 
 
 def measure(
@@ -29,10 +29,14 @@ def measure(
     costs = np.full((units, levels), np.nan) if known is None else known.copy()
     fitness.settle((0,) * units)
     missing = np.flatnonzero(np.isnan(costs).any(axis=1)).tolist()
+    asked = [
+        (tuple(level if other == unit else 0 for other in range(units)), range(fitness.parts))
+        for unit in missing
+        for level in range(1, levels + 1)
+    ]
+    found = costs_of(fitness, asked)
     for unit in progress(missing, desc="sensitivity", unit="layers"):
-        for level in range(1, levels + 1):
-            alone = tuple(level if other == unit else 0 for other in range(units))
-            costs[unit, level - 1] = fitness.costs(alone, range(fitness.parts)).mean()
+        costs[unit] = [next(found).mean() for _ in range(levels)]
         save(costs)
     return costs
 

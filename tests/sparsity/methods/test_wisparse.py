@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from spqt_ti.errors import PolicyError
 from spqt_ti.model.sites import SITES
+from spqt_ti.parallel.executors import LocalProcesses
+from spqt_ti.parallel.study import ModelReference
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import teal, wisparse
 from spqt_ti.sparsity.methods.wina import column_norms
@@ -21,6 +24,7 @@ from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search.alpha import ALPHAS
 from spqt_ti.sparsity.search.evolution import Search, State
 from spqt_ti.sparsity.search.greedy import MOST
+from spqt_ti.sparsity.search.swept import Elsewhere
 
 TOKENS = np.random.default_rng(7).integers(0, 300, 400).tolist()
 SEARCH = Search(generations=4, offspring=4)
@@ -123,6 +127,21 @@ def test_goes_on_where_it_was(saves: int, policy: SparsityPolicy, tmp_path: Path
         calibration(folder=tmp_path).policy(0.5)
     assert calibration(folder=tmp_path).policy(0.5).to_json() == policy.to_json()
     assert count == 9  # none of them twice
+
+
+def test_budgets_evaluated_elsewhere_are_the_same_file() -> None:
+    """In two processes with a thread each, instead of this one with two; with the product's 16-bit products."""
+    search = Search(generations=2, offspring=3)
+    container, llama = tiny_containers.container("gqa"), tiny_containers.llama("gqa", exact=False)
+    with contextlib.closing(LocalProcesses(2)) as processes:
+        found = [
+            wisparse.calibrate(
+                llama, container, "text", TOKENS, search, Checkpoint(),
+                executor and Elsewhere(executor, ModelReference.of(container)),
+            ).policy(0.5).to_json()
+            for executor in (None, processes)
+        ]  # fmt: skip
+    assert found[1] == found[0]
 
 
 def test_another_seed_does_not_go_on_from_this_one(tmp_path: Path) -> None:
