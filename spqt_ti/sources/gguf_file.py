@@ -26,6 +26,7 @@ from spqt_ti.model.architectures import ARCHITECTURES, Architecture, WindowRule,
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.config_json import ACTIVATIONS, pattern_of
 from spqt_ti.model.rope import RopeScaling, llama3_frequency_factors
+from spqt_ti.sources import chat_templates
 from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor, Superblocks, split_fused
 from spqt_ti.sources.gguf_header import GgufTensor, read_header
 from spqt_ti.sources.gguf_metadata import ArchitectureMetadata, multipliers, special_token
@@ -166,14 +167,23 @@ def open_gguf(path: Path) -> Checkpoint:
     try:
         config = read_config(file)
         tokenizer = tokenizer_json(file.metadata)
-        template = file.metadata.get("tokenizer.chat_template")
+        template = _chat_template(file.metadata)
     except CheckpointError as error:
         named = str(error).startswith(f"{path}:")
         raise error if named else CheckpointError(f"{path}: {error}") from error
     except (TypeError, ValueError, OverflowError, IndexError) as error:
         # Each key may hold any type; those that matter most are checked one by one, the rest ends here.
         raise CheckpointError(f"{path}: damaged: metadata of an unexpected type ({error})") from error
-    return Checkpoint(path, config, tokenizer, template if isinstance(template, str) else None, _tensors(file, config))
+    return Checkpoint(path, config, tokenizer, template, _tensors(file, config))
+
+
+def _chat_template(metadata: Mapping[str, Any]) -> str | None:
+    """The default template and named ones (`tokenizer.chat_template.NAME`) as one."""
+    key, named = "tokenizer.chat_template", {}
+    for name, value in metadata.items():
+        if name.startswith(f"{key}."):
+            named[name.removeprefix(f"{key}.")] = value
+    return chat_templates.joined(named | {chat_templates.DEFAULT: metadata.get(key, named.get(chat_templates.DEFAULT))})
 
 
 def read_config(file: GgufFile) -> ModelConfig:

@@ -16,7 +16,7 @@ from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.config_json import token_ids
 from spqt_ti.sources import packed
 from spqt_ti.sources.checkpoint import Checkpoint, FloatArray, StoredTensor, split_fused
-from spqt_ti.sources.huggingface_tokenizer import FILES, read_json, read_tokenizer
+from spqt_ti.sources.huggingface_tokenizer import FILES, named_template_files, read_json, read_tokenizer
 from spqt_ti.sources.packed import Packing
 
 # safetensors' name of a type -> the NumPy type of the stored bytes (little-endian; NumPy has no bf16).
@@ -57,7 +57,8 @@ def open_directory(directory: Path) -> Checkpoint:
 def model_files(directory: Path) -> list[Path]:
     """The files that make the model in a directory, whatever else is there; CheckpointError without weights."""
     names = (*_CONFIGS, *packed.FILES, *FILES)
-    return [path for name in names if (path := directory / name).is_file()] + _weight_files(directory).files
+    found = [path for name in names if (path := directory / name).is_file()]
+    return found + named_template_files(directory) + _weight_files(directory).files
 
 
 def _read_config(directory: Path) -> tuple[ModelConfig, Packing | None]:

@@ -1,7 +1,8 @@
 """The tokenizer of a Hugging Face directory as one `tokenizer.json`, put together as transformers does.
 
 `tokenizer.json` has most of it. Added and special tokens may be in `tokenizer_config.json`, `special_tokens_map.json`
-and `added_tokens.json` instead; the chat template in `chat_template.jinja` or `tokenizer_config.json`.
+and `added_tokens.json` instead; chat templates in `chat_template.jinja`,
+`additional_chat_templates/` or `tokenizer_config.json`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from spqt_ti.bounded_json import JsonError, parse_object, read_bytes
 from spqt_ti.errors import CheckpointError
+from spqt_ti.sources import chat_templates
 from spqt_ti.sources.token_roles import with_roles
 from spqt_ti.sources.tokenizers_library import check_bounds, library_errors
 
@@ -26,6 +28,7 @@ FILES = (
     "chat_template.jinja",
 )
 _TOKENIZER, _CONFIG, _SPECIAL_MAP, _ADDED, _TEMPLATE = FILES
+_NAMED_TEMPLATES = "additional_chat_templates"  # folder
 _STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the second is the older name
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -149,14 +152,21 @@ def _numbered(decoder: Any, path: Path) -> dict[int, _Token]:
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """The template of chat_template.jinja, else of tokenizer_config.json (of several: the one named default)."""
-    if (directory / _TEMPLATE).is_file():
-        return read_text(directory / _TEMPLATE)
+    """The templates of files, else of tokenizer_config.json, as one (see chat_templates.py)."""
+    files = {chat_templates.DEFAULT: directory / _TEMPLATE} if (directory / _TEMPLATE).is_file() else {}
+    files |= {path.stem: path for path in named_template_files(directory)}
+    if files:
+        return chat_templates.joined({name: read_text(path) for name, path in files.items()})
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = named[0].get("template") if named else None
+        named = [entry for entry in template if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+        return chat_templates.joined({entry["name"]: entry.get("template") for entry in named})
     return template if isinstance(template, str) else None
+
+
+def named_template_files(directory: Path) -> list[Path]:
+    """Files of the templates beside the default one."""
+    return sorted(path for path in (directory / _NAMED_TEMPLATES).glob("*.jinja") if path.is_file())
 
 
 def read_text(path: Path, hint: str = "") -> str:

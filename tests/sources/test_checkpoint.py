@@ -104,7 +104,7 @@ def test_generation_config_says_what_ends_a_text(tmp_path):
     [
         (None, None),
         ("plain", "plain"),
-        ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
+        ([{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}], "d"),
         ([{"name": "tool_use", "template": "t"}], None),
         (["odd"], None),
     ],
