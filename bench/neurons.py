@@ -19,7 +19,7 @@ import numpy as np
 
 from spqt_ti.backend import start
 from spqt_ti.benchmark.provenance import provenance
-from spqt_ti.container import Container
+from spqt_ti.container import MANIFEST, Container
 from spqt_ti.convert.choices import parse_storage
 from spqt_ti.convert.quantize import quantize_checkpoint
 from spqt_ti.model.config import ModelConfig
@@ -73,9 +73,11 @@ def weights_of(config: ModelConfig, rank: int, name: str) -> np.ndarray:
 
 
 def container_of(config: ModelConfig, rank: int, folder: Path) -> Container:
-    """The model, quantised into `folder`."""
+    """The model, quantised into `folder` unless it is there already."""
+    if (folder / "model" / MANIFEST).exists():
+        return Container.open(folder / "model")
     source = folder / "source"
-    source.mkdir()
+    source.mkdir(parents=True)
     (source / "model.safetensors").touch()  # what a container names as its origin
     tensors = {
         name: StoredTensor(shape, name, lambda name=name: weights_of(config, rank, name))  # type: ignore[misc]
@@ -132,14 +134,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="instead of the model's own")
     parser.add_argument("--rank", type=int, help="instead of the paper's")
     parser.add_argument("--predicted", type=float, default=ON, help="share of neurons listed (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="to keep the quantised model in, for another run of its sizes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=32, help="decoded per round and case")
     arguments = parser.parse_args()
     start("cpu", arguments.threads)
     config, rank = config_of(arguments.model, arguments.layers), arguments.rank or MODELS[arguments.model][3]
-    with tempfile.TemporaryDirectory() as folder:
-        llama = Llama(container_of(config, rank, Path(folder)), threads=arguments.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        llama = Llama(container_of(config, rank, folder), threads=arguments.threads)
         layers = range(config.num_hidden_layers)
         predictors = {layer: predictor_of(config, rank, layer, arguments.predicted) for layer in layers}
         speeds, profile = measure(llama, predictors, arguments)

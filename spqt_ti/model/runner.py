@@ -153,6 +153,11 @@ class Llama:
         """Gate rows and up rows that the tokens of `active` read in layers with predictors, i32 [layers, 2]."""
         return self._decode.neurons
 
+    @property
+    def predictor_bytes(self) -> np.ndarray:
+        """What a token reads of each layer's predictor, f64 [layers]; 0 where there is none."""
+        return np.zeros(len(self.thresholds)) if self._predicted is None else self._predicted.predictor_bytes
+
     def inputs(self) -> np.ndarray:
         """Inputs that a token has at each site of the widest layer, i32 [4]."""
         return inputs_per_site(self.config)

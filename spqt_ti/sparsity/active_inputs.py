@@ -13,8 +13,8 @@ class ActiveInputs:
     """An Observer of masked prefill: inputs that are read, f64 [layers, 4], of all tokens together.
 
     A site whose threshold is 0 runs dense: all its inputs are read, whatever they are. Where a layer has a neuron
-    predictor, gate and up count by the weights that are read, rows of theirs and the predictor's own: as many inputs as
-    have those weights.
+    predictor, gate and up count by the bytes that are read, rows of theirs and the predictor itself, as they do when
+    decoding (PredictedLayers): as many inputs as have those bytes.
     """
 
     def __init__(self, llama: Llama) -> None:
@@ -43,8 +43,8 @@ class ActiveInputs:
         if site == "gate_up":
             rows = int(np.count_nonzero(predictor.predict(inputs)))
             both = 1 if sequential else 2
-            own = predictor.rank * (predictor.hidden + predictor.intermediate) / predictor.hidden
-            self.total[at] += (both * rows + len(inputs) * own) * per_row
+            own = self._llama.predictor_bytes[layer] / self._llama.traffic.columns[layer, SITES.index("gate_up")]
+            self.total[at] += both * rows * per_row + len(inputs) * own
             return
         on = int(np.count_nonzero(inputs))
         self.total[at] += on

@@ -233,9 +233,10 @@ def test_quick_is_another_calibration(texts, tmp_path, capsys) -> None:
 
 
 def test_neuron_predictors(tmp_path, capsys) -> None:
-    """Made, described, and refused where there is none."""
+    """Made, described, scored, decoded by, and refused where there is none."""
     name = next(name for name in tiny_containers.MODELS if "relu" in name.split("+"))
-    directory, policy = tiny_containers.container(name).path, tmp_path / "policy.json"
+    directory = tiny_containers.container(name, "zigzag,gate_up=row").path
+    policy = tmp_path / "policy.json"
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and in the beginning was the word.\n" * 60)
     more = ("--text", text, "--tokens", 1000, "--checkpoints", tmp_path / "kept", "--threads", 1)
@@ -244,5 +245,17 @@ def test_neuron_predictors(tmp_path, capsys) -> None:
     assert (report["method"], report["rank"], report["executor"]) == ("svd", 24, "sequential")
     assert [layer["rank"] for layer in report["predictors"]] == [24, 24]
     assert "recall" in run(capsys, "info", policy)
+    other = tmp_path / "other.txt"
+    other.write_text(EVALUATION)
+    common = ("--policy", policy, "--threads", 1, "--json")
+    scored = json.loads(
+        run(capsys, "perplexity", directory, "--text", other, "--context", CONTEXT, "--windows", 2, *common)
+    )
+    shorter = ("--tokens", 8, "--rounds", 1, "--sparsity", 0)
+    dense, decoded = json.loads(run(capsys, "bench", "decode", directory, *shorter, *common))
+    assert (scored[0]["method"], decoded["method"]) == ("svd", "svd")
+    assert scored[0]["kl_mean"] > 0
+    assert 0 < scored[0]["realised_sparsity"] == pytest.approx(decoded["realised_sparsity"], abs=0.1)
+    assert decoded["bytes_per_token"] < dense["bytes_per_token"]
     policy.with_suffix(".safetensors").unlink()
     assert "belongs beside the policy" in run(capsys, "info", policy, code=1)

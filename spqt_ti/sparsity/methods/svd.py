@@ -108,12 +108,14 @@ def calibrate(
         "rank": rank, "whiten": int(settings.whiten), "importance": settings.importance.value,
         "window": len(windows[0]),
     }  # fmt: skip
+    whitened = "whitened" if settings.whiten else "plain"
+    kept_as = f"svd-{rank}-{whitened}-{settings.importance.value.replace('*', '-')}"  # others have files of their own
     layers = []
     x = embeddings(container, windows)
     with blas_threads(calibration_threads(config, threads)):
         for index in progress(range(config.num_hidden_layers), desc="SVD", unit="layers"):
             layer = StoredLayer.load(container, index)
-            arrays = checkpoint.load(f"svd-{index}", **kept)
+            arrays = checkpoint.load(f"{kept_as}-{index}", **kept)
             if arrays is not None:
                 sizes = rank, config.hidden_size, layer.matrices["down"].shape[1]
                 layers.append(LayerFindings.from_arrays(arrays, *sizes))
@@ -122,7 +124,7 @@ def calibrate(
             inputs = np.empty_like(x)
             x = run(layer, x, inputs)
             layers.append(examine(layer, inputs, rank, settings))
-            checkpoint.save(f"svd-{index}", layers[-1].arrays(), **kept)
+            checkpoint.save(f"{kept_as}-{index}", layers[-1].arrays(), **kept)
     source = {
         "text_sha256": uniform.sha256(text), "tokens": sum(halves), "rank": rank, "whiten": settings.whiten,
         "bias": settings.bias.value, "importance": settings.importance.value,
