@@ -10,6 +10,7 @@ from spqt_ti.generation.sampling import Sampling
 from spqt_ti.server.errors import ApiError
 
 MOST_LOGPROBS = 20
+TOOL_CHOICES = (None, "auto", "none")
 Body = TypeVar("Body")
 
 
@@ -142,7 +143,7 @@ def check(asked: ChatCompletion | Completion, model: str, choices: int) -> None:
             400, f"response_format {kind!r} is not supported: answers are not constrained", param="response_format"
         )
     if isinstance(asked, ChatCompletion):
-        if asked.tool_choice not in (None, "auto", "none"):
+        if asked.tool_choice not in TOOL_CHOICES:
             raise ApiError(400, "tool_choice may be auto or none: answers are not constrained", param="tool_choice")
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
