@@ -18,7 +18,7 @@ import numpy as np
 from spqt_ti.benchmark.provenance import provenance
 from spqt_ti.convert.quantize import open_source
 from spqt_ti.convert.rotate import parse_components, rotated
-from spqt_ti.convert.walk import SourceWalk
+from spqt_ti.convert.walk import Inputs, SourceWalk
 from spqt_ti.evaluation.perplexity import windows
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.model.reference import PROJECTIONS
@@ -40,15 +40,24 @@ def losses(checkpoint: Checkpoint, tokens: Sequence[Sequence[int]]) -> np.ndarra
     layers = checkpoint.config.num_hidden_layers
     lost, whole = np.zeros((layers, len(Site))), np.zeros((layers, len(Site)))
     walk = SourceWalk(checkpoint, tokens, "this")
+
+    def of_site(layer: int, site: Site, x: np.ndarray) -> tuple[float, float]:
+        """Energy that the site's outputs lose, and have."""
+        parts = [checkpoint.read(f"model.layers.{layer}.{name}.weight") for name in PROJECTIONS[site.label]]
+        w = np.concatenate(parts)
+        energies = [np.square(y @ w.T, dtype=np.float64).sum() for y in (x - without_smaller_half(x), x)]
+        return float(energies[0]), float(energies[1])
+
     for layer in range(layers):
 
-        def see(site: Site, x: np.ndarray, layer: int = layer) -> None:
-            parts = [checkpoint.read(f"model.layers.{layer}.{name}.weight") for name in PROJECTIONS[site.label]]
-            w = np.concatenate(parts)
-            lost[layer, site] += np.square((x - without_smaller_half(x)) @ w.T, dtype=np.float64).sum()
-            whole[layer, site] += np.square(x @ w.T, dtype=np.float64).sum()
+        def measure(inputs: Inputs, layer: int = layer) -> np.ndarray:
+            return np.array([of_site(layer, site, x) for site, x in inputs.items()])
 
-        walk.run_layer(see)
+        def add(found: np.ndarray, layer: int = layer) -> None:
+            lost[layer] += found[:, 0]
+            whole[layer] += found[:, 1]
+
+        walk.run_layer(measure, add)
     return lost / whole
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spqt_ti.convert.walk import BATCH_TOKENS
+from spqt_ti.convert.walk import BATCH_TOKENS, WORKERS
 from spqt_ti.model.config import ModelConfig
 
 __all__ = ["gptq_bytes"]
@@ -22,10 +22,13 @@ def gptq_bytes(config: ModelConfig, tokens: int, window: int) -> int:
     hessians = _F64 * (2 * hidden**2 + heads**2 + width**2)
     states = _F32 * tokens * hidden
     batch = max(1, BATCH_TOKENS // window) * window
-    # Of a batch: inputs and outputs of the sites, some of them twice, and three times the scores of attention.
-    activations = _F32 * batch * (8 * hidden + 3 * heads + 2 * keys_and_values + 6 * width)
-    scores = 3 * _F32 * batch * window * config.num_attention_heads
-    seen = 2 * _F32 * layer + hessians + (_F32 + _F64) * width**2 + activations + scores
+    # Of a window: inputs and outputs of the sites, some of them twice, and three times the scores of attention. Of a
+    # batch: the inputs twice, and the products of them, some of which wait until they are added.
+    activations = _F32 * window * (8 * hidden + 3 * heads + 2 * keys_and_values + 6 * width)
+    scores = 3 * _F32 * window * window * config.num_attention_heads
+    inputs = 2 * _F32 * batch * (2 * hidden + heads + width)
+    products = _F32 * (2 * hidden**2 + heads**2 + width**2)
+    seen = 2 * _F32 * layer + hessians + WORKERS * (activations + scores + inputs + 2 * products)
     # Reordered, its factor (and LAPACK's copy) in float64, what errors weigh in f32; then w, columns, losses and bytes.
     widest = max(hidden, heads, width)
     rows = max(2 * width, heads + keys_and_values)

@@ -6,7 +6,7 @@ The source's own inputs count, so one pass serves all layers, and a layer's H is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from spqt_ti.container.matrices import MatrixInfo, matrix_name
 from spqt_ti.convert.finished_layers import FinishedLayers
 from spqt_ti.convert.gptq import factored, quantize_columns
 from spqt_ti.convert.gptq_rows import check_scheme, quantize_in_rows
-from spqt_ti.convert.walk import SourceWalk
+from spqt_ti.convert.walk import Inputs, SourceWalk
 from spqt_ti.errors import QuantizationError
 from spqt_ti.kernels.pack.quantize import quantize_matrix
 from spqt_ti.model.sites import Site
@@ -107,9 +107,17 @@ class GptqQuantizer:
         if layer != self._walk.layer:
             raise QuantizationError(f"GPTQ takes the layers in order: {self._walk.layer} and not {layer}")
         self._hessians.clear()
+        self._walk.run_layer(_products, self._add)
+        for hessian in self._hessians.values():
+            hessian /= self._walk.tokens.size
 
-        def see(site: Site, x: F32Array) -> None:
-            h = (x.T @ x).astype(np.float64) / self._walk.tokens.size
-            self._hessians[site] = self._hessians[site] + h if site in self._hessians else h
+    def _add(self, products: Mapping[Site, F32Array]) -> None:
+        for site, product in products.items():
+            if site not in self._hessians:
+                self._hessians[site] = np.zeros(product.shape, np.float64)
+            self._hessians[site] += product
 
-        self._walk.run_layer(see)
+
+def _products(inputs: Inputs) -> dict[Site, F32Array]:
+    """x^T x f32 [cols, cols] of the inputs x of every site."""
+    return {site: x.T @ x for site, x in inputs.items()}

@@ -12,14 +12,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spqt_ti.convert.walk import SourceWalk
+from spqt_ti.convert.walk import Inputs, SourceWalk
 from spqt_ti.errors import AllocationError, QuantizationError
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import Site
@@ -80,16 +81,23 @@ def without_least(w: F32Array, norms: F64Array, rate: float) -> F32Array:
 class _Statistics:
     """Of a layer's inputs: sums of squares of every site, and the moments of down's where they are asked for."""
 
-    with_moments: bool
-    squares: dict[Site, F64Array] = field(default_factory=dict)
-    moments: F64Array | None = None
+    squares: dict[Site, F64Array]
+    moments: F64Array | None
 
-    def see(self, site: Site, x: F32Array) -> None:
-        squares = np.square(x, dtype=np.float64).sum(axis=0)
-        self.squares[site] = self.squares[site] + squares if site in self.squares else squares
-        if self.with_moments and site is Site.DOWN:
-            moments = (x.T @ x).astype(np.float64)
-            self.moments = moments if self.moments is None else self.moments + moments
+    @classmethod
+    def of(cls, inputs: Inputs, with_moments: bool) -> _Statistics:
+        down = inputs[Site.DOWN]
+        return cls(
+            {site: np.square(x, dtype=np.float64).sum(axis=0) for site, x in inputs.items()},
+            (down.T @ down).astype(np.float64) if with_moments else None,
+        )
+
+    def add(self, other: _Statistics) -> None:
+        """Those of other tokens."""
+        for site, squares in other.squares.items():
+            self.squares[site] += squares
+        if self.moments is not None and other.moments is not None:
+            self.moments += other.moments
 
 
 class Pruner:
@@ -112,9 +120,9 @@ class Pruner:
                 raise AllocationError(f"the rate of layer {layer} is {rate:g}, expected 0 or more and less than 1")
         self._checkpoint, self.rates, self.mode = checkpoint, tuple(rates), mode
         self._walk = SourceWalk(checkpoint, windows, "pruning")
-        self._statistics = _Statistics(False)
+        self._statistics: _Statistics | None = None  # of the layer that was entered last
         self._kept: dict[int, Indices] = {}
-        self._down: F32Array | None = None  # of the layer that was entered last
+        self._down: F32Array | None = None  # of that layer, too
 
     @property
     def config(self) -> ModelConfig:
@@ -158,36 +166,43 @@ class Pruner:
         return values
 
     def _with_zeros(self, layer: int, projection: str, values: F32Array) -> F32Array:
-        self._enter(layer)
         site = next(site for site in Site if projection.rpartition(".")[2] in site.projections)
-        return without_least(values, np.sqrt(self._statistics.squares[site]), self.rates[layer])
+        return without_least(values, np.sqrt(self._enter(layer).squares[site]), self.rates[layer])
 
     def _narrow_down(self, layer: int, values: F32Array) -> F32Array:
         if self.mode == "channels":
             return values[:, self.kept(layer)]
-        self._enter(layer)
+        statistics = self._enter(layer)
         if self._down is None:
-            assert self._statistics.moments is not None
-            self._down = refitted(values, self._kept[layer], self._statistics.moments)
-            self._statistics.moments = None
+            assert statistics.moments is not None
+            self._down = refitted(values, self._kept[layer], statistics.moments)
+            statistics.moments = None
         return self._down.copy()
 
-    def _enter(self, layer: int) -> None:
+    def _add(self, found: _Statistics) -> None:
+        if self._statistics is None:
+            self._statistics = found
+        else:
+            self._statistics.add(found)
+
+    def _enter(self, layer: int) -> _Statistics:
         """Have the statistics of a layer, and choose its channels."""
-        if layer == self._walk.layer - 1:
-            return
+        if self._statistics is not None and layer == self._walk.layer - 1:
+            return self._statistics
         if layer < self._walk.layer:
             self._walk.restart()
         while self._walk.layer <= layer:
-            needed = self._walk.layer == layer
-            self._statistics = _Statistics(needed and self.mode == "compensated")
-            self._walk.run_layer(self._statistics.see)
-        self._down = None
+            with_moments = self._walk.layer == layer and self.mode == "compensated"
+            self._statistics = None
+            self._walk.run_layer(functools.partial(_Statistics.of, with_moments=with_moments), self._add)
+        statistics, self._down = self._statistics, None
+        assert statistics is not None
         if self.mode != "weights":
             down = self._checkpoint.read(f"model.layers.{layer}.mlp.down_proj.weight")
-            scores = importance(down, self._statistics.squares[Site.DOWN])
+            scores = importance(down, statistics.squares[Site.DOWN])
             order = np.argsort(-scores, kind="stable")
             self._kept[layer] = np.sort(order[: kept_width(down.shape[1], self.rates[layer])])
+        return statistics
 
 
 def pruned_checkpoint(checkpoint: Checkpoint, pruner: Pruner) -> Checkpoint:

@@ -1,11 +1,15 @@
 """A source model run over calibration windows, layer by layer: what methods learn of the inputs of its matrices.
 
 The source's own inputs count, so one pass serves all layers, and memory holds the weights of one.
+
+Batches of windows go through a layer side by side, in threads: half of the work is NumPy's own, which has no threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +18,16 @@ from spqt_ti.errors import QuantizationError
 from spqt_ti.model.reference import Layer, embedded, unmasked
 from spqt_ti.model.sites import Site
 from spqt_ti.sources.checkpoint import Checkpoint
+from spqt_ti.threads import available_threads, blas_threads
 
-__all__ = ["BATCH_TOKENS", "SourceWalk"]
+__all__ = ["BATCH_TOKENS", "WORKERS", "Inputs", "SourceWalk"]
 
 F32Array = npt.NDArray[np.float32]
-# Called with (site, inputs f32 [tokens, cols]), several times per site.
-See = Callable[[Site, F32Array], None]
+Inputs = Mapping[Site, F32Array]  # of a layer's sites, [tokens, cols]
+T = TypeVar("T")
 
-BATCH_TOKENS = 2048  # that go through a layer at once: bounds what attention and the FFN need
+BATCH_TOKENS = 2048  # whose inputs are measured at once
+WORKERS = 2  # batches at once: more would need the memory of as many
 
 
 class SourceWalk:
@@ -53,18 +59,33 @@ class SourceWalk:
             self._states = embedded(self._checkpoint.config, rows)
         return self._states
 
-    def run_layer(self, see: See) -> None:
-        """Run the windows through the next layer."""
+    def run_layer(self, measure: Callable[[Inputs], T], add: Callable[[T], None]) -> None:
+        """Run the windows through the next layer.
+
+        `measure` gets the inputs of one batch after the other, in threads; `add` what it finds, in the caller's thread
+        and in the order of the windows, so that sums are the same whatever the threads do.
+        """
         reference, states = self._read(self.layer), self.states
         step = max(1, BATCH_TOKENS // states.shape[1])
-        for start in range(0, len(states), step):
-            trace = reference.run(states[start : start + step], unmasked)
-            for site in Site:
-                see(site, trace.inputs[site.label].reshape(-1, trace.inputs[site.label].shape[-1]))
-            states[start : start + step] = trace.output
+        batches = [states[start : start + step] for start in range(0, len(states), step)]
+        threads = max(1, available_threads() // WORKERS)
+        with blas_threads(threads), ThreadPoolExecutor(WORKERS) as pool:
+            for wave in range(0, len(batches), WORKERS):  # so that no more than that many results wait
+                for found in pool.map(lambda x: measure(_run(reference, x)), batches[wave : wave + WORKERS]):
+                    add(found)
         self.layer += 1
 
     def _read(self, layer: int) -> Layer:
         prefix = f"model.layers.{layer}."
         names = [name for name in self._checkpoint.names() if name.startswith(prefix)]
         return Layer.of(self._checkpoint.config, layer, {name: self._checkpoint.read(name) for name in names})
+
+
+def _run(reference: Layer, states: F32Array) -> Inputs:
+    """Inputs of the layer's sites; the states [windows, tokens, hidden] become what comes out of it."""
+    traces = []
+    for window in range(len(states)):  # one at a time, whose scores of attention stay in the cache
+        trace = reference.run(states[window : window + 1], unmasked)
+        states[window] = trace.output[0]
+        traces.append(trace.inputs)
+    return {site: np.concatenate([inputs[site.label][0] for inputs in traces]) for site in Site}
