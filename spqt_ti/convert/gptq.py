@@ -82,10 +82,16 @@ def factored(hessian: F64Array, damping: float, ordered: bool = True) -> Factor:
 
 
 def quantize_columns(
-    w: F32Array, factor: Factor, scheme: Scheme, quantize: Callable[[F32Array], U8Array] | None = None
+    w: F32Array,
+    factor: Factor,
+    scheme: Scheme,
+    quantize: Callable[[F32Array], U8Array] | None = None,
+    as_ggml: bool = False,
 ) -> U8Array:
-    """Stored zigzag bytes u8 [nbytes] of `w` f32 [rows, cols], compensated. With a diagonal H nothing is compensated:
-    the bytes are those of rounding.
+    """Stored zigzag bytes u8 [nbytes] of `w` f32 [rows, cols], compensated.
+
+    Q2_K, Q4_K and Q5_K look longer than ggml for scales and minima, for the least squared error. `as_ggml`: they do
+    not; then the bytes are those of rounding where H is diagonal, because nothing is compensated.
 
     By default the scheme's kernel does a batch of columns at a time, where it has one. `quantize`, stored zigzag bytes
     of one column f32 [rows, 1], does without that, and what the kernel has to leave.
@@ -93,7 +99,7 @@ def quantize_columns(
     rows, cols = w.shape
     out = np.empty(layouts.nbytes(rows, cols, "zigzag", scheme), np.uint8)
     in_batches = quantize is None and ColumnQuantizer.supports(scheme)
-    batched = ColumnQuantizer(out, rows, cols, scheme) if in_batches else None
+    batched = ColumnQuantizer(out, rows, cols, scheme, as_ggml) if in_batches else None
     singly = _Singly(out, rows, cols, scheme, quantize or (lambda column: quantize_matrix(column, "zigzag", scheme)))
 
     def quantized(

@@ -35,7 +35,7 @@ def test_a_diagonal_h_is_round_to_nearest(shape, scheme) -> None:
     w, _ = problem(*shape, tokens=4)
     h = np.diag(np.random.default_rng(1).uniform(0.1, 9, shape[1]))
     expected = layouts.quantize_matrix(w, "zigzag", scheme)
-    np.testing.assert_array_equal(quantize_columns(w, factored(h, 0.02), scheme), expected)
+    np.testing.assert_array_equal(quantize_columns(w, factored(h, 0.02), scheme, as_ggml=True), expected)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -51,7 +51,7 @@ def test_a_column_is_its_target_quantised(scheme) -> None:
     """In batches, several tiles of lanes and a cut superblock. Targets in float64, from what the bytes before lose."""
     w, h = problem(700, 130, tokens=300)
     factor = factored(h, 0.02)
-    data = quantize_columns(w, factor, scheme)
+    data = quantize_columns(w, factor, scheme, as_ggml=True)
     lost = (w - restored(data, w, scheme)).astype(np.float64)[:, factor.order]
     targets = np.empty_like(w)
     targets[:, factor.order] = w[:, factor.order] + lost @ factor.weights
@@ -67,7 +67,7 @@ def test_what_the_kernel_leaves_is_quantised_by_numpy() -> None:
     for h in (np.diag(np.arange(70.0) + 1), np.eye(70) + np.diag(np.full(63, 0.4), 7) + np.diag(np.full(63, 0.4), -7)):
         factor = factored(h, 0.02, ordered=False)
         expected = quantize_columns(w, factor, q4_k.SCHEME, column_quantizer(q4_k.SCHEME))
-        np.testing.assert_array_equal(quantize_columns(w, factor, q4_k.SCHEME), expected)
+        np.testing.assert_array_equal(quantize_columns(w, factor, q4_k.SCHEME, as_ggml=True), expected)
 
 
 def test_refuses_infinity_in_a_batch() -> None:

@@ -1,15 +1,33 @@
-"""The quantiser of sub-blocks with a scale and a minimum, byte-identical to `formats.affine` (and so to ggml)."""
+"""The quantisers of sub-blocks with a scale and a minimum: one is byte-identical to `formats.affine` (and so to ggml),
+one looks longer for what has the least squared error (`closest`).
+"""
+
+from dataclasses import replace
 
 from spqt_ti.backend import ti
 from spqt_ti.formats.affine import Search
 from spqt_ti.kernels.pack.tiles import F16_MAX, ROUND, half, lanes, outside, store_half
 
-__all__ = ["DMIN", "LOW", "SCALE", "SCRATCH", "TILE", "D", "make_quantise", "make_value", "store_six_bit_header"]
+__all__ = [
+    "AROUND",
+    "DMIN",
+    "LOW",
+    "SCALE",
+    "SCRATCH",
+    "TILE",
+    "D",
+    "closest",
+    "make_closest",
+    "make_quantise",
+    "make_value",
+    "store_six_bit_header",
+]
 
 HUGE = 1e38
 # Below these, an error term (weight * difference**2, where a difference is at least a rounding error) may be denormal.
 TINY = 1e-9
 TINY_RANGE = 1e-6
+AROUND = 3  # multiples on either side of the rounded one that `make_closest` tries, of scale and of minimum
 
 # Scratch, in vectors: the tile (later its quants), then a sub-block's weights and levels, then what the search found
 # for each sub-block, then d and dmin.
@@ -18,9 +36,23 @@ TILE, WEIGHT, LEVEL, SCALE, LOW, KEPT_DIVISOR, KEPT_LOW, D, DMIN, SCRATCH = (
 )  # fmt: skip
 
 
-def make_quantise(how: Search, sub_block: int, most_multiple: int):
+def closest(how: Search) -> Search:
+    """A search of the least squared error: of more divisors than ggml's, the first of them smaller."""
+    return replace(how, first=-2.0, tries=31, absolute=False)
+
+
+def make_closest(how: Search, sub_block: int, most_multiple: int):
+    """As `make_quantise`, for the least squared error instead of ggml's bytes: all values weigh the same, and of the
+    multiples AROUND the rounded ones those are taken with which a sub-block loses least.
+
+    What rounding the scales costs is 4 % of Q4_K's squared error and 11 % of Q5_K's; this takes most of it back.
+    """
+    return make_quantise(closest(how), sub_block, most_multiple, AROUND)
+
+
+def make_quantise(how: Search, sub_block: int, most_multiple: int, around: int = 0):
     """Build the ti.func (scratch, here) of `tiles.make_packer` for sub-blocks of `sub_block` values, whose scales and
-    minima are multiples up to `most_multiple` of d and dmin.
+    minima are multiples up to `most_multiple` of d and dmin. `around`: see `make_closest`.
     """
     sub_blocks, largest = 256 // sub_block, float(how.largest)
     first, tries, absolute, most = how.first, how.tries, how.absolute, float(most_multiple)
@@ -34,6 +66,9 @@ def make_quantise(how: Search, sub_block: int, most_multiple: int):
         d, multiple_bad = multiples(scratch, here + SCALE)
         dmin, min_bad = multiples(scratch, here + LOW)
         bad = ti.max(bad, ti.max(multiple_bad, min_bad))
+        if ti.static(around > 0):
+            for j in range(sub_blocks):
+                refine(scratch, here, j, d, dmin)
         for j in range(sub_blocks):
             bad = ti.max(bad, requantise(scratch, here, j, d, dmin))
         scratch[here + D] = d
@@ -67,6 +102,8 @@ def make_quantise(how: Search, sub_block: int, most_multiple: int):
             w = size
             if ti.static(not absolute):
                 w = average + size
+            if ti.static(around > 0):
+                w = lanes(1.0)
             scratch[here + WEIGHT + i] = w
             sum_w += w
             sum_x += w * x
@@ -148,6 +185,34 @@ def make_quantise(how: Search, sub_block: int, most_multiple: int):
             scratch[parts + j] = ti.min(ti.max(v, 0.0), most) + ROUND - ROUND
         rounded = half(most_part / most)
         return rounded, ti.max(bad, ti.select(rounded <= F16_MAX, lanes(0.0), lanes(1.0)))
+
+    @ti.func
+    def refine(scratch: ti.template(), here, j, d, dmin):
+        """Replace the multiples of sub-block `j` by those around them with which it loses least."""
+        tile = here + TILE + j * sub_block
+        scale = scratch[here + SCALE + j]
+        low = scratch[here + LOW + j]
+        best_scale = scale
+        best_low = low
+        best = lanes(HUGE)
+        for a in range(-around, around + 1):
+            tried_scale = ti.min(ti.max(scale + ti.cast(a, ti.f32), 1.0), most)
+            step = d * tried_scale
+            inverse = 1.0 / ti.select(step > 0.0, step, lanes(1.0))
+            for b in range(-around, around + 1):
+                tried_low = ti.min(ti.max(low + ti.cast(b, ti.f32), 0.0), most)
+                offset = dmin * tried_low
+                error = lanes(0.0)
+                for i in range(sub_block):
+                    v = scratch[tile + i] + offset
+                    error += error_of(step * (ti.min(ti.max(v * inverse, 0.0), largest) + ROUND - ROUND) - v)
+                better = error < best
+                best = ti.select(better, error, best)
+                best_scale = ti.select(better, tried_scale, best_scale)
+                best_low = ti.select(better, tried_low, best_low)
+        found = (scale > 0.0) & (d > 0.0)  # else the quants are those of the search
+        scratch[here + SCALE + j] = ti.select(found, best_scale, scale)
+        scratch[here + LOW + j] = ti.select(found, best_low, low)
 
     @ti.func
     def requantise(scratch: ti.template(), here, j, d, dmin):

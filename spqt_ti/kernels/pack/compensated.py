@@ -34,10 +34,13 @@ class ColumnQuantizer:
     time.
     """
 
-    def __init__(self, out: U8Array, rows: int, cols: int, scheme: Scheme) -> None:
-        """Starts the CPU backend if none is up. QuantizationError for a scheme without kernel: see `supports`."""
+    def __init__(self, out: U8Array, rows: int, cols: int, scheme: Scheme, as_ggml: bool = False) -> None:
+        """`as_ggml`: with ggml's search of scales, whatever the scheme has for the least squared error.
+
+        Starts the CPU backend if none is up. QuantizationError for a scheme without kernel: see `supports`.
+        """
         self._workers = start(BACKEND).threads
-        packer, kernel = packer_of(scheme), _kernel_of(scheme.name)
+        packer, kernel = packer_of(scheme), _kernel_of(scheme.name, as_ggml)
         if packer is None or kernel is None:
             raise QuantizationError(f"{scheme.label} has no kernel; quantise column by column")
         self._kernel = kernel
@@ -94,12 +97,13 @@ class ColumnQuantizer:
 
 
 @functools.cache
-def _kernel_of(name: str) -> Callable[..., Any] | None:
+def _kernel_of(name: str, as_ggml: bool) -> Callable[..., Any] | None:
     packer = packer_of(SCHEMES[name])
     if packer is None:
         return None
     scheme, scratch_vectors = packer.scheme, packer.scratch
-    quantise, store, value = packer.quantise, packer.store, packer.value
+    quantise = packer.quantise if as_ggml else packer.closest
+    store, value = packer.store, packer.value
     values, unit, size = scheme.values, scheme.unit, scheme.bytes
     per_column = BAND // values
     column = per_column * size

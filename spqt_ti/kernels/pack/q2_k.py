@@ -2,7 +2,7 @@
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import q2_k
-from spqt_ti.kernels.pack.affine import DMIN, LOW, SCALE, SCRATCH, TILE, D, make_quantise, make_value
+from spqt_ti.kernels.pack.affine import DMIN, LOW, SCALE, SCRATCH, TILE, D, make_closest, make_quantise, make_value
 from spqt_ti.kernels.pack.tiles import make_packer, store_half, store_pairs
 
 __all__ = ["PACKER"]
@@ -21,5 +21,10 @@ def store(scratch: ti.template(), here, lane, units, out: ti.template(), at):
 
 
 PACKER = make_packer(
-    q2_k.SCHEME, SCRATCH, make_quantise(q2_k.SEARCH, q2_k.SUB_BLOCK, 15), store, make_value(q2_k.SUB_BLOCK)
+    q2_k.SCHEME,
+    SCRATCH,
+    make_quantise(q2_k.SEARCH, q2_k.SUB_BLOCK, 15),
+    store,
+    make_value(q2_k.SUB_BLOCK),
+    make_closest(q2_k.SEARCH, q2_k.SUB_BLOCK, 15),
 )

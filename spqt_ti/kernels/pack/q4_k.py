@@ -2,7 +2,7 @@
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import q4_k
-from spqt_ti.kernels.pack.affine import SCRATCH, TILE, make_quantise, make_value, store_six_bit_header
+from spqt_ti.kernels.pack.affine import SCRATCH, TILE, make_closest, make_quantise, make_value, store_six_bit_header
 from spqt_ti.kernels.pack.tiles import make_packer
 
 __all__ = ["PACKER"]
@@ -20,5 +20,10 @@ def store(scratch: ti.template(), here, lane, units, out: ti.template(), at):
 
 
 PACKER = make_packer(
-    q4_k.SCHEME, SCRATCH, make_quantise(q4_k.SEARCH, q4_k.SUB_BLOCK, 63), store, make_value(q4_k.SUB_BLOCK)
+    q4_k.SCHEME,
+    SCRATCH,
+    make_quantise(q4_k.SEARCH, q4_k.SUB_BLOCK, 63),
+    store,
+    make_value(q4_k.SUB_BLOCK),
+    make_closest(q4_k.SEARCH, q4_k.SUB_BLOCK, 63),
 )

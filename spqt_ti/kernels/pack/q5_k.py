@@ -2,7 +2,7 @@
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import q5_k
-from spqt_ti.kernels.pack.affine import SCRATCH, TILE, make_quantise, make_value, store_six_bit_header
+from spqt_ti.kernels.pack.affine import SCRATCH, TILE, make_closest, make_quantise, make_value, store_six_bit_header
 from spqt_ti.kernels.pack.tiles import make_packer
 
 __all__ = ["PACKER"]
@@ -25,5 +25,10 @@ def store(scratch: ti.template(), here, lane, units, out: ti.template(), at):
 
 
 PACKER = make_packer(
-    q5_k.SCHEME, SCRATCH, make_quantise(q5_k.SEARCH, q5_k.SUB_BLOCK, 63), store, make_value(q5_k.SUB_BLOCK)
+    q5_k.SCHEME,
+    SCRATCH,
+    make_quantise(q5_k.SEARCH, q5_k.SUB_BLOCK, 63),
+    store,
+    make_value(q5_k.SUB_BLOCK),
+    make_closest(q5_k.SEARCH, q5_k.SUB_BLOCK, 63),
 )

@@ -53,15 +53,18 @@ class Packer:
     quantise: Any
     store: Any
     value: Any
+    closest: Any
 
 
-def make_packer(scheme: Scheme, scratch_vectors: int, quantise: Any, store: Any, value: Any) -> Packer:
+def make_packer(
+    scheme: Scheme, scratch_vectors: int, quantise: Any, store: Any, value: Any, closest: Any = None
+) -> Packer:  # fmt: skip
     """The kernel that quantises matrices.
 
     `quantise(scratch, here)` finds the tile in the first `values` vectors from `here`, leaves there what `store` needs
     and returns 1.0 in lanes that NumPy has to redo. `store(scratch, here, lane, units, out, at)` writes the first
     `units` units of a lane's superblock to `out` from byte `at`. `value(scratch, here, k)` gives value `k` as it can be
-    read again.
+    read again. `closest`: as `quantise`, for the least squared error instead of ggml's bytes, where a scheme has that.
     """
     values, unit, size = scheme.values, scheme.unit, scheme.bytes
     per_column = BAND // values
@@ -103,7 +106,7 @@ def make_packer(scheme: Scheme, scratch_vectors: int, quantise: Any, store: Any,
                         flags[number] = ti.u8(1)
                 tile = ti.atomic_add(numbers[0], 1)
 
-    return Packer(scheme, scratch_vectors, pack, quantise, store, value)
+    return Packer(scheme, scratch_vectors, pack, quantise, store, value, closest or quantise)
 
 
 def _make_load(values: int) -> Any:
