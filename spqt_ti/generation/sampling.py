@@ -18,6 +18,8 @@ from spqt_ti.errors import GenerationError
 
 F64Array = npt.NDArray[np.float64]
 
+_PART = 256  # tokens
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -160,7 +162,27 @@ def draw(logits: np.ndarray, sampling: Sampling, generator: np.random.Generator)
     """The next token: the argmax (lowest id among equals) when greedy, else a draw from `probabilities`."""
     if sampling.greedy:
         return int(np.argmax(logits))
-    return int(generator.choice(len(logits), p=probabilities(logits, sampling)))
+    if sampling.narrows:
+        return int(generator.choice(len(logits), p=probabilities(logits, sampling)))
+    return _drawn_of_all(logits, sampling.temperature, generator.random())
+
+
+def _drawn_of_all(logits: np.ndarray, temperature: float, share: float) -> int:
+    """The token at which the probabilities, added up, pass `share`: of parts of the vocabulary first, then inside one.
+
+    Adding up all of them takes a third of the time that a small model's token does.
+    """
+    with np.errstate(over="ignore"):
+        weights = np.exp((logits - logits.max()) / logits.dtype.type(temperature))
+    up_to = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _PART)), dtype=np.float64)
+    part = _passing(up_to, share * up_to[-1])
+    inside = np.cumsum(weights[part * _PART : (part + 1) * _PART], dtype=np.float64)
+    return part * _PART + _passing(inside, share * up_to[-1] - (up_to[part - 1] if part else 0.0))
+
+
+def _passing(sums: F64Array, value: float) -> int:
+    """The first of rising sums that is above a value, or that is the last to rise."""
+    return min(int(np.searchsorted(sums, value, side="right")), int(np.searchsorted(sums, sums[-1])))
 
 
 def field_names() -> list[str]:

@@ -47,6 +47,27 @@ def test_greedy_draws_nothing_from_the_generator():
     assert generator.random() == np.random.default_rng(0).random()
 
 
+@pytest.mark.parametrize("count", [1, 256, 1000])
+def test_all_tokens_are_drawn_by_their_probabilities_added_up(count):
+    """In parts of the vocabulary, with tokens that have no probability at the end."""
+    logits = np.random.default_rng(count).normal(0, 3, count).astype(np.float32)
+    logits[-count // 3 :] = -np.inf if count > 1 else 0
+    sampling, generators = Sampling(temperature=0.8), [np.random.default_rng(5) for _ in range(2)]
+    up_to = np.cumsum(softmax(logits.astype(np.float64) / 0.8))
+    for _ in range(200):
+        expected = np.searchsorted(up_to, generators[0].random(), side="right")
+        assert draw(logits, sampling, generators[1]) == expected
+
+
+def test_the_last_token_that_can_be_drawn_ends_the_draw():
+    class Largest(np.random.Generator):
+        def random(self, *_args, **_options):
+            return np.nextafter(1, 0)
+
+    logits = np.where(np.arange(600) < 100, np.float32(0), -np.float32(np.inf))
+    assert draw(logits, Sampling(temperature=1.0), Largest(np.random.PCG64())) == 99
+
+
 # Probabilities --------------------------------------------------------------------------------------------------------
 
 
