@@ -20,7 +20,7 @@ from spqt_ti.convert.gptq_model import DAMPING, GptqQuantizer, MatrixQuantizer, 
 from spqt_ti.convert.gptq_rows import check_scheme
 from spqt_ti.convert.identity import files_of
 from spqt_ti.convert.plan import PruningPlan
-from spqt_ti.convert.prune import Pruner, pruned_checkpoint
+from spqt_ti.convert.prune import Pruner, check_request, pruned_checkpoint
 from spqt_ti.convert.quantize import check_supported, label_of, open_source, quantize_checkpoint
 from spqt_ti.convert.rotate import Rotation, rotated
 from spqt_ti.errors import QuantizationError
@@ -70,8 +70,8 @@ def quantize_calibrated(
     The same call goes on after the last of them, and makes the same bytes.
 
     Raises QuantizationError for an unknown method, fewer tokens than a window, GPTQ in row layout of a scheme other
-    than Q4_K and Q5_K, and inputs that are not finite, AllocationError for a plan of another model; else as
-    `convert.quantize`.
+    than Q4_K and Q5_K, single weights pruned before GPTQ, and inputs that are not finite, AllocationError for a plan of
+    another model; else as `convert.quantize`.
     """
     storage = parse_storage(scheme, layout)
     if method not in METHODS:
@@ -85,6 +85,7 @@ def quantize_calibrated(
         plan = PruningPlan((plan,) * checkpoint.config.num_hidden_layers)
     if plan is not None:
         plan.check(Source(label, files_of(checkpoint.source)).sha256, checkpoint.config.num_hidden_layers)
+        _check_pruning(plan, checkpoint.config.num_hidden_layers, pruning, method)
     length = min(WINDOW, checkpoint.config.max_position_embeddings)
     if tokens < length:
         raise QuantizationError(f"{length} calibration tokens or more are needed, not {tokens}")
@@ -133,6 +134,15 @@ def _check_memory(config: ModelConfig, tokens: int, window: int) -> None:
         raise QuantizationError(
             f"GPTQ on {tokens} tokens takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
             "take fewer tokens, close other programs or take a machine with more"
+        )
+
+
+def _check_pruning(plan: PruningPlan, layers: int, mode: str, method: str) -> None:
+    """Raise what `prune.check_request` does, and QuantizationError for zeros that would not stay; before any work."""
+    check_request(plan.rates, layers, mode)
+    if mode == "weights" and method == "gptq":
+        raise QuantizationError(
+            "GPTQ changes the weights that pruning has made zero; quantise with --method rtn, or prune whole channels"
         )
 
 

@@ -26,7 +26,10 @@ from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.sites import Site
 from spqt_ti.sources.checkpoint import Checkpoint, StoredTensor
 
-__all__ = ["MODES", "STEP", "Pruner", "importance", "kept_width", "pruned_checkpoint", "refitted", "without_least"]
+__all__ = [
+    "MODES", "STEP", "Pruner", "check_request", "importance", "kept_width", "pruned_checkpoint", "refitted",
+    "without_least",
+]  # fmt: skip
 
 MODES = ("compensated", "channels", "weights")
 STEP = 32  # channels: what kernels and formats take whole numbers of
@@ -37,6 +40,19 @@ DAMPING = 1.0
 F32Array = npt.NDArray[np.float32]
 F64Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+
+
+def check_request(rates: Sequence[float], layers: int, mode: str) -> None:
+    """Raise QuantizationError for a mode that there is not, AllocationError for rates that are not one per layer, or
+    not within 0 to 1.
+    """
+    if mode not in MODES:
+        raise QuantizationError(f"unknown mode of pruning {mode!r}; there are: {', '.join(MODES)}")
+    if len(rates) != layers:
+        raise AllocationError(f"{len(rates)} rates of pruning, expected {layers}, one per layer")
+    for layer, rate in enumerate(rates):
+        if not 0 <= rate < 1:
+            raise AllocationError(f"the rate of layer {layer} is {rate:g}, expected 0 or more and less than 1")
 
 
 def kept_width(width: int, rate: float) -> int:
@@ -103,21 +119,13 @@ class _Statistics:
 class Pruner:
     """Tensors of a source pruned at `rates`, one per layer, by what `windows` (see SourceWalk) say; some of MODES.
 
-    Layers are cheapest to read in order. Raises QuantizationError for a mode that there is not, AllocationError for
-    rates that are not within 0 to 1 or not one per layer.
+    Layers are cheapest to read in order. Raises what `check_request` does.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, rates: Sequence[float], windows: Sequence[Sequence[int]], mode: str = MODES[0]
     ) -> None:
-        if mode not in MODES:
-            raise QuantizationError(f"unknown mode of pruning {mode!r}; there are: {', '.join(MODES)}")
-        config = checkpoint.config
-        if len(rates) != config.num_hidden_layers:
-            raise AllocationError(f"{len(rates)} rates of pruning, expected {config.num_hidden_layers}, one per layer")
-        for layer, rate in enumerate(rates):
-            if not 0 <= rate < 1:
-                raise AllocationError(f"the rate of layer {layer} is {rate:g}, expected 0 or more and less than 1")
+        check_request(rates, checkpoint.config.num_hidden_layers, mode)
         self._checkpoint, self.rates, self.mode = checkpoint, tuple(rates), mode
         self._walk = SourceWalk(checkpoint, windows, "pruning")
         self._statistics: _Statistics | None = None  # of the layer that was entered last

@@ -78,7 +78,7 @@ def test_quantize_pruned_and_rotated(source, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quantization, "_windows", lambda *_: windows)
     plan, text = tmp_path / "plan.json", tmp_path / "text"
     plan.write_text('{"spqt_plan": 1, "rates": [0, 0.4]}')
-    text.write_text("a text")
+    text.write_text("a text of words " * 40)
     line = succeeds(
         capsys, "quantize", source, tmp_path / "model", "--plan", plan, "--pruning", "channels", "--rotate", "heads",
         "--text", text, "--tokens", 256,
@@ -89,6 +89,9 @@ def test_quantize_pruned_and_rotated(source, tmp_path, capsys, monkeypatch):
     report = json.loads(succeeds(capsys, "info", tmp_path / "model", "--json"))
     assert [one["kind"] for one in report["transformations"]] == ["pruning", "rotation"]
     assert report["config"]["intermediate_sizes"] == [160, 96]
+    arguments = ("perplexity", tmp_path / "model", "--text", text, "--context", 64)
+    assert cli.main([str(argument) for argument in arguments]) == 1
+    assert "is the text that the model was quantised with" in capsys.readouterr().err
 
 
 def test_info_of_a_container(quantised, capsys):

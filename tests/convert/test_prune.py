@@ -25,6 +25,7 @@ from spqt_ti.convert.prune import (
 from spqt_ti.convert.quantize import open_source
 from spqt_ti.errors import AllocationError, PolicyError, QuantizationError
 from spqt_ti.model.reference import Reference
+from spqt_ti.model.sites import Site
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.texts import check_disjoint
 
@@ -133,7 +134,7 @@ def test_any_order_of_reading(source, mode) -> None:
 
 def quantised(folder: Path, to: Path, monkeypatch: pytest.MonkeyPatch, windows: Sequence = WINDOWS, **options):
     monkeypatch.setattr(quantization, "_windows", lambda *_: windows)
-    return quantization.quantize_calibrated(folder, to, scheme="q8_0", text=TEXT, progress=False, **options)
+    return quantization.quantize_calibrated(folder, to, text=TEXT, progress=False, **{"scheme": "q8_0", **options})
 
 
 def test_container(folder, tmp_path, monkeypatch) -> None:
@@ -154,16 +155,32 @@ def test_container(folder, tmp_path, monkeypatch) -> None:
     assert np.abs(found - expected).std() < 0.05 * expected.std()
 
 
-def test_refusals(folder, tmp_path, monkeypatch) -> None:
-    other = PruningPlan(RATES, "ab" * 32)
-    with pytest.raises(AllocationError, match="made for the source"):
-        quantised(folder, tmp_path / "a", monkeypatch, plan=other)
-    with pytest.raises(AllocationError, match="3 layers, the model has 2"):
-        quantised(folder, tmp_path / "a", monkeypatch, plan=PruningPlan((0.1,) * 3))
-    with pytest.raises(QuantizationError, match="unknown mode of pruning 'rows'"):
-        quantised(folder, tmp_path / "a", monkeypatch, plan=0.1, pruning="rows")
-    with pytest.raises(QuantizationError, match="unknown method 'awq'"):
-        quantised(folder, tmp_path / "a", monkeypatch, method="awq")
-    with pytest.raises(AllocationError, match="rate of layer 0 is 1"):
-        quantised(folder, tmp_path / "a", monkeypatch, plan=1.0)
+@pytest.mark.parametrize("scheme", ["q8_0", "q6_k", "q3_k"])
+def test_zeros_stay(folder, tmp_path, monkeypatch, scheme) -> None:
+    """Rounded to a format whose values lie on both sides of 0, pruned weights are 0 in the container."""
+    made = quantised(folder, tmp_path / "a", monkeypatch, method="rtn", plan=0.4, pruning="weights", scheme=scheme)
+    for layer in range(2):
+        for site in Site:
+            w = made.dequantize(made.matrix(layer, site))
+            assert (np.count_nonzero(w == 0, axis=1) >= round(0.4 * w.shape[1])).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"plan": PruningPlan(RATES, "ab" * 32)}, AllocationError, "made for the source"),
+        ({"plan": PruningPlan((0.1,) * 3)}, AllocationError, "3 layers, the model has 2"),
+        ({"plan": 1.0}, AllocationError, "rate of layer 0 is 1"),
+        ({"plan": PruningPlan((0.1, np.nan))}, AllocationError, "rate of layer 1 is nan"),
+        ({"plan": 0.1, "pruning": "rows"}, QuantizationError, "unknown mode of pruning 'rows'"),
+        ({"plan": 0.1, "pruning": "weights"}, QuantizationError, "GPTQ changes the weights"),
+        ({"plan": 0.1, "rotate": ["rows"]}, QuantizationError, "unknown rotation 'rows'"),
+        ({"method": "awq"}, QuantizationError, "unknown method 'awq'"),
+    ],
+)
+def test_refuses_before_any_work(folder, tmp_path, monkeypatch, options, error, message) -> None:
+    """No token is drawn, and nothing is written."""
+    monkeypatch.setattr(quantization, "_windows", None)
+    with pytest.raises(error, match=message):
+        quantization.quantize_calibrated(folder, tmp_path / "a", text=TEXT, progress=False, **options)
     assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ os.environ["RUST_BACKTRACE"] = "0"  # a panic of the tokenizers library would ta
 
 READERS = (
     "gguf", "gguf_model", "safetensors", "tokenizer", "template", "config", "policy", "tuning", "calibration",
-    "checkpoint", "container", "texts",
+    "checkpoint", "container", "texts", "plan",
 )  # fmt: skip
 _SLICE = 60.0  # seconds that a reader gets at a time
 _LAST_BYTES = 1 << 20

@@ -136,8 +136,9 @@ def plan(
     """Measure and allocate, on `tokens` (of `text`, whose hash is kept). `folder`: where measurements are kept (None:
     nowhere); `shared`: see ModelReference.
 
-    Raises AllocationError for a text of fewer than 256 tokens, a container of format 1 (which does not know its
-    source) or one that is pruned already, and where nothing keeps the limit.
+    Raises AllocationError for a text of fewer than 256 tokens or without windows that the plan is not chosen on, a
+    container of format 1 (which does not know its source) or one that is pruned already, and where nothing keeps the
+    limit.
     """
     if container.source.sha256 is None:
         raise AllocationError(
@@ -151,26 +152,42 @@ def plan(
         raise AllocationError(f"{len(tokens)} tokens to measure on, expected {MIN_TOKENS} or more")
     length = min(WINDOW, container.config.max_position_embeddings)
 
-    def windows(count: int, offset: float) -> list[list[int]]:
-        return [list(window) for window in spread(tokens, count, length, offset)]
+    def places(count: int, offset: float) -> list[Sequence[int]]:
+        return spread(range(len(tokens)), count, length, offset)
 
-    def request(measured: list[list[int]]) -> Request:
-        chosen = {"calibration": windows(CALIBRATION_WINDOWS, _CALIBRATED), "windows": measured, "threads": 1}
+    def request(measured: list[Sequence[int]]) -> Request:
+        calibration = places(CALIBRATION_WINDOWS, _CALIBRATED)
+        texts = [[[tokens[place] for place in window] for window in some] for some in (calibration, measured)]
+        chosen = {"calibration": texts[0], "windows": texts[1], "threads": 1}
         return Request(PRUNED_CHANNELS, ModelReference.of(container, shared), chosen)
 
     layers, rates = container.config.num_hidden_layers, settings.rates(container.config.intermediate_size)
-    searched = request(windows(settings.windows, _SEARCHED))
+    chosen_on = places(settings.windows, _SEARCHED)
+    unseen_places = _apart(places(UNSEEN_WINDOWS, _UNSEEN), chosen_on, len(tokens))
+    searched = request(chosen_on)
     kept = None if folder is None else folder / f"channels-{searched.key}.json"
     table = tables.measure(executor, searched, layers, rates, settings.exact, kept)
     problem = BudgetProblem(np.array(rates), ffn_weights(container), tables.degradations(table, settings.measure))
     limit = KeepWithin(settings.delta_max, GroupSettings(settings.step, settings.price))
     found = allocate(MODES[settings.mode], problem, limit)
     whole = [[group.first, group.count, group.rate] for group in found.groups]
-    unseen = sweep(executor, request(windows(UNSEEN_WINDOWS, _UNSEEN)), [whole], title="check")[0]
+    unseen = sweep(executor, request(unseen_places), [whole], title="check")[0]
     calibration = {"text_sha256": sha256(text), "paragraphs": paragraph_hashes(text), "tokens": len(tokens)}
     return StaticPlan(
         container.source.sha256, settings, found, float(unseen[0]), float(np.expm1(unseen[1])), calibration
     )
+
+
+def _apart(windows: Sequence[Sequence[int]], chosen_on: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
+    """The windows that share no token with those that the plan is chosen on; AllocationError for none."""
+    seen = {place for window in chosen_on for place in window}
+    found = [window for window in windows if seen.isdisjoint(window)]
+    if not found:
+        raise AllocationError(
+            f"{tokens} tokens leave no window to check the plan on that it is not chosen on; give a longer text, or "
+            "fewer windows"
+        )
+    return found
 
 
 def ffn_weights(container: Container) -> np.ndarray:

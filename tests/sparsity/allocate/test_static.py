@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import tiny_containers
 
+from spqt_ti.allocation.allocators import KeepWithin, allocate
+from spqt_ti.allocation.grouped import GroupSettings
+from spqt_ti.allocation.problem import BudgetProblem
 from spqt_ti.convert.plan import PruningPlan
 from spqt_ti.errors import AllocationError
 from spqt_ti.evaluation.float_model import FloatModel
 from spqt_ti.model.sites import Site
 from spqt_ti.parallel.executors import InProcess
-from spqt_ti.sparsity.allocate import static
+from spqt_ti.parallel.study import ModelReference, Request
+from spqt_ti.sparsity.allocate import static, tables
 from spqt_ti.sparsity.allocate.static import StaticSettings
 from spqt_ti.sparsity.allocate.studies import PrunedChannels
 from spqt_ti.sparsity.search.divergence import divergence, log_softmax
@@ -137,6 +141,48 @@ def test_rates_are_whole_numbers_of_32_channels() -> None:
 def test_a_short_text() -> None:
     with pytest.raises(AllocationError, match="expected 256 or more"):
         static.plan(tiny_containers.container("gqa"), "text", [1] * 255, SETTINGS, InProcess())
+
+
+def test_the_check_is_on_other_windows(monkeypatch) -> None:
+    """Those that the plan is chosen on are left out, and a text that has no others is refused before any work."""
+    container, asked = tiny_containers.container("gqa"), []
+
+    class Recorded:
+        def run(self, request, items):
+            asked.append(request.settings["windows"])
+            yield from ((index, np.array([0.01, 0.01])) for index in range(len(items)))
+
+    monkeypatch.setattr(static, "WINDOW", 30)
+    tokens = list(range(300))
+    static.plan(container, "text", tokens, SETTINGS, Recorded())
+    chosen_on, unseen = ({token for window in windows for token in window} for windows in asked)
+    assert chosen_on
+    assert unseen
+    assert not chosen_on & unseen
+    monkeypatch.setattr(static, "WINDOW", 200)
+    asked.clear()
+    with pytest.raises(AllocationError, match="300 tokens leave no window to check the plan on"):
+        static.plan(container, "text", tokens, SETTINGS, Recorded())
+    assert not asked
+
+
+@pytest.mark.parametrize("measure", ["kl", "perplexity"])
+def test_a_plan_keeps_its_limit_end_to_end(study: PrunedChannels, measure: str) -> None:
+    """The model with the whole plan, on the windows that it is measured on: within (1 + delta_max) of the whole one.
+    Ranges are measured, so a plan of one group says exactly what it costs.
+    """
+    settings = dataclasses.replace(SETTINGS, measure=measure, exact=True, price=1.0, delta_max=0.06)
+    container, rates = tiny_containers.container("gqa"), SETTINGS.rates(160)
+    request = Request(static.PRUNED_CHANNELS, ModelReference.of(container), {
+        "windows": WINDOWS, "calibration": CALIBRATION, "threads": 1,
+    })  # fmt: skip
+    table = tables.degradations(tables.measure(InProcess(), request, 2, rates, True, None), measure)
+    limit = KeepWithin(settings.delta_max, GroupSettings(price=settings.price))
+    found = allocate("asaf", BudgetProblem(np.array(rates), static.ffn_weights(container), table), limit)
+    assert len(found.groups) == 1
+    cost = np.expm1(study([[g.first, g.count, g.rate] for g in found.groups]))[tables.MEASURES.index(measure)]
+    assert cost <= settings.delta_max
+    assert max(cost, 0) == pytest.approx(found.degradation, rel=1e-6, abs=1e-9)
 
 
 def test_channels_of_ffn_weights() -> None:
