@@ -102,15 +102,24 @@ def scores_of(
     arguments: argparse.Namespace, container: Container, cases: Sequence[Case], parts: Sequence[Sequence[int]]
 ) -> list[WindowScores]:
     """Of the cases of one container, against the source's reference in the folder."""
+    items = [None if case.policy is None else policy_item(case.policy) for case in cases]
+    title = f"{scheme_of(container)} {quantizer_of(container)}"
+    return scores_of_container(arguments, arguments.folder, container, items, parts, title)
+
+
+def scores_of_container(
+    arguments: argparse.Namespace, folder: Path, container: Container, items: Sequence[Any],
+    parts: Sequence[Sequence[int]], title: str,
+) -> list[WindowScores]:  # fmt: skip
+    """Of `items` (see TextScores) against the reference in `folder`, where scores are kept, too."""
     settings = {
         "windows": [list(map(int, part)) for part in parts], "threads": 1,
-        "reference": str((arguments.folder / "reference").absolute()),
+        "reference": str((folder / "reference").absolute()),
     }  # fmt: skip
     request = Request(TEXT_SCORES, ModelReference.of(container, arguments.shared), settings)
-    items = [None if case.policy is None else policy_item(case.policy) for case in cases]
-    kept = arguments.folder / "scores" / f"{request.key}.json"
+    kept = folder / "scores" / f"{request.key}.json"
     with executor_of(arguments, container) as executor:
-        results = sweep(executor, request, items, kept, f"{scheme_of(container)} {quantizer_of(container)}")
+        results = sweep(executor, request, items, kept, title)
     return [WindowScores.of(result) for result in results]
 
 
