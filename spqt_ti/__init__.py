@@ -14,9 +14,20 @@ from spqt_ti.errors import SpqtError
 if TYPE_CHECKING:
     from spqt_ti.api import Generation, Model, Piece, load
     from spqt_ti.convert.quantize import quantize
+    from spqt_ti.generation.constraint import Constraint
     from spqt_ti.sparsity.policy import SparsityPolicy
 
-__all__ = ["Generation", "Model", "Piece", "SparsityPolicy", "SpqtError", "__version__", "load", "quantize"]
+__all__ = [
+    "Constraint",
+    "Generation",
+    "Model",
+    "Piece",
+    "SparsityPolicy",
+    "SpqtError",
+    "__version__",
+    "load",
+    "quantize",
+]
 
 try:
     __version__ = version("spqt-ti")
@@ -24,6 +35,7 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0.0.0"
 
 _HOMES = {
+    "Constraint": "spqt_ti.generation.constraint",
     "Generation": "spqt_ti.api",
     "Model": "spqt_ti.api",
     "Piece": "spqt_ti.api",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from spqt_ti.convert.identity import cached_copy
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import BackendError, CacheError, CheckpointError, ContainerError, GenerationError, PolicyError
 from spqt_ti.generation.answer import Answer, checked_stops
+from spqt_ti.generation.constraint import Constraint, Matcher, Vocabulary
 from spqt_ti.generation.loop import Stats, generate_tokens
 from spqt_ti.generation.sampling import Sampling, of_fields
 from spqt_ti.generation.tokenizer import Tokenizer
@@ -74,6 +76,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     chat: bool = False
     stop: str | Sequence[str] | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, Sequence) and not isinstance(self.prompt, str | bytes | bytearray):
@@ -83,6 +86,8 @@ class Request:
             checks.text("the prompt", self.prompt)
         checks.whole_number("max_new_tokens", self.max_new_tokens, 1)
         checked_stops(self.stop)
+        if not isinstance(self.constraint, Constraint | None):
+            raise GenerationError(f"constraint must be a Constraint, not {type(self.constraint).__name__}")
 
     @property
     def messages(self) -> list[Mapping[str, Any]] | None:
@@ -109,6 +114,8 @@ class Model:
         self.container, self.llama = container, llama
         self.tokenizer = Tokenizer(container.tokenizer_json, container.config, container.chat_template)
         self._policy: SparsityPolicy | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._making = threading.Lock()
         if policy is not None:
             self.apply(policy)
 
@@ -186,6 +193,7 @@ class Model:
         sampling: Sampling | None = None,
         chat: bool = False,
         stop: str | Sequence[str] | None = None,
+        constraint: Constraint | None = None,
         **fields: Any,
     ) -> Iterator[Piece]:
         """Yield text as it is generated; with `chat` the prompt is a user's message in the model's chat template, as it
@@ -193,6 +201,7 @@ class Model:
 
         The text ends before the first of the strings in `stop`. What the KV cache has of the prompt from the call
         before is not computed again, with the same results bit for bit.
+        `constraint`: a form that the answer has to have (generation/constraint.py).
         `sampling`: how tokens are drawn (default: greedily); its fields may be given by name instead, as in
         `stream(prompt, temperature=0.8, top_k=40)`. A model holds one sequence: any other call that uses the model
         ends the stream, whose next step then raises GenerationError. Threads may share a model on these terms.
@@ -201,13 +210,25 @@ class Model:
         of a model without a template; at the first step for a prompt longer than the context; at any step for logits
         that are not finite numbers.
         """
-        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop)
+        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop, constraint)
         return self._stream(request, request.encode(self.tokenizer))
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """What follows an answer that has to be of this form, for `generate_tokens`."""
+        with self._making:
+            if self._vocabulary is None:
+                made = self.container
+                tokenizer = Tokenizer(made.tokenizer_json, made.config, made.chat_template)  # for this alone
+                self._vocabulary = Vocabulary(tokenizer, made.config.vocab_size)
+        return self._vocabulary.matcher(constraint)
 
     def _stream(self, request: Request, tokens: Sequence[int]) -> Iterator[Piece]:
         decoder = self.tokenizer.stream(continues=request.messages is None)
         answer = Answer(decoder, self.tokenizer.eos_ids, checked_stops(request.stop))
-        for step in generate_tokens(self.llama, tokens, request.max_new_tokens, request.sampling, answer.ends):
+        matcher = None if request.constraint is None else self.matcher(request.constraint)
+        for step in generate_tokens(
+            self.llama, tokens, request.max_new_tokens, request.sampling, answer.ends, matcher=matcher
+        ):
             text = answer.take(last=step.finish_reason is not None)
             yield Piece(text, step.token, step.finish_reason, step.stats)
 
@@ -219,10 +240,11 @@ class Model:
         sampling: Sampling | None = None,
         chat: bool = False,
         stop: str | Sequence[str] | None = None,
+        constraint: Constraint | None = None,
         **fields: Any,
     ) -> Generation:
         """The whole of `stream` at once. Calls of several threads wait for one another."""
-        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop)
+        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop, constraint)
         tokens = request.encode(self.tokenizer)
         with self.llama.exclusive():
             pieces = list(self._stream(request, tokens))

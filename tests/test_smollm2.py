@@ -215,6 +215,31 @@ def test_methods_on_held_out_text(model: spqt_ti.Model, tmp_path: Path, monkeypa
     assert costs[1] < costs[0]
 
 
+@pytest.mark.parametrize("level", ["0.0", "0.4"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_json_of_a_schema(model: spqt_ti.Model, level: str, temperature: float) -> None:
+    """The tokens are those of the masked logits, whatever the model likes better."""
+    pytest.importorskip("llguidance")
+    apply(model, level)
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "maximum": 150}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    message = [{"role": "user", "content": "Who are you?"}]
+    found = model.generate(
+        message, constraint=spqt_ti.Constraint.json_schema(schema), max_new_tokens=60, temperature=temperature
+    )
+    value = json.loads(found.text)
+    assert list(value) == ["name", "age"]
+    assert isinstance(value["name"], str)
+    assert len(value["name"]) <= 20
+    assert isinstance(value["age"], int)
+    assert value["age"] <= 150
+    assert found.finish_reason == "stop"
+
+
 def test_chat(model: spqt_ti.Model) -> None:
     apply(model, "0.0")
     answer = model.generate("What is the capital of France?", chat=True, max_new_tokens=24)

@@ -41,6 +41,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most (default: %(default)s)")
     generating.add_sparsity(parser)
     generating.add_sampling(parser)
+    generating.add_form(parser)
     generating.add_machine(parser)
     parser.add_argument("--json", action="store_true", help="print JSON at the end instead of text as it comes")
     parser.set_defaults(run=run)
@@ -52,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     with held_back():
         from spqt_ti import api
     sampling = generating.sampling_of(arguments)
-    request = api.Request(prompt, arguments.max_new_tokens, sampling, arguments.chat, arguments.stop)
+    constraint = generating.constraint_of(arguments)
+    request = api.Request(prompt, arguments.max_new_tokens, sampling, arguments.chat, arguments.stop, constraint)
     if arguments.policy is None:
         api.check_level(arguments.sparsity)
     container = api.open_quantized(arguments.model, arguments.backend)
@@ -61,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     api.check_prompt(container, request, arguments.context)
     model = generating.load(arguments, container)
     asked: dict[str, Any] = {
-        "max_new_tokens": request.max_new_tokens, "sampling": sampling, "chat": request.chat, "stop": request.stop
+        "max_new_tokens": request.max_new_tokens, "sampling": sampling, "chat": request.chat, "stop": request.stop,
+        "constraint": constraint,
     }  # fmt: skip
     if arguments.json:
         _print_generation(model.generate(prompt, **asked))

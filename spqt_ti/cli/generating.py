@@ -6,10 +6,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from spqt_ti.cli import options
+from spqt_ti.errors import GenerationError
+from spqt_ti.texts import read_text
 
 if TYPE_CHECKING:
     from spqt_ti.api import Model
     from spqt_ti.container import Container
+    from spqt_ti.generation.constraint import Constraint
     from spqt_ti.generation.sampling import Sampling
 
 
@@ -53,6 +56,27 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
     )
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """--json-schema, --grammar and --regex."""
+    group = parser.add_argument_group("form of the answer (extra `constrained`)").add_mutually_exclusive_group()
+    group.add_argument("--json-schema", metavar="SCHEMA", help="JSON of this schema: a file, or the schema itself")
+    group.add_argument("--grammar", metavar="FILE", help="a grammar: llguidance's Lark, or llama.cpp's in a .gbnf file")
+    group.add_argument("--regex", metavar="TEXT", help="a regular expression that the whole answer matches")
+
+
+def constraint_of(arguments: argparse.Namespace) -> Constraint | None:
+    """What `add_form` was given. Raises GenerationError for a form that cannot be followed."""
+    from spqt_ti.generation.constraint import Constraint
+
+    if arguments.json_schema is not None:
+        text = arguments.json_schema
+        return Constraint.json_schema(text if text.lstrip()[:1] == "{" else read_text(text, GenerationError))
+    if arguments.grammar is not None:
+        kind = "gbnf" if arguments.grammar.endswith(".gbnf") else "lark"
+        return Constraint(kind, read_text(arguments.grammar, GenerationError))
+    return None if arguments.regex is None else Constraint("regex", arguments.regex)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from spqt_ti import checks
 from spqt_ti.errors import GenerationError
+from spqt_ti.generation.constraint import Matcher
 from spqt_ti.generation.sampling import Sampler, Sampling
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.runner import Llama
@@ -127,13 +128,15 @@ def generate_tokens(
     *,
     watch: Watcher | None = None,
     launch_seconds: float = LAUNCH_SECONDS,
+    matcher: Matcher | None = None,
 ) -> Iterator[Step]:
     """Prefill what the cache does not have of `prompt`, then yield tokens until `ends` of one is true, the number asked
     for is reached, or the context is full. `ends` is asked once of each token that is yielded, in order, before that.
 
     `watch` is told of each token before it is yielded: the model's logits f32 [vocab], which hold for the call alone,
     and the token drawn from them. Tokens then come one at a time; greedy ones otherwise come in launches of about
-    `launch_seconds`, during which other threads of the process stand still on a CPU.
+    `launch_seconds`, during which other threads of the process stand still on a CPU. `matcher`: what the answer has to
+    be. Its tokens come one at a time, and the answer ends where nothing may follow.
 
     Between two steps the runner is free: who uses it meanwhile ends this generation, which then raises GenerationError
     at its next step. Raises GenerationError, too, for an empty prompt, an id outside the vocabulary, a prompt that
@@ -143,17 +146,19 @@ def generate_tokens(
     with llama.exclusive():
         meter = _Meter(llama)
         meter.reused = llama.rewind(prompt)
-        sampler = Sampler(sampling, prompt, llama.config.vocab_size)
+        sampler = Sampler(sampling, prompt, llama.config.vocab_size, matcher)
         llama.warm_up_prefill()
         start = time.perf_counter()
         new = [_drawn(sampler, llama.prefill(prompt[meter.reused :])[0], watch)]
         meter.prompt_tokens, meter.prompt_seconds = len(prompt), time.perf_counter() - start
         turn = _Turn(llama)
     made = 0
+    in_launches = sampling.greedy and not sampling.changes_logits and watch is None and matcher is None
     while True:
         for token in new:
             made += 1
-            reason = _finish_reason(ends(token), made, max_new_tokens, llama.context - len(prompt))
+            over = ends(token) or (matcher is not None and matcher.over)
+            reason = _finish_reason(over, made, max_new_tokens, llama.context - len(prompt))
             yield Step(token, reason, meter.stats() if reason else None)
             if reason:
                 return
@@ -161,7 +166,7 @@ def generate_tokens(
             turn.check()
             llama.warm_up_decode()
             start = time.perf_counter()
-            if sampling.greedy and not sampling.changes_logits and watch is None:
+            if in_launches:
                 room = min(max_new_tokens - made, llama.context - llama.position)
                 new = llama.decode_greedy(token, max(1, min(room, meter.tokens_of_launch(launch_seconds))))
             else:

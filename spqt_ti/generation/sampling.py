@@ -1,7 +1,8 @@
 """Choosing the next token from logits.
 
 Each step is that of transformers' processor of the same name, in its order: penalties and biases, temperature, top-k,
-top-p, min-p, typical-p. Penalties of frequency and presence are OpenAI's.
+top-p, min-p, typical-p. Tokens that a constraint forbids are taken out before all of them. Penalties of frequency and
+presence are OpenAI's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from spqt_ti import checks
 from spqt_ti.errors import GenerationError
+from spqt_ti.generation.constraint import Matcher
 
 F64Array = npt.NDArray[np.float64]
 
@@ -84,19 +86,25 @@ class Sampling:
 class Sampler:
     """Draws the tokens of one generation.
 
-    `prompt`: its token ids. Raises GenerationError for a biased token outside the vocabulary of `vocab_size`.
+    `prompt`: its token ids; `matcher`: what the answer has to be, from its start. Raises GenerationError for a biased
+    token outside the vocabulary of `vocab_size`.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Iterable[int], vocab_size: int) -> None:
+    def __init__(
+        self, sampling: Sampling, prompt: Iterable[int], vocab_size: int, matcher: Matcher | None = None
+    ) -> None:
         for token in sampling.logit_bias:
             if token >= vocab_size:
                 raise GenerationError(f"logit_bias has token {token}, outside the vocabulary of {vocab_size}")
         self._sampling, self._generator = sampling, np.random.default_rng(sampling.seed)
+        self._matcher = matcher
         self._seen, self._made = np.zeros(vocab_size, bool), np.zeros(vocab_size, np.int64)
         self._seen[list(prompt)] = True
 
     def draw(self, logits: np.ndarray) -> int:
         """The next token of logits f32 [vocab]."""
+        if self._matcher is not None:
+            logits = self._matcher.masked(logits)
         if self._sampling.changes_logits:
             logits = changed(logits, self._sampling, self._seen, self._made)
         token = draw(logits, self._sampling, self._generator)
@@ -108,6 +116,8 @@ class Sampler:
         for token in tokens:
             self._seen[token] = True
             self._made[token] += 1
+            if self._matcher is not None:
+                self._matcher.take(token)
 
 
 def changed(logits: np.ndarray, sampling: Sampling, seen: np.ndarray, made: np.ndarray) -> F64Array:

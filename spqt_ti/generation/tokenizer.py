@@ -76,6 +76,11 @@ class Tokenizer:
         return dict(self._names)
 
     @property
+    def special_ids(self) -> frozenset[int]:
+        """Control tokens: no text comes from them."""
+        return frozenset(token for token, special in self._special.items() if special)
+
+    @property
     def bos(self) -> list[int]:
         """What `encode` puts in front of every text: BOS, or nothing."""
         return [token for token in self.encode("") if token == self._bos]

@@ -101,9 +101,10 @@ class Answerer:
         tokenizer, llama = self.model.tokenizer, self.model.llama
         answer = Answer(tokenizer.stream(continues=order.continues), tokenizer.eos_ids, order.stop)
         watched: list[Token] = []
+        matcher = None if order.constraint is None else self.model.matcher(order.constraint)
         steps = generate_tokens(
             llama, prompt, order.max_tokens, order.sampling, answer.ends,
-            watch=_watcher(order, watched), launch_seconds=LAUNCH_SECONDS,
+            watch=_watcher(order, watched), launch_seconds=LAUNCH_SECONDS, matcher=matcher,
         )  # fmt: skip
         for made, step in enumerate(steps, 1):
             job.check()

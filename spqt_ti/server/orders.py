@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from spqt_ti.generation.constraint import Constraint
 from spqt_ti.generation.sampling import Sampling
 
 
@@ -29,7 +30,8 @@ class Order:
     """A request for the engine: `n` answers to each of `prompts` (token ids).
 
     `logprobs`: how many likeliest tokens come with each; None: no log-probabilities. `echo`: the prompt comes first.
-    `continues`: the answer goes on in the prompt's text, and is no message. `heat_map`: see Piece.
+    `continues`: the answer goes on in the prompt's text, and is no message. `heat_map`: see Piece. `constraint`: what
+    each answer has to be.
     """
 
     prompts: list[list[int]]
@@ -42,6 +44,7 @@ class Order:
     continues: bool = False
     heat_map: bool = False
     skip: Skip = field(default_factory=Skip)
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class Orders:
             continues,
             skipping.heat_map,
             Skip(skipping.policy, skipping.sparsity),
+            schema.constraint_of(asked.response_format),
         )
 
     def _count(self, count: int | None, least: int) -> int:

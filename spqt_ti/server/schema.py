@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from spqt_ti.generation.constraint import Constraint
 from spqt_ti.generation.sampling import Sampling
 from spqt_ti.server.errors import ApiError
 
@@ -137,14 +138,9 @@ def check(asked: ChatCompletion | Completion, model: str, choices: int) -> None:
     check_model(asked.model, model)
     if asked.n is not None and not 1 <= asked.n <= choices:
         raise ApiError(400, f"n must be between 1 and {choices}, not {asked.n}", param="n")
-    kind = (asked.response_format or {"type": "text"}).get("type")
-    if kind != "text":
-        raise ApiError(
-            400, f"response_format {kind!r} is not supported: answers are not constrained", param="response_format"
-        )
     if isinstance(asked, ChatCompletion):
         if asked.tool_choice not in TOOL_CHOICES:
-            raise ApiError(400, "tool_choice may be auto or none: answers are not constrained", param="tool_choice")
+            raise ApiError(400, "tool_choice may be auto or none: calls are not constrained", param="tool_choice")
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
         most = asked.top_logprobs
@@ -156,6 +152,26 @@ def check(asked: ChatCompletion | Completion, model: str, choices: int) -> None:
         most = asked.logprobs
     if most is not None and not 0 <= most <= MOST_LOGPROBS:
         raise ApiError(400, f"there may be 0 to {MOST_LOGPROBS} logprobs per token, not {most}", param="logprobs")
+
+
+def constraint_of(form: dict[str, Any] | None) -> Constraint | None:
+    """What answers have to be by a `response_format`: {"type": "text" or "json_object"}, or {"type": "json_schema",
+    "json_schema": {"schema": {...}}}. Raises ApiError and GenerationError for others and for schemas not supported.
+    """
+    kind = (form or {"type": "text"}).get("type")
+    if form is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return Constraint.json_object()
+    if kind != "json_schema":
+        raise ApiError(
+            400, f"response_format is text, json_object or json_schema, not {kind!r}", param="response_format"
+        )
+    named = form.get("json_schema")
+    found = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(found, dict):
+        raise ApiError(400, "response_format.json_schema.schema is missing, or no object", param="response_format")
+    return Constraint.json_schema(found)
 
 
 def check_model(asked: str | None, model: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
+from importlib.util import find_spec
 
 import pytest
 from tiny_models import random_weights, tiny_config, write_huggingface
@@ -29,7 +31,8 @@ STATS = Stats(
     bytes_per_token=71_600_000.0,
 )
 SUMMARY = "prompt 5 tokens, 50.0/s; decoded 2, 100.0/s; 32% of the weights skipped, 71.6 MB read per token\n"
-DEFAULTS = {"max_new_tokens": 64, "sampling": Sampling(), "chat": False, "stop": None}
+constrained = pytest.mark.skipif(find_spec("llguidance") is None, reason="llguidance is not installed")
+DEFAULTS = {"max_new_tokens": 64, "sampling": Sampling(), "chat": False, "stop": None, "constraint": None}
 
 
 class FakeModel:
@@ -248,6 +251,24 @@ def test_a_real_model(tiny, capsys):
     assert any(line.startswith("prompt ") for line in output.err.splitlines())
 
 
+@constrained
+def test_forms_of_answers(tiny, tmp_path, capsys):
+    schema, lark, gbnf = tmp_path / "schema.json", tmp_path / "answer.lark", tmp_path / "answer.gbnf"
+    schema.write_text('{"const": 7}')
+    lark.write_text('start: "x" /[0-9]/')
+    gbnf.write_text('root ::= "x" [0-9]')
+    command = ["generate", str(tiny), "The quick brown fox"]
+    for options, expected in (
+        (["--json-schema", str(schema)], "7"),
+        (["--json-schema", '{"const": "a"}'], '"a"'),
+        (["--grammar", str(lark)], r"x\d"),
+        (["--grammar", str(gbnf)], r"x\d"),
+        (["--regex", "a{3}|b{3}"], "aaa|bbb"),
+    ):
+        assert cli.main([*command, *options]) == 0
+        assert re.fullmatch(expected, capsys.readouterr().out.removesuffix("\n"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -262,6 +283,11 @@ def test_a_real_model(tiny, capsys):
         (["--temperature", "-1"], "temperature must be 0 or more"),
         (["--top-p", "2"], "top_p must be above 0"),
         (["--top-k", "0"], "top_k must be 1 or more"),
+        (["--json-schema", "{"], "the JSON schema is no JSON object"),
+        pytest.param(["--json-schema", '{"type": "foo"}'], "followed: Invalid type: foo", marks=constrained),
+        (["--json-schema", "/nowhere.json"], "/nowhere.json"),
+        (["--grammar", "/nowhere.lark"], "/nowhere.lark"),
+        pytest.param(["--regex", "("], "the expression cannot be followed", marks=constrained),
     ],
     ids=str,
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import httpx
 import numpy as np
 import openai
+import pydantic
 import pytest
 import served
 
@@ -17,6 +19,12 @@ from spqt_ti.sparsity.policy import SparsityPolicy
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 TEXT = "The quick brown"
+constrained = pytest.mark.skipif(find_spec("llguidance") is None, reason="llguidance is not installed")
+
+
+def form(schema: dict[str, Any]) -> dict[str, Any]:
+    """The field that asks for JSON of a schema."""
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
 
 
 @pytest.fixture
@@ -117,6 +125,44 @@ def test_a_policy_scores_prompts_as_it_decodes(
     assert dense[1:] != pytest.approx(found.logprobs.token_logprobs[1:], abs=1e-2)
 
 
+@constrained
+@pytest.mark.parametrize("streamed", [False, True])
+def test_json_of_a_schema(client: openai.OpenAI, streamed: bool) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"]}
+    schema["additionalProperties"] = False
+    asked: Any = {"model": served.NAME, "messages": MESSAGES, "max_tokens": 30, "n": 2, **form(schema)}
+    if streamed:
+        events = [event.choices[0] for event in client.chat.completions.create(**asked, stream=True)]
+        texts = ["".join(one.delta.content or "" for one in events if one.index == index) for index in range(2)]
+    else:
+        texts = [choice.message.content for choice in client.chat.completions.create(**asked).choices]
+    for text in texts:
+        assert json.loads(text)["a"] in (1, 22)
+
+
+@constrained
+def test_the_official_client_parses_its_own_classes(client: openai.OpenAI) -> None:
+    class Answer(pydantic.BaseModel):
+        word: Literal["yes", "no"]
+        sure: bool
+
+    found = client.chat.completions.parse(
+        model=served.NAME, messages=MESSAGES, max_tokens=40, response_format=Answer
+    )  # fmt: skip
+    parsed = found.choices[0].message.parsed
+    assert isinstance(parsed, Answer)
+    assert parsed.word in ("yes", "no")
+
+
+@constrained
+def test_any_json_object(client: openai.OpenAI) -> None:
+    """It may be cut off, but it begins as one."""
+    found = client.completions.create(
+        model=served.NAME, prompt=TEXT, max_tokens=4, extra_body={"response_format": {"type": "json_object"}}
+    )
+    assert found.choices[0].text.startswith("{")
+
+
 def test_the_slider_and_the_heat_map(client: openai.OpenAI, model: Model) -> None:
     """What a request chooses holds for it alone, and the map has the shares of the last token."""
     dense = model.generate(MESSAGES, max_new_tokens=5)
@@ -191,7 +237,10 @@ def test_models_and_health(client: openai.OpenAI, address: str) -> None:
         ("chat/", {"messages": []}, 400, "messages is empty"),
         ("chat/", {"messages": [{"role": "user"}, 3]}, 400, "Expected `object`"),
         ("chat/", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "parts of type text"),
-        ("chat/", {"response_format": {"type": "json_object"}}, 400, "'json_object' is not supported"),
+        ("chat/", {"response_format": {"type": "xml"}}, 400, "text, json_object or json_schema, not 'xml'"),
+        ("chat/", {"response_format": {"type": "json_schema"}}, 400, "json_schema.schema is missing"),
+        pytest.param("chat/", form({"type": "foo"}), 400, "followed: Invalid type: foo", marks=constrained),
+        pytest.param("", {"prompt": "a", **form({"not": {}})}, 400, "Unimplemented keys", marks=constrained),
         ("chat/", {"tool_choice": "required"}, 400, "auto or none"),
         ("chat/", {"top_logprobs": 2}, 400, "needs logprobs"),
         ("chat/", {"temperatur": 1}, 400, "unknown field `temperatur`"),
