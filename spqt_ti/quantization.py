@@ -23,6 +23,7 @@ from spqt_ti.convert.plan import PruningPlan
 from spqt_ti.convert.prune import Pruner, check_request, pruned_checkpoint
 from spqt_ti.convert.quantize import check_supported, label_of, open_source, quantize_checkpoint
 from spqt_ti.convert.rotate import Rotation, rotated
+from spqt_ti.convert.stored_windows import SEED, stored_windows
 from spqt_ti.errors import QuantizationError
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.generation.windows import sampled_windows, text_windows
@@ -33,7 +34,7 @@ from spqt_ti.model.sites import SITES
 from spqt_ti.sources.checkpoint import Checkpoint
 from spqt_ti.texts import paragraph_hashes, sha256
 
-__all__ = ["DEFAULT_TOKENS", "METHODS", "WINDOW", "quantize_calibrated"]
+__all__ = ["DEFAULT_TOKENS", "METHODS", "WINDOW", "has_windows", "quantize_calibrated"]
 
 METHODS = ("rtn", "gptq")
 DEFAULT_TOKENS = 16384
@@ -64,7 +65,8 @@ def quantize_calibrated(
     after pruning.
 
     Half of the tokens come from `text` (as many as it has), the others are drawn from the model itself, rounded to the
-    nearest; without a text all are. The container records what was done, hashes of the texts, tokens and seed.
+    nearest; without a text all are. Those of a known model come with the package. The container records what was done,
+    hashes of the texts, tokens and seed.
 
     Layers that GPTQ has finished are kept in a hidden folder beside the destination until the container is complete.
     The same call goes on after the last of them, and makes the same bytes.
@@ -153,14 +155,25 @@ def _check_layouts(storage: Mapping[str, Storage]) -> None:
             check_scheme(storage[site].scheme)
 
 
+def has_windows(source: str | Path) -> bool:
+    """Whether calibration windows of a source come with the package, so that GPTQ has nothing to draw."""
+    return bool(_stored(open_source(source, progress=False)))
+
+
+def _stored(checkpoint: Checkpoint) -> list[list[int]]:
+    return stored_windows(Source("", files_of(checkpoint.source)).sha256)
+
+
 def _windows(checkpoint: Checkpoint, text: str | None, count: int, length: int, seed: int) -> list[list[int]]:
     tokenizer = Tokenizer(checkpoint.tokenizer_json, checkpoint.config, checkpoint.chat_template)
     bos = checkpoint.config.bos_token_id
     found = [] if text is None else text_windows(tokenizer.encode(text), length, -(-count // 2), bos)
-    if len(found) < count:
-        llama = Llama(open_quantized(checkpoint.source, "cpu"), backend_name="cpu", context=length)
-        found += sampled_windows(llama, length, count - len(found), bos, seed)
-    return found
+    needed = count - len(found)
+    stored = _stored(checkpoint) if seed == SEED else []
+    if len(stored) >= needed and all(len(window) == length for window in stored):
+        return found + stored[:needed]
+    llama = Llama(open_quantized(checkpoint.source, "cpu"), backend_name="cpu", context=length)
+    return found + sampled_windows(llama, length, needed, bos, seed)
 
 
 def _text_record(text: str | None) -> dict[str, object]:

@@ -85,8 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
 def commands_for(model: str, point: Point) -> list[str]:
     """What makes this point, and runs it."""
     folder = f"model-{point.scheme}-{point.quantizer}"
-    method = "" if point.quantizer == "rtn" else f" --method {point.quantizer}"
-    found = [f"spqt quantize {model} {folder} --scheme {point.scheme}{method}"]
+    found = [f"spqt quantize {model} {folder} --scheme {point.scheme} --method {point.quantizer}"]
     policy = ""
     if point.sparse_method:
         found.append(

@@ -23,12 +23,12 @@ def gptq_bytes(config: ModelConfig, tokens: int, window: int) -> int:
     states = _F32 * tokens * hidden
     batch = max(1, BATCH_TOKENS // window) * window
     # Of a window: inputs and outputs of the sites, some of them twice, and three times the scores of attention. Of a
-    # batch: the inputs twice, and the products of them, some of which wait until they are added.
+    # batch: the inputs twice, and the products of them.
     activations = _F32 * window * (8 * hidden + 3 * heads + 2 * keys_and_values + 6 * width)
     scores = 3 * _F32 * window * window * config.num_attention_heads
     inputs = 2 * _F32 * batch * (2 * hidden + heads + width)
     products = _F32 * (2 * hidden**2 + heads**2 + width**2)
-    seen = 2 * _F32 * layer + hessians + WORKERS * (activations + scores + inputs + 2 * products)
+    seen = 2 * _F32 * layer + hessians + WORKERS * (activations + scores + inputs + products)
     # Reordered, its factor (and LAPACK's copy) in float64, what errors weigh in f32; then w, columns, losses and bytes.
     widest = max(hidden, heads, width)
     rows = max(2 * width, heads + keys_and_values)

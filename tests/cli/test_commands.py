@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -92,6 +93,30 @@ def test_quantize_pruned_and_rotated(source, tmp_path, capsys, monkeypatch):
     arguments = ("perplexity", tmp_path / "model", "--text", text, "--context", 64)
     assert cli.main([str(argument) for argument in arguments]) == 1
     assert "is the text that the model was quantised with" in capsys.readouterr().err
+
+
+def test_gptq_is_the_default_where_its_calibration_comes_along(source, tmp_path, capsys, monkeypatch):
+    windows = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 256)).tolist()
+    monkeypatch.setattr(quantization, "stored_windows", lambda _: windows)
+    cases = {
+        (): "(q4_k, zigzag, by GPTQ)",
+        ("--method", "rtn"): "(q4_k, zigzag)",
+        ("--layout", "row"): "(q4_k, row)",
+        ("--scheme", "q8_0"): "(q8_0, zigzag)",
+    }
+    monkeypatch.setattr(quantization, "DEFAULT_TOKENS", 512)
+    monkeypatch.setattr(quantization, "WINDOW", 256)
+    for options, expected in cases.items():
+        assert expected in succeeds(capsys, "quantize", source, tmp_path / "model", "--force", *options)
+        made = Container.open(tmp_path / "model").transformations
+        assert [one["kind"] for one in made] == (["gptq"] if "by GPTQ" in expected else [])
+
+
+def test_a_person_is_told_the_method(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["quantize", str(source), str(tmp_path / "model")]) == 0
+    message = capsys.readouterr().err
+    assert "--method gptq loses half as much in as many bytes and takes about a minute on two cores" in message
 
 
 def test_info_of_a_container(quantised, capsys):
