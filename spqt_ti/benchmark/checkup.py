@@ -32,7 +32,8 @@ __all__ = ["Checkup", "SelfTest", "check_up", "self_test", "versions"]
 _PACKAGES = ("taichi", "numpy", "gguf", "tokenizers", "safetensors", "huggingface-hub")
 _HELPERS = {
     "x86_64": "prefetch and fused multiply-add (AVX2, F16C)",
-    "x86_64_vnni": "products in 16 bits (AVX-512 VNNI)",
+    "x86_64_16_bits": "products in 16 bits (AVX2)",
+    "x86_64_vnni": "these products by AVX-512 VNNI",
 }
 MOST_ERROR = 1e-3  # of a product, relative to the norm of its result
 

@@ -7,9 +7,9 @@ in the low nibble of byte b, and the column 32 further in the high one. With q t
 
 Every worker brings x into the order of the lanes once per call and then uses it for all its rows. There are two inner
 loops, as in tile_sums.py. The exact one multiplies in f32: a nibble is masked where it lies, and the power of two of
-its index is in x. Where the CPU has AVX-512 VNNI, x is rounded to 16 bits instead (a step is 1/32639 of the largest |x|
-of a sub-block) and split into two signed bytes; one instruction multiplies 64 nibbles by their high bytes, another by
-the low ones. The minima are multiplied by the sums of the rounded x, so nothing but x is rounded.
+its index is in x. Where the CPU has AVX-512 VNNI or AVX2, x is rounded to 16 bits instead (a step is 1/32639 of the
+largest |x| of a sub-block) and split into two signed bytes; one instruction of VNNI multiplies 64 nibbles by their high
+bytes, another by the low ones. The minima are multiplied by the sums of the rounded x, so nothing but x is rounded.
 
 Rows are split over the workers and each is summed by one of them, so y does not depend on their number. Four rows side
 by side share the loads of x. The hardware's prefetcher follows one row and not four, so their weights are prefetched.
@@ -246,7 +246,7 @@ def _make_row_sums_i16(masks: bool, skips: bool):
     multiply_add, _ = make_multiply_add()
     scales_and_minima = make_scales_and_minima()
     fetch_ahead = _make_fetch()
-    native16 = native.load_vnni()
+    native16 = native.load_16_bits()
 
     @ti.func
     def kept(x: ti.template(), v):

@@ -1,7 +1,7 @@
 """What a tile of active columns adds to the 256 sums of each of up to four bands: the inner loop of the zigzag GEMV.
 
 The exact one, of every scheme, multiplies in f32. A scheme may bring along a faster one for CPUs with AVX-512 VNNI
-(schemes/q4_k_16_bits.py). The sums of a quad are QUAD_VECTORS vectors of scratch: 16 per band, then one per
+or AVX2 (schemes/q4_k_16_bits.py). The sums of a quad are QUAD_VECTORS vectors of scratch: 16 per band, then one per
 band of what is subtracted in the end. Their order is the scheme's.
 """
 
@@ -22,7 +22,7 @@ WORKSPACE_INTEGERS = (SCALES_AT + 64 * TILE_COLUMNS) // 4
 
 def uses_integers(exact: bool) -> bool:
     """True where `make_add_tile` takes a scheme's faster variant, if it has one."""
-    return not exact and native.available("x86_64_vnni")
+    return not exact and native.products_by() is not None
 
 
 @ti.func

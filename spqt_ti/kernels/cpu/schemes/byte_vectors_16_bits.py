@@ -1,5 +1,5 @@
 """Vectors of bytes (byte_vectors.py) in 16 bits: what a tile of active columns adds to the sums of up to four bands,
-with AVX-512 VNNI.
+with AVX-512 VNNI or AVX2.
 
 x times a scale is rounded to 16 bits; a step is 1/32639 of the largest of a sub-block in a tile of columns. One
 instruction multiplies the bytes of four columns and 16 rows by the high bytes of these products, another by the low
@@ -27,7 +27,7 @@ _STEP, _TOTAL = TILE_COLUMNS, TILE_COLUMNS + 1  # of the scratch, behind the pro
 def make_byte_tile(form: ByteVectors, planes: Planes, fetch):
     """Build the ti.funcs `add_tile` and `write_rows` (see tile_sums.make_add_tile)."""
     multiply_add, _ = make_multiply_add()
-    native16 = native.load_vnni()
+    native16 = native.load_16_bits()
     quant_vectors, header_vectors = planes.quant_vectors, planes.header_vectors
     byte_vector, scales_of, zero, mean = form.vector, form.make_scales(), form.zero, form.mean
     has_minima = form.make_minima is not None

@@ -1,26 +1,24 @@
-"""Q4_K in 16 bits: what a tile of active columns adds to the sums of up to four bands, with AVX-512 VNNI.
+"""Q4_K in 16 bits: what a tile of active columns adds to the sums of up to four bands.
 
-x d is rounded to 16 bits, and so is its product with a scale. One instruction multiplies the nibbles of four columns
-and 16 rows by the high bytes of these products, another by the low ones: less than half the time per superblock. A step
-is 1/32767 of the largest x d of a band in a tile of columns, times 63, the largest scale. A weight is off by at most
-one step x |nibble - 7.5|: what both roundings add for an average nibble is taken off again.
+x d is rounded to 16 bits, and so is its product with a scale. A step is 1/32767 of the largest x d of a band in a tile
+of columns, times 63, the largest scale. A weight is off by at most one step x |nibble - 7.5|: what both roundings add
+for an average nibble is taken off again.
 
-sums[8 v + 2 k + high], lane 4 m + i, has row 128 v + 64 (m / 2) + 32 high + 16 (m % 2) + 4 k + i. Behind the sums of a
-quad lies what the minima add up to, four vectors.
+These products are multiplied by the nibbles with AVX-512 VNNI (q4_k_16_bits_vnni.py) or AVX2 (q4_k_16_bits_avx2.py), in
+whole numbers: both give the same bits. Behind the sums of a quad lies what the minima add up to, four vectors.
 """
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.cpu import native
-from spqt_ti.kernels.cpu.multiply_add import make_multiply_add
-from spqt_ti.kernels.cpu.schemes.q4_k_fields import per_row
+from spqt_ti.kernels.cpu.schemes import q4_k_16_bits_avx2, q4_k_16_bits_vnni
 from spqt_ti.kernels.cpu.tile_sums import COLUMNS_AT, PAIRS, QUAD_BANDS, SCALES_AT, input_of
-from spqt_ti.kernels.cpu.vectors import f32x8, f32x16, i32x16, u32x16
+from spqt_ti.kernels.cpu.vectors import f32x16, i32x16, u32x16
 
 
 def make_add_tile(fetch):
     """Build the ti.funcs `add_tile` and `write_rows` (see tile_sums.make_add_tile)."""
-    multiply_add, _ = make_multiply_add()
-    native16 = native.load_vnni()
+    native16 = native.load_16_bits()
+    in_bytes = native.products_by() == "x86_64_vnni"
 
     @ti.func
     def fetch_next(fetch_at: ti.template(), fetch_last):
@@ -74,9 +72,11 @@ def make_add_tile(fetch):
     def round_scales(
         headers_at, count, a: ti.template(), offsets_at, spare, workspace, fetch_at: ti.template(), fetch_last,
     ):  # fmt: skip
-        """x d scale of the `count` columns as 16 bits, 256 times a high byte plus a low one: the bytes of four columns
-        in a lane, first high, then low for sub-blocks 0-3 (lane 4 b + k), then both for 4-7. What the minima add
-        up to is added at a[offsets_at], in the same order.
+        """x d scale of the `count` columns as 16 bits to the workspace, lane 4 b + k: band b, sub-block k.
+
+        For AVX2 those of two columns in the halves of a lane, a vector for sub-blocks 0-3, then one for 4-7. For VNNI
+        as 256 times a high byte plus a low one, the bytes of four columns in a lane: high ones, then low ones for
+        sub-blocks 0-3, then both for 4-7. What the minima add up to is added at a[offsets_at], in the same order.
         """
         steps = a[spare + PAIRS]
         inverse = 1.0 / steps
@@ -107,13 +107,18 @@ def make_add_tile(fetch):
                     native16.dot2(scales_rest[k], pairs[k], d_rest)
                     native16.dot2(minima[k], pairs[2 + k], dmin)
                     native16.dot2(minima_rest[k], pairs[2 + k], dmin_rest)
-            for k in ti.static(range(2)):
-                high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]
-                native16.split_bytes(rounded[k], rounded[2 + k], high_bytes, low_bytes)
-                native16.store64(scales_at, high_bytes)
-                scales_at += 64
-                native16.store64(scales_at, low_bytes)
-                scales_at += 64
+            if ti.static(in_bytes):
+                for k in ti.static(range(2)):
+                    high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]
+                    native16.split_bytes(rounded[k], rounded[2 + k], high_bytes, low_bytes)
+                    native16.store64(scales_at, high_bytes)
+                    scales_at += 64
+                    native16.store64(scales_at, low_bytes)
+                    scales_at += 64
+            else:
+                for k in ti.static(range(4)):
+                    native16.store64(scales_at, rounded[k])
+                    scales_at += 64
         # What rounding added to the scales counts 7.5 times, the mean of a nibble: taken off, it leaves half the error.
         rest = 1.0 / 32767.0
         step_d = f32x16(*[steps[2 * (i // 4)] for i in ti.static(range(16))])
@@ -122,46 +127,8 @@ def make_add_tile(fetch):
             added = ((products[k] * 64 - scales[k]) * 1.0 - scales_rest[k] * rest) * 7.5
             a[offsets_at + k] = a[offsets_at + k] + (added * step_d + (minima[k] + minima_rest[k] * rest) * step_dmin)
 
-    @ti.func
-    def add_band(
-        quants_at, count, a: ti.template(), sums_at, step, in_quad, workspace, fetch_at: ti.template(), fetch_last,
-    ):  # fmt: skip
-        nibbles = [u32x16(0x0F0F0F0F), u32x16(0x0F0F0F0F) << 4]
-        for half in ti.static(range(2)):
-            native16.keep16(nibbles[half])
-        lanes = [i32x16(*[half + 2 * (i // 8) for i in range(16)]) + 4 * in_quad for half in ti.static(range(2))]
-        for v in ti.static(range(2)):
-            highs, lows = [[i32x16(0) for _ in ti.static(range(8))] for _ in ti.static(range(2))]
-            words_at = quants_at + 64 * v
-            at = workspace + COLUMNS_AT
-            scales_at = workspace + (SCALES_AT + 128 * v)
-            for _ in range((count + 3) // 4):
-                native16.not_unrolled()
-                for _i in ti.static(range(2 - v)):
-                    fetch_next(fetch_at, fetch_last)
-                words = [u32x16(0) for _ in ti.static(range(4))]
-                for c in ti.static(range(4)):
-                    native16.load_quants(words_at, at, words[c])
-                    at += 8
-                parts = [u32x16(0) for _ in ti.static(range(4))]
-                native16.four_columns(words[0], words[1], words[2], words[3], parts[0], parts[1], parts[2], parts[3])
-                high_bytes, low_bytes = [i32x16(0) for _ in ti.static(range(2))]
-                native16.load64(scales_at, high_bytes)
-                scales_at += 64
-                native16.load64(scales_at, low_bytes)
-                scales_at += 192
-                for half in ti.static(range(2)):
-                    high_scale, low_scale = [i32x16(0) for _ in ti.static(range(2))]
-                    native16.pick(high_bytes, lanes[half], high_scale)
-                    native16.pick(low_bytes, lanes[half], low_scale)
-                    for k in ti.static(range(4)):
-                        four_nibbles = parts[k] & nibbles[half]
-                        native16.dot4(highs[2 * k + half], four_nibbles, high_scale)
-                        native16.dot4(lows[2 * k + half], four_nibbles, low_scale)
-            for i in ti.static(range(8)):
-                total = a[sums_at + 8 * v + i]
-                multiply_add(total, (highs[i] * 256 + lows[i]) * 1.0, f32x16(step * (64.0 / 16.0 ** (i % 2))))
-                a[sums_at + 8 * v + i] = total
+    make = q4_k_16_bits_vnni.make_add_band if in_bytes else q4_k_16_bits_avx2.make_add_band
+    add_band, write_rows = make(native16, fetch_next)
 
     @ti.func
     def add_tile(
@@ -181,17 +148,5 @@ def make_add_tile(fetch):
                 quants_at + (ti.cast(band, ti.i64) << 7), count, quad.a, quad.sums + 16 * band,
                 quad.a[quad.scratch + PAIRS][2 * band], band, workspace, fetch_at, fetch_last,
             )  # fmt: skip
-
-    @ti.func
-    def write_rows(a: ti.template(), sums_at, band, out):
-        minima = f32x8(*[a[sums_at + 16 * QUAD_BANDS + i // 4][4 * band + i % 4] for i in ti.static(range(8))])
-        for v in ti.static(range(2)):
-            for high in ti.static(range(2)):
-                offset = per_row(minima, v, high)
-                sums = sums_at + 16 * band + 8 * v + high
-                y = [a[sums + 2 * b] - offset for b in ti.static(range(4))]
-                for m in ti.static(range(4)):  # 16 rows in order: lanes 4m..4m+3 of the four sums
-                    at = out + 8 * v + 4 * (m // 2) + 2 * high + m % 2
-                    a[at] = f32x16(*[y[k >> 2][4 * m + (k & 3)] for k in ti.static(range(16))])
 
     return add_tile, write_rows

@@ -1,4 +1,4 @@
-"""Q4_K in 16 bits for the tokens of a chunk: Y [tokens, rows] = X [tokens, cols] W^T with AVX-512 VNNI.
+"""Q4_K in 16 bits for the tokens of a chunk: Y [tokens, rows] = X [tokens, cols] W^T with AVX-512 VNNI or AVX2.
 
 With q the nibbles, a weight of sub-block s in column j is d_j scale_sj q - dmin_j min_sj, or
 
@@ -56,7 +56,9 @@ def make_matmul(workers: int, has_tail: bool):
     each). No sum depends on the number of workers.
     """
     multiply_add, _ = make_multiply_add()
-    native16, chunks = native.load_vnni(), native.load_vnni_chunks()
+    native16, chunks = native.load_16_bits(), native.load_chunks()
+    # Vectors of a strip whose sums are in registers at the same time: AVX2 has half of 16 for those of one.
+    together = 4 if native.products_by() == "x86_64_vnni" else 1
 
     @ti.func
     def put(a: ti.template(), at, bits):
@@ -184,29 +186,31 @@ def make_matmul(workers: int, has_tail: bool):
         x_at = tokens.address + (ti.cast(s.rounded, ti.i64) << 6)
         sums = s.sums + strip * batches * (4 * TOKENS)
         for batch in range(batches):
-            totals = [i32x16(0) for _ in ti.static(range(4 * TOKENS))]
-            weights_at = weights_from
-            pair_at = x_at
-            for _ in range(pairs):
-                native16.not_unrolled()
-                weights = [i32x16(0) for _ in ti.static(range(4))]
-                for k in ti.static(range(4)):
-                    at = weights_at + 64 * k
-                    native16.load64(at, weights[k])
+            for group in ti.static(range(4 // together)):
+                totals = [i32x16(0) for _ in ti.static(range(together * TOKENS))]
+                weights_at = weights_from + 64 * together * group
+                pair_at = x_at
+                for _ in range(pairs):
+                    native16.not_unrolled()
+                    weights = [i32x16(0) for _ in ti.static(range(together))]
+                    for k in ti.static(range(together)):
+                        at = weights_at + 64 * k
+                        native16.load64(at, weights[k])
+                    for t in ti.static(range(TOKENS)):
+                        at = pair_at + ti.static(64 * _ROUNDED) * t
+                        x = i32x16(0)
+                        chunks.broadcast32(at, x)
+                        for k in ti.static(range(together)):
+                            native16.dot2(totals[together * t + k], weights[k], x)
+                    weights_at += 256
+                    pair_at += 4
                 for t in ti.static(range(TOKENS)):
-                    at = pair_at + ti.static(64 * _ROUNDED) * t
-                    x = i32x16(0)
-                    chunks.broadcast32(at, x)
-                    for k in ti.static(range(4)):
-                        native16.dot2(totals[4 * t + k], weights[k], x)
-                weights_at += 256
-                pair_at += 4
-            for t in ti.static(range(TOKENS)):
-                step = f32x16(value(a, s.steps * 16 + batch * TOKENS + t))
-                for k in ti.static(range(4)):
-                    total = a[sums + 4 * t + k]
-                    multiply_add(total, totals[4 * t + k] * 1.0, step)
-                    a[sums + 4 * t + k] = total
+                    step = f32x16(value(a, s.steps * 16 + batch * TOKENS + t))
+                    for k in ti.static(range(together)):
+                        place = sums + 4 * t + together * group + k
+                        total = a[place]
+                        multiply_add(total, totals[together * t + k] * 1.0, step)
+                        a[place] = total
             x_at += ti.static(64 * _ROUNDED * TOKENS)
             sums += 4 * TOKENS
 

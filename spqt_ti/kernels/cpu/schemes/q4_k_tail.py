@@ -60,7 +60,7 @@ def _make_tail_band_f32():
 
 
 def _make_tail_band_i16():
-    native16 = native.load_vnni()
+    native16 = native.load_16_bits()
 
     @ti.func
     def four_headers(headers: ti.template(), headers_base, active: ti.template(), j, last):

@@ -97,7 +97,7 @@ def test_every_weight_in_its_place(name) -> None:
     np.testing.assert_array_equal(np.stack(columns, axis=1), expected)
 
 
-@pytest.mark.skipif(not uses_integers(exact=False), reason="this CPU has no AVX-512 VNNI, or SPQT_NATIVE forbids it")
+@pytest.mark.skipif(not uses_integers(exact=False), reason="this CPU has no AVX2, or SPQT_NATIVE forbids it")
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "q8_0"])
 @pytest.mark.parametrize("shape", [(33, 7), (300, 40), (4600, 19), (576, 300)], ids=str)
 def test_16_bits(name, shape) -> None:

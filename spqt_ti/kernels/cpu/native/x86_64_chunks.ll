@@ -1,5 +1,5 @@
-; What Taichi cannot say of prefill's products on x86-64 CPUs with AVX-512 VNNI. Every function is inlined into its caller.
-; Assembled by: llvm-as-15 --opaque-pointers=0 x86_64_vnni_chunks.ll -o x86_64_vnni_chunks.bc
+; What Taichi cannot say of prefill's 16-bit products on x86-64 CPUs. Every function is inlined into its caller.
+; Assembled by: llvm-as-15 --opaque-pointers=0 x86_64_chunks.ll -o x86_64_chunks.bc
 target datalayout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-f80:128-n8:16:32:64-S128"
 target triple = "x86_64-pc-linux-gnu"
 
