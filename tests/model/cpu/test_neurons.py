@@ -18,6 +18,7 @@ from spqt_ti.model.cpu.neuron_map import blocks_of
 from spqt_ti.model.predictors import Executor, NeuronPredictor
 from spqt_ti.model.reference import Reference
 from spqt_ti.model.runner import Llama
+from spqt_ti.model.sites import SITES
 
 TOKENS = [0, 17, 203, 5, 299]
 CONFIG = tiny_models.tiny_config(hidden_act="relu")
@@ -104,6 +105,37 @@ def test_predictions_are_those_of_the_factors() -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert model.neurons.tolist()[0] == [0, 0]
     assert model.neurons[1, 0] == kept[0][0, -1].sum()
+
+
+def test_thresholds_of_attention_beside_predictors() -> None:
+    """One token: each mask alone skips what it says, both together give the masked reference in f64."""
+    model, on = llama(), np.random.default_rng(3).permutation(NEURONS) < 40
+    model.set_predictors(constant(on))
+    thresholds = np.float32([0.3, 0.2, 0, 0])
+    margin = []
+
+    def mask(layer: int, site: str, x: np.ndarray) -> np.ndarray:
+        if site == "down":
+            return np.where(on, x, 0)
+        t = thresholds[SITES.index(site)]
+        margin.append(np.abs(np.abs(x) - t).min() if t else np.inf)
+        return np.where(np.abs(x) > t, x, 0)
+
+    weights = {name: values.astype(np.float64) for name, values in dict(model._container.weights()).items()}
+    expected = Reference(CONFIG, weights).logits(TOKENS[1:2], mask=mask)[0]
+    assert min(margin) > 1e-5  # no input's side of its threshold is a matter of rounding
+    model.reset()
+    model.thresholds[:] = thresholds
+    try:
+        got = model.decode(TOKENS[1]).copy()
+        active = model._decode.active.copy()
+        masked = (model.reset(), model.prefill(TOKENS[1:2], logits="all", masked=True))[1][0]
+    finally:
+        model.thresholds[:] = 0
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(masked, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert (active[:, :2] > 0).all() and (active[:, 0] < HIDDEN).all() and (active[:, 1] < HIDDEN).all()
+    assert (model.neurons[:, 0] == 40).all()
 
 
 def test_traffic_counts_rows_and_predictor() -> None:
