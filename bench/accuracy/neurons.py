@@ -66,7 +66,7 @@ def table(rows: list[dict[str, Any]], dense: float) -> Table:
         "precision",
         "predicted",
         "on",
-        "FFN weights read",
+        "FFN bytes read",
     ]
     lines = [
         (

@@ -134,7 +134,8 @@ def test_thresholds_of_attention_beside_predictors() -> None:
         model.thresholds[:] = 0
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_allclose(masked, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    assert (active[:, :2] > 0).all() and (active[:, 0] < HIDDEN).all() and (active[:, 1] < HIDDEN).all()
+    assert (active[:, :2] > 0).all()
+    assert (active[:, :2] < HIDDEN).all()
     assert (model.neurons[:, 0] == 40).all()
 
 
