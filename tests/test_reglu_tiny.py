@@ -72,8 +72,8 @@ def test_a_mask_of_all_neurons_is_dense_and_of_none_is_no_ffn():
         np.testing.assert_array_equal(got, dense if expected is not None else none)
 
 
-def test_share_of_the_weights_read():
+def test_share_of_the_bytes_read():
     config = model()[0].config
-    assert bytes_per_token(config, 1, 0, 0) == pytest.approx((256 + 768) / (3 * 256 * 768))
+    assert bytes_per_token(config, 1, 0, 0) == pytest.approx((256 + 768) / (3 * 256 * 768) * 8.5 / 4.5)
     assert bytes_per_token(config, 64, 1, 1) == pytest.approx(1 + 64 * bytes_per_token(config, 1, 0, 0))
     assert bytes_per_token(config, 1, 0.3, 0.1) < bytes_per_token(config, 1, 0.3, 0.1, "parallel")

@@ -24,6 +24,7 @@ from spqt_ti.cli.options import levels
 from spqt_ti.errors import SpqtError
 from spqt_ti.evaluation.neurons import NeuronScore, bytes_per_token, score
 from spqt_ti.evaluation.perplexity import windows
+from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.reference import Reference
 from spqt_ti.sparsity.methods import svd
 from spqt_ti.sparsity.predictors.settings import Bias, Importance, PredictorSettings
@@ -42,18 +43,22 @@ def settings_of(ranks: list[int], ablations: int) -> Iterator[tuple[str, Predict
     yield "importance gate*up", PredictorSettings(ablations, importance=Importance.PRODUCT)
 
 
-def row(name: str, rank: int, sparsity: float, found: NeuronScore, config: Any) -> dict[str, Any]:
+def row(name: str, rank: int, sparsity: float, found: NeuronScore) -> dict[str, Any]:
     """A row of the results."""
     figures = {key: found.mean(key) for key in ("recall", "precision", "predicted_density", "true_density")}
-    up = float(np.mean([layer["predicted_density"] * layer["precision"] for layer in found.layers]))
     return {
         "name": name, "rank": rank, "sparsity": sparsity, "perplexity": found.perplexity,
-        "kl": float(np.mean(found.kl)), **figures,
-        "bytes": bytes_per_token(config, rank, figures["predicted_density"], up), "layers": found.layers,
+        "kl": float(np.mean(found.kl)), **figures, "layers": found.layers,
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]], dense: float) -> Table:
+def bytes_read(row: dict[str, Any], config: ModelConfig) -> float:
+    """Of the dense feed-forward networks' bytes, by the sequential executor."""
+    up = float(np.mean([layer["predicted_density"] * layer["precision"] for layer in row["layers"]]))
+    return bytes_per_token(config, row["rank"], row["predicted_density"], up)
+
+
+def table(rows: list[dict[str, Any]], dense: float, config: ModelConfig) -> Table:
     """The rows as a table."""
     titles = [
         "rank",
@@ -73,9 +78,9 @@ def table(rows: list[dict[str, Any]], dense: float) -> Table:
             str(r["rank"]), f"{r['sparsity']:g}", r["name"], f"{r['perplexity']:.3f}",
             f"{r['perplexity'] / dense - 1:+.2%}", f"{r['kl']:.4f}",
             f"{r['recall']:.1%}", f"{r['precision']:.1%}", f"{r['predicted_density']:.1%}",
-            f"{r['true_density']:.1%}", f"{r['bytes']:.1%}",
+            f"{r['true_density']:.1%}", f"{bytes_read(r, config):.1%}",
         )
-        for r in rows
+        for r in sorted(rows, key=lambda r: (r["name"], r["rank"], r["sparsity"]))
     ]  # fmt: skip
     return Table(titles, lines)
 
@@ -133,10 +138,10 @@ def run(arguments: argparse.Namespace) -> None:
         calibration = svd.calibrate(model.container, text, ids, settings, threads=model.llama.threads)
         for s in wanted:
             found, _ = score(reference, parts, logs, calibration.policy(s).predictors)
-            rows.append(row(name, settings.rank or 0, s, found, model.container.config))
+            rows.append(row(name, settings.rank or 0, s, found))
             arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     note = f"{arguments.model}: {len(parts)} windows of {arguments.context} of {arguments.evaluation.name}, "
-    print_table(table(rows, dense.perplexity), f"{note}dense perplexity {dense.perplexity:.3f}")
+    print_table(table(rows, dense.perplexity, model.container.config), f"{note}dense perplexity {dense.perplexity:.3f}")
     plain = [r for r in rows if not r["name"]]
     print_table(layers_table(plain[-1]), f"layers at rank {plain[-1]['rank']}, s = {plain[-1]['sparsity']:g}")
     if arguments.plot:
