@@ -23,6 +23,7 @@ from spqt_ti.convert.identity import cached_copy
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import BackendError, CacheError, CheckpointError, ContainerError, GenerationError, PolicyError
 from spqt_ti.generation.answer import Answer, checked_stops
+from spqt_ti.generation.beams import Beams, beam_search
 from spqt_ti.generation.constraint import Constraint, Matcher, Vocabulary
 from spqt_ti.generation.loop import Stats, generate_tokens
 from spqt_ti.generation.sampling import Sampling, of_fields
@@ -64,6 +65,27 @@ class Generation:
     text: str
     token_ids: list[int]
     finish_reason: str
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A text that beam search found. `log_probability`: natural logarithm of the whole text's; `score`: what texts were
+    compared by, see generation/beams.py.
+    """
+
+    text: str
+    token_ids: list[int]
+    log_probability: float
+    score: float
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class BeamGeneration:
+    """What beam search found, the best text first. `stats` counts the decoded tokens of all beams."""
+
+    beams: list[Beam]
     stats: Stats
 
 
@@ -253,6 +275,33 @@ class Model:
         assert last.stats is not None
         text = "".join(piece.text for piece in pieces)
         return Generation(text, [piece.token for piece in pieces], last.finish_reason, last.stats)
+
+    def beam_search(
+        self,
+        prompt: Prompt,
+        *,
+        beams: int = 4,
+        length_penalty: float = 1.0,
+        max_new_tokens: int = 64,
+        chat: bool = False,
+        constraint: Constraint | None = None,
+    ) -> BeamGeneration:
+        """The likeliest texts of those that the `beams` likeliest beginnings lead to: as many texts, best first.
+
+        Each step decodes a token per beam, one after the other, with the policy in force. Other arguments as of
+        `stream`; `length_penalty`: see generation/beams.py. Raises GenerationError as `stream` and `generate` do.
+        """
+        how = Beams(beams, length_penalty)
+        request = Request(prompt, max_new_tokens, chat=chat, constraint=constraint)
+        tokens, eos_ids = request.encode(self.tokenizer), self.tokenizer.eos_ids
+        matcher = None if constraint is None else self.matcher(constraint)
+        found, stats = beam_search(self.llama, tokens, max_new_tokens, how, eos_ids, matcher)
+        texts = []
+        for one in found:
+            decoder = self.tokenizer.stream(continues=request.messages is None)
+            text = "".join([decoder.push(token) for token in one.tokens if token not in eos_ids]) + decoder.finish()
+            texts.append(Beam(text, one.tokens, one.log_probability, one.score, one.finish_reason))
+        return BeamGeneration(texts, stats)
 
 
 def _sampling(sampling: Sampling | None, fields: dict[str, Any]) -> Sampling:

@@ -9,6 +9,7 @@ recorded one (f32, on x86-64 with the native helpers), and elsewhere token by to
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import llama_float64
 import needs
 import numpy as np
+import plain_generation
 import pytest
 import tiny_containers
 from gap_thresholds import open_thresholds
@@ -213,6 +215,50 @@ def test_methods_on_held_out_text(model: spqt_ti.Model, tmp_path: Path, monkeypa
     parts = windows(tokens[len(tokens) * 2 // 3 :], 256)
     costs = [np.mean(np.concatenate(score.kl)) for score in evaluate(model.llama, parts, policies)]
     assert costs[1] < costs[0]
+
+
+CHAINS = (
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_k": 50},
+    {"temperature": 1.2, "top_p": 0.9},
+    {"temperature": 1.0, "top_k": 200, "top_p": 0.95, "min_p": 0.02},
+)
+
+
+def check_against_plain(model: spqt_ti.Model, chains: Any, seeds: int, count: int, width: int, most: int) -> None:
+    """Sampled, constrained and beam-searched tokens are those that plain NumPy takes on the same logits."""
+    text = RECORDED["prompt"]
+    prompt, eos = model.tokenizer.encode(text), model.tokenizer.eos_ids
+    logits = plain_generation.Logits(model.llama, prompt)
+    words = tuple(map("".join, itertools.product(("Par", "Lyo"), "iea", "sn ", "!.")))
+    allowed = plain_generation.one_of(words, model.tokenizer, model.container.config.vocab_size)
+    for chain, seed in itertools.product(chains, range(seeds)):
+        expected = plain_generation.sample(logits, count, eos, seed, **chain)
+        assert model.generate(text, max_new_tokens=count, seed=seed, **chain).token_ids == expected
+        expected = plain_generation.sample(logits, count, eos, seed, allowed, **chain)
+        constraint = spqt_ti.Constraint("regex", "(Par|Lyo)[iea][sn ][!.]")
+        found = model.generate(text, max_new_tokens=count, seed=seed, constraint=constraint, **chain)
+        assert found.token_ids == expected
+        assert found.text in words
+    searched = plain_generation.beam_search(logits, width, most, eos, 1.0)
+    beams = model.beam_search(text, beams=width, max_new_tokens=most).beams
+    assert [tuple(beam.token_ids) for beam in beams] == [tokens for _, tokens in searched]
+    np.testing.assert_allclose([beam.score for beam in beams], [score for score, _ in searched], rtol=1e-9)
+
+
+@pytest.mark.parametrize("level", ["0.0", "0.4"])
+def test_generation_is_the_plain_one(model: spqt_ti.Model, level: str) -> None:
+    pytest.importorskip("llguidance")
+    apply(model, level)
+    check_against_plain(model, CHAINS[-1:], seeds=1, count=12, width=3, most=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["0.0", "0.4"])
+def test_more_of_generation_is_the_plain_one(model: spqt_ti.Model, level: str) -> None:
+    apply(model, level)
+    check_against_plain(model, CHAINS, seeds=3, count=48, width=4, most=16)
 
 
 @pytest.mark.parametrize("level", ["0.0", "0.4"])

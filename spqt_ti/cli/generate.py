@@ -18,8 +18,9 @@ from spqt_ti.texts import read_text
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from spqt_ti.api import Generation, Piece
+    from spqt_ti.api import BeamGeneration, Generation, Model, Piece, Request
     from spqt_ti.generation.loop import Stats
+    from spqt_ti.generation.sampling import Sampling
 
 
 def add_parser(commands: Any) -> None:
@@ -42,6 +43,13 @@ def add_parser(commands: Any) -> None:
     generating.add_sparsity(parser)
     generating.add_sampling(parser)
     generating.add_form(parser)
+    group = parser.add_argument_group("beam search")
+    group.add_argument("--beams", type=options.count, metavar="K", help="search with K beginnings at a time")
+    group.add_argument("--best", type=options.count, default=1, metavar="N", help="print the N best (default: 1)")
+    group.add_argument(
+        "--length-penalty", type=float, default=1.0, metavar="X",
+        help="power of the length that divides log-probabilities before they are compared (default: %(default)s)",
+    )  # fmt: skip
     generating.add_machine(parser)
     parser.add_argument("--json", action="store_true", help="print JSON at the end instead of text as it comes")
     parser.set_defaults(run=run)
@@ -54,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         from spqt_ti import api
     sampling = generating.sampling_of(arguments)
     constraint = generating.constraint_of(arguments)
+    _check_beams(arguments, sampling)
     request = api.Request(prompt, arguments.max_new_tokens, sampling, arguments.chat, arguments.stop, constraint)
     if arguments.policy is None:
         api.check_level(arguments.sparsity)
@@ -62,6 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
         request = dataclasses.replace(request, chat=True)
     api.check_prompt(container, request, arguments.context)
     model = generating.load(arguments, container)
+    if arguments.beams is not None:
+        _print_beams(arguments, _searched(arguments, model, request))
+        return
     asked: dict[str, Any] = {
         "max_new_tokens": request.max_new_tokens, "sampling": sampling, "chat": request.chat, "stop": request.stop,
         "constraint": constraint,
@@ -75,6 +87,45 @@ def run(arguments: argparse.Namespace) -> None:
         end = ended(last.finish_reason, arguments.max_new_tokens)
         if end:
             print(f"spqt: {end}", file=sys.stderr)
+
+
+def _check_beams(arguments: argparse.Namespace, sampling: Sampling) -> None:
+    """Raise GenerationError for options that beam search does not go with."""
+    from spqt_ti.generation.beams import Beams
+    from spqt_ti.generation.sampling import Sampling
+
+    if arguments.best > (arguments.beams or 1):
+        raise GenerationError(f"--best {arguments.best} needs --beams {arguments.best} or more")
+    if arguments.beams is None:
+        return
+    Beams(arguments.beams, arguments.length_penalty)
+    if sampling != Sampling() or arguments.stop:
+        raise GenerationError("--beams searches for likely texts: it goes with no option of sampling, nor with --stop")
+
+
+def _searched(arguments: argparse.Namespace, model: Model, request: Request) -> BeamGeneration:
+    found = model.beam_search(
+        request.prompt, beams=arguments.beams, length_penalty=arguments.length_penalty,
+        max_new_tokens=request.max_new_tokens, chat=request.chat, constraint=request.constraint,
+    )  # fmt: skip
+    return dataclasses.replace(found, beams=found.beams[: arguments.best])
+
+
+def _print_beams(arguments: argparse.Namespace, found: BeamGeneration) -> None:
+    if arguments.json:
+        beams = [dataclasses.asdict(beam) for beam in found.beams]
+        print_json({"beams": beams, **dataclasses.asdict(found.stats)})
+        return
+    shown = for_terminal if sys.stdout.isatty() else str
+    for rank, beam in enumerate(found.beams, 1):
+        if arguments.best > 1:
+            mean = beam.log_probability / len(beam.token_ids)
+            print(f"[{rank}: log-probability {beam.log_probability:.2f}, {mean:.3f} per token]")
+        print(shown(beam.text), flush=True)
+    print(summary(found.stats), file=sys.stderr)
+    end = ended(found.beams[0].finish_reason, arguments.max_new_tokens)
+    if end:
+        print(f"spqt: {end}", file=sys.stderr)
 
 
 def _prompt(arguments: argparse.Namespace) -> str:

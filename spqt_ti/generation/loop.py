@@ -66,7 +66,7 @@ def tokens_of_launch(seconds: float, launch_seconds: float = LAUNCH_SECONDS) -> 
     return max(1, min(MOST_TOKENS, int(launch_seconds / seconds)))
 
 
-class _Meter:
+class Meter:
     """Adds up times and active inputs."""
 
     def __init__(self, llama: Llama) -> None:
@@ -144,7 +144,7 @@ def generate_tokens(
     """
     max_new_tokens = checks.whole_number("max_new_tokens", max_new_tokens, 1)
     with llama.exclusive():
-        meter = _Meter(llama)
+        meter = Meter(llama)
         meter.reused = llama.rewind(prompt)
         sampler = Sampler(sampling, prompt, llama.config.vocab_size, matcher)
         llama.warm_up_prefill()

@@ -105,6 +105,12 @@ class Cache(Protocol):
     def clear(self) -> None:
         """Zeros everywhere."""
 
+    def read(self, position: int) -> np.ndarray:
+        """Keys and values of one position, in a form that `write` takes. Waits for the device."""
+
+    def write(self, position: int, row: np.ndarray) -> None:
+        """Put back what `read` gave, to the same position."""
+
 
 class Neurons(Protocol):
     """Predictors of the neurons of some layers."""

@@ -7,7 +7,7 @@ of text.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -253,6 +253,22 @@ class Llama:
         if self._cache.half:  # sees keys and values, too; on a GPU it would be another transfer
             self._check_best(self._decode.best_tokens)
         return self._capped(self._finite(self._decode.logits()))
+
+    def keys_and_values(self, position: int) -> np.ndarray:
+        """What the cache has of one position of the sequence, for `resume`."""
+        return self._cache.read(position)
+
+    def resume(self, position: int, rows: Sequence[np.ndarray]) -> None:
+        """Go on with another sequence: that of the cache up to `position`, then the tokens of which `rows` are the keys
+        and values, as they were when these tokens stood at the same positions. Decoding goes on with the same bits.
+
+        Raises GenerationError for more tokens than the context has room for.
+        """
+        self._check_length(position + len(rows))
+        self._forget_from(position)
+        for at, row in enumerate(rows, position):
+            self._cache.write(at, row)
+        self.position = position + len(rows)
 
     def submit(self, token: int) -> None:
         """Append one token as `decode` does, without waiting for a GPU."""

@@ -251,6 +251,21 @@ def test_a_real_model(tiny, capsys):
     assert any(line.startswith("prompt ") for line in output.err.splitlines())
 
 
+def test_beams(tiny, capsys):
+    command = ["generate", str(tiny), "The quick brown fox", "--max-new-tokens", "4", "--beams", "3"]
+    assert cli.main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (best,) = report["beams"]
+    assert cli.main(command) == 0
+    output = capsys.readouterr()
+    assert output.out == best["text"] + "\n"
+    assert any(line.startswith("prompt ") for line in output.err.splitlines())
+    assert cli.main([*command, "--best", "2"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert lines[0].startswith(f"[1: log-probability {best['log_probability']:.2f}, ")
+    assert lines[1].startswith("[2: ")
+
+
 @constrained
 def test_forms_of_answers(tiny, tmp_path, capsys):
     schema, lark, gbnf = tmp_path / "schema.json", tmp_path / "answer.lark", tmp_path / "answer.gbnf"
@@ -283,6 +298,11 @@ def test_forms_of_answers(tiny, tmp_path, capsys):
         (["--temperature", "-1"], "temperature must be 0 or more"),
         (["--top-p", "2"], "top_p must be above 0"),
         (["--top-k", "0"], "top_k must be 1 or more"),
+        (["--beams", "65"], "there may be 64 beams, not 65"),
+        (["--beams", "2", "--temperature", "1"], "it goes with no option of sampling"),
+        (["--beams", "2", "--stop", "a"], "nor with --stop"),
+        (["--beams", "2", "--best", "3"], "--best 3 needs --beams 3 or more"),
+        (["--best", "3"], "--best 3 needs --beams 3 or more"),
         (["--json-schema", "{"], "the JSON schema is no JSON object"),
         pytest.param(["--json-schema", '{"type": "foo"}'], "followed: Invalid type: foo", marks=constrained),
         (["--json-schema", "/nowhere.json"], "/nowhere.json"),

@@ -6,6 +6,7 @@ import itertools
 import json
 
 import numpy as np
+import plain_generation
 import pytest
 import tiny_containers
 import tokenizers
@@ -15,7 +16,7 @@ pytest.importorskip("llguidance", reason="llguidance is not installed: pip insta
 from spqt_ti.api import Model
 from spqt_ti.errors import GenerationError
 from spqt_ti.generation.constraint import LONGEST, Constraint, Vocabulary
-from spqt_ti.generation.sampling import Sampling, draw
+from spqt_ti.generation.sampling import Sampling
 from spqt_ti.generation.tokenizer import Tokenizer
 
 PROMPT = "The quick brown fox"
@@ -35,42 +36,6 @@ def model() -> Model:
     return Model(tiny_containers.container("gqa"), tiny_containers.llama("gqa"))
 
 
-def may_follow(model: Model, answer: bytes) -> np.ndarray:
-    """Which tokens go on towards one of WORDS, or end it there: [vocab]."""
-    whole = [word.encode() for word in WORDS]
-    tokenizer = model.tokenizer
-    mask = np.zeros(model.container.config.vocab_size, bool)
-    for token in range(len(mask)):
-        more = b"" if token in tokenizer.special_ids else tokenizer.token_bytes(token)
-        mask[token] = bool(more) and any(word.startswith(answer + more) for word in whole)
-    if answer in whole:
-        mask[list(tokenizer.eos_ids)] = True
-    return mask
-
-
-def reference(model: Model, sampling: Sampling) -> list[int]:
-    """Tokens of the plain way: all logits of the sequence so far, those forbidden at -infinity, the sampler's draw."""
-    prompt, made, answer = model.tokenizer.encode(PROMPT), [], b""
-    generator = np.random.default_rng(sampling.seed)
-    llama = model.llama
-    llama.reset()
-    logits = llama.prefill(prompt)[0]
-    while True:
-        masked = np.where(may_follow(model, answer), logits, np.float32(-np.inf))
-        made.append(draw(masked, sampling, generator))
-        if made[-1] in model.tokenizer.eos_ids:
-            return made
-        answer += model.tokenizer.token_bytes(made[-1])
-        if ends_alone(model, answer):
-            return made
-        logits = llama.decode(made[-1])
-
-
-def ends_alone(model: Model, answer: bytes) -> bool:
-    """Nothing but an end of text may follow."""
-    return set(np.flatnonzero(may_follow(model, answer))) <= model.tokenizer.eos_ids
-
-
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize(
     "sampling",
@@ -79,7 +44,10 @@ def ends_alone(model: Model, answer: bytes) -> bool:
 )
 def test_tokens_are_those_of_the_masked_logits(model, sampling, sparse):
     model.llama.thresholds[:] = 0.3 if sparse else 0
-    expected = reference(model, sampling)
+    logits = plain_generation.Logits(model.llama, model.tokenizer.encode(PROMPT))
+    allowed = plain_generation.one_of(WORDS, model.tokenizer, model.container.config.vocab_size)
+    chain = {"temperature": sampling.temperature, "top_k": sampling.top_k or 10**6, "top_p": sampling.top_p or 1.0}
+    expected = plain_generation.sample(logits, 10, model.tokenizer.eos_ids, sampling.seed, allowed, **chain)
     found = model.generate(PROMPT, sampling=sampling, constraint=Constraint("lark", GRAMMAR))
     model.llama.thresholds[:] = 0
     assert found.token_ids == expected

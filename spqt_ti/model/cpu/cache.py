@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from spqt_ti.backend import host_view, ndarray
+import numpy as np
+
+from spqt_ti.backend import host_view, ndarray, ti
 from spqt_ti.kernels.cpu.attention import CacheShape
 from spqt_ti.model.faults import CacheFault, first_fault
 
@@ -15,10 +17,23 @@ class WorkerCache:
         self.array = ndarray(shape.dtype, (shape.vectors,))
         self._values = host_view(self.array).reshape(shape.layers, shape.kv_heads, 2, -1)
         self._values[:] = 0
+        pages = (shape.layers, shape.kv_heads, shape.context // 16, shape.head_dim, 16)
+        self._keys = self._values[:, :, 0].reshape(pages)
+        self._rows = self._values[:, :, 1].reshape(shape.layers, shape.kv_heads, shape.context, shape.head_dim)
 
     def clear(self) -> None:
         """Zeros everywhere."""
         self._values[:] = 0
+
+    def read(self, position: int) -> np.ndarray:
+        """Keys and values of one position, [2, layers, heads, head_dim] in the cache's own type."""
+        ti.sync()
+        return np.stack([self._keys[:, :, position >> 4, :, position & 15], self._rows[:, :, position]])
+
+    def write(self, position: int, row: np.ndarray) -> None:
+        """Put back what `read` gave."""
+        ti.sync()
+        self._keys[:, :, position >> 4, :, position & 15], self._rows[:, :, position] = row
 
     def fault(self, first: int, last: int) -> CacheFault | None:
         """The first layer whose keys or values of positions first..last-1 are not all finite, None if there is none.
