@@ -20,7 +20,7 @@ from spqt_ti.convert.gptq_model import DAMPING, GptqQuantizer, MatrixQuantizer, 
 from spqt_ti.convert.gptq_rows import check_scheme
 from spqt_ti.convert.identity import files_of
 from spqt_ti.convert.plan import PruningPlan
-from spqt_ti.convert.prune import Pruner, check_request, pruned_checkpoint
+from spqt_ti.convert.prune import Pruner, check_request, pruned_checkpoint, pruned_config
 from spqt_ti.convert.quantize import check_supported, label_of, open_source, quantize_checkpoint
 from spqt_ti.convert.rotate import Rotation, rotated
 from spqt_ti.convert.stored_windows import SEED, stored_windows
@@ -81,13 +81,14 @@ def quantize_calibrated(
     check_destination(destination, overwrite)
     checkpoint = open_source(source, progress)
     check_supported(checkpoint.config)
-    Rotation.of(checkpoint.config, rotate, seed)  # what cannot be done is said before any work
     label = label_of(source)
     if isinstance(plan, int | float):
         plan = PruningPlan((plan,) * checkpoint.config.num_hidden_layers)
     if plan is not None:
         plan.check(Source(label, files_of(checkpoint.source)).sha256, checkpoint.config.num_hidden_layers)
         _check_pruning(plan, checkpoint.config.num_hidden_layers, pruning, method)
+    config = pruned_config(checkpoint.config, plan.rates, pruning) if plan else checkpoint.config
+    Rotation.of(config, rotate, seed)  # what cannot be done is said before any work
     length = min(WINDOW, checkpoint.config.max_position_embeddings)
     if tokens < length:
         raise QuantizationError(f"{length} calibration tokens or more are needed, not {tokens}")

@@ -82,8 +82,9 @@ def add_parser(commands: Any) -> None:
         type=_components,
         default=(),
         metavar="COMPONENT[,COMPONENT]",
-        help="rotate the residual stream, or the values of the attention heads, by randomised Hadamard transforms "
-        "before: residual,heads. For studies: in the zigzag layout it makes quantisation worse (docs/rotation.md)",
+        help="rotate the residual stream, the values of the attention heads or the input of down, by randomised "
+        "Hadamard transforms before: residual,heads,down (down costs a transform per layer and token). For studies: in "
+        "the zigzag layout residual makes quantisation worse (docs/rotation.md)",
     )
     parser.add_argument(
         "--keep", action="store_true",

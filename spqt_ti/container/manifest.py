@@ -27,14 +27,25 @@ from spqt_ti.formats import layout as layouts
 from spqt_ti.formats.schemes import SCHEMES
 from spqt_ti.model.config import ModelConfig
 
-__all__ = ["CONFIG", "FORMAT_VERSION", "INDEX", "MANIFEST", "TOKENIZER", "Files", "Manifest", "Source", "damaged"]
+__all__ = [
+    "CONFIG",
+    "FORMAT_VERSION",
+    "INDEX",
+    "MANIFEST",
+    "TOKENIZER",
+    "Files",
+    "Manifest",
+    "Source",
+    "damaged",
+    "online_record",
+]
 
 FORMAT_VERSION = 2
 MANIFEST, CONFIG, TOKENIZER, INDEX = "spqt.json", "config.json", "tokenizer.json", "model.safetensors.index.json"
 MOST_BYTES = 32 << 20  # of the manifest, the configuration or the index; the largest models need less than 1 MB
 
 # What this program can do at run time for a transformation or an optional tensor that is marked as required.
-_KNOWN_KINDS: frozenset[str] = frozenset()
+_KNOWN_KINDS: frozenset[str] = frozenset({"online_rotation"})
 _KNOWN_ROLES: frozenset[str] = frozenset()
 
 _NO_DIGEST = b"0" * 64
@@ -105,6 +116,13 @@ class Manifest:
         }
         data = (json.dumps(content, indent=2) + "\n").encode()
         return data.replace(_NO_DIGEST, hashlib.sha256(data).hexdigest().encode(), 1)
+
+    def check_rotation(self, file: Path, config: ModelConfig) -> None:
+        """ContainerError unless the transformations say what config says, and mean what this program would compute."""
+        found = [one for one in self.transformations if one["kind"] == "online_rotation"]
+        wanted = [online_record(config)] if config.rotates_down else []
+        if [{key: value for key, value in one.items() if key != "seed"} for one in found] != wanted:
+            raise damaged(file, f"what it says of the online rotation is not what {CONFIG} and this version make of it")
 
     def matrices_of(self, file: Path, config: ModelConfig) -> dict[str, MatrixInfo]:
         """The model's matrices as they are stored; ContainerError unless the manifest lists exactly those."""
@@ -249,6 +267,13 @@ class _Reader:
 def damaged(file: Path, what: str) -> ContainerError:
     """The error for a file that is not as it was written."""
     return ContainerError(f"{file}: {what}; quantise the model again")
+
+
+def online_record(config: ModelConfig) -> dict[str, Any]:
+    """The transformation that says how the input of down is turned at run time, by width of layers; without seed."""
+    layers = {width: layer for layer, width in enumerate(config.widths())}
+    transforms = {str(width): str(config.down_transform(layers[width])) for width in sorted(layers)}
+    return {"kind": "online_rotation", "required": True, "site": "down", "transforms": transforms}
 
 
 def _storage(file: Path, entry: Mapping[str, Any]) -> Storage:

@@ -215,6 +215,7 @@ def _open(path: Path, verify: bool) -> Container:
     manifest = Manifest.read(file)
     signatures = _check_files(path, manifest, verify)
     config = _read_config(path)
+    manifest.check_rotation(file, config)
     matrices = manifest.matrices_of(file, config)
     expected = expected_tensors(config, matrices, manifest.extra)
     return Container(

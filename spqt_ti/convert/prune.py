@@ -27,8 +27,8 @@ from spqt_ti.model.sites import Site
 from spqt_ti.sources.checkpoint import Checkpoint, StoredTensor
 
 __all__ = [
-    "MODES", "STEP", "Pruner", "check_request", "importance", "kept_width", "pruned_checkpoint", "refitted",
-    "without_least",
+    "MODES", "STEP", "Pruner", "check_request", "importance", "kept_width", "pruned_checkpoint", "pruned_config",
+    "refitted", "without_least",
 ]  # fmt: skip
 
 MODES = ("compensated", "channels", "weights")
@@ -58,6 +58,14 @@ def check_request(rates: Sequence[float], layers: int, mode: str) -> None:
 def kept_width(width: int, rate: float) -> int:
     """Channels that remain of `width`: the multiple of STEP that is nearest to the rate's, at least one STEP."""
     return min(width, max(STEP, STEP * round(width * (1 - rate) / STEP)))
+
+
+def pruned_config(config: ModelConfig, rates: Sequence[float], mode: str) -> ModelConfig:
+    """Of a model whose layers are pruned at these rates, in one of MODES."""
+    if mode == "weights":
+        return config
+    widths = tuple(kept_width(*one) for one in zip(config.widths(), rates, strict=True))
+    return replace(config, intermediate_size=max(widths), intermediate_sizes=widths)
 
 
 def importance(down: npt.NDArray[np.floating], squares: F64Array) -> F64Array:
@@ -135,11 +143,7 @@ class Pruner:
     @property
     def config(self) -> ModelConfig:
         """Of the pruned model."""
-        config = self._checkpoint.config
-        if self.mode == "weights":
-            return config
-        widths = tuple(kept_width(*one) for one in zip(config.widths(), self.rates, strict=True))
-        return replace(config, intermediate_size=max(widths), intermediate_sizes=widths)
+        return pruned_config(self._checkpoint.config, self.rates, self.mode)
 
     def record(self) -> dict[str, Any]:
         """What a container says of it (see `Manifest.transformations`)."""

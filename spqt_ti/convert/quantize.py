@@ -84,7 +84,10 @@ def open_source(source: str | Path, progress: bool = True) -> Checkpoint:
     path = registry.resolve(source, progress)
     if (path / MANIFEST).is_file():
         raise CheckpointError(f"{path}: this model is already quantised; give the model it was made from")
-    return open_checkpoint(path)
+    checkpoint = open_checkpoint(path)
+    if checkpoint.config.rotates_down:
+        raise CheckpointError(f"{path}: rotates_down is for quantised models; give the model it was made from")
+    return checkpoint
 
 
 def quantize_checkpoint(

@@ -1,4 +1,4 @@
-"""Rotations of a source model that leave its logits as they are (offline part of QuaRot, arXiv 2404.00456).
+"""Rotations of a source model that leave its logits as they are (QuaRot, arXiv 2404.00456).
 
 RMSNorm without gains commutes with an orthogonal Q, so the residual stream x can become x Q everywhere:
 
@@ -6,7 +6,9 @@ RMSNorm without gains commutes with an orthogonal Q, so the residual stream x ca
 * what reads the stream (q, k, v, gate, up, head) becomes W Q, what writes it (embedding, o, down, and their biases)
   is rotated as the stream is: E Q, Q^T W, b Q. So embedding and head can no longer be tied;
 * each head's values (v and its bias) and the columns of o that read them turn by an orthogonal matrix of head_dim, the
-  same for all heads: with grouped queries several heads of o read one head of v.
+  same for all heads: with grouped queries several heads of o read one head of v;
+* the input h of down is turned when it is computed (online): h becomes h diag(s) H and down becomes W diag(s) H. The
+  signs s cost nothing: up's rows (and bias) have them. H is left to the runner, which config.rotates_down tells.
 
 q and k stay: RoPE and their norms do not commute with it. The mean of the embedding is not taken off: that is right for
 LayerNorm and wrong for RMSNorm.
@@ -22,15 +24,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spqt_ti.convert.hadamard import Transform
+from spqt_ti.container.manifest import online_record
 from spqt_ti.errors import QuantizationError
 from spqt_ti.model.architectures import NormRule
 from spqt_ti.model.config import ModelConfig
+from spqt_ti.model.hadamard import ONLINE_RUN, Transform
 from spqt_ti.sources.checkpoint import Checkpoint, StoredTensor
 
 __all__ = ["COMPONENTS", "Rotation", "parse_components", "rotated", "rotated_checkpoint"]
 
-COMPONENTS = ("residual", "heads")
+COMPONENTS = ("residual", "heads", "down")
 
 F64Array = npt.NDArray[np.float64]
 Read = Callable[[str], npt.NDArray[np.floating]]
@@ -75,23 +78,48 @@ class Rotation:
         for component in rotation.components:
             if component not in COMPONENTS:
                 raise QuantizationError(_unknown(component))
-            rotation.turn(component)
+            if component != "down":
+                rotation.turn(component)
+        if "down" in rotation.components:
+            rotation._check_down()
         return rotation
+
+    def _check_down(self) -> None:
+        if self.config.architecture.activates_up:
+            raise QuantizationError(
+                f"the input of down cannot be turned in {self.config.model_type} models: their activation is of up as "
+                "well, which so cannot have its signs; leave out this rotation"
+            )
+        for width in set(self.config.widths()):
+            Transform.of(width, ONLINE_RUN)
 
     @property
     def rotated_config(self) -> ModelConfig:
         """Of the rotated model: its head is a matrix of its own where the residual stream is rotated."""
-        return replace(self.config, tie_word_embeddings=False) if "residual" in self.components else self.config
+        tied = self.config.tie_word_embeddings and "residual" not in self.components
+        return replace(self.config, tie_word_embeddings=tied, rotates_down="down" in self.components)
 
     def turn(self, component: str) -> Turn:
-        """The rotation of a component, the same in all layers: the residual stream is one."""
+        """The rotation of residual or heads, the same in all layers: the residual stream is one."""
         size = self.config.hidden_size if component == "residual" else self.config.head_dim
-        return _turn(size, self.seed, COMPONENTS.index(component))
+        return _turn(Transform.of(size), self.seed, COMPONENTS.index(component))
 
-    def record(self) -> dict[str, Any]:
-        """What a container says of it (see `Manifest.transformations`)."""
-        transforms = {component: str(self.turn(component).transform) for component in self.components}
-        return {"kind": "rotation", "seed": self.seed, "transforms": transforms}
+    def turn_down(self, layer: int) -> Turn:
+        """The rotation of the input of a layer's down."""
+        transform = Transform.of(self.config.widths()[layer], ONLINE_RUN)
+        return _turn(transform, self.seed, COMPONENTS.index("down"))
+
+    def records(self) -> list[dict[str, Any]]:
+        """What a container says of it (see `Manifest.transformations`): what is in the weights alone, then what has a
+        part at run time.
+        """
+        transforms = {name: str(self.turn(name).transform) for name in self.components if name != "down"}
+        found: list[dict[str, Any]] = []
+        if transforms:
+            found.append({"kind": "rotation", "seed": self.seed, "transforms": transforms})
+        if "down" in self.components:
+            found.append({**online_record(self.rotated_config), "seed": self.seed})
+        return found
 
     def tensor(self, name: str, read: Read) -> npt.NDArray[np.floating]:
         """A tensor of the rotated model, computed in f64, in the type that `read` gives those of the source in."""
@@ -101,6 +129,8 @@ class Rotation:
             values = self._with_heads(name, values)
         if "residual" in self.components:
             values = self._with_residual(name, values, read)
+        if "down" in self.components:
+            values = self._with_down(name, values)
         return values.astype(dtype, copy=False)
 
     def _with_heads(self, name: str, values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
@@ -127,6 +157,15 @@ class Rotation:
             return np.ones_like(values)
         return values
 
+    def _with_down(self, name: str, values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        projection, kind = _parts(name)
+        if projection not in ("up_proj", "down_proj"):
+            return values
+        turn = self.turn_down(int(name.split(".")[2]))
+        if projection == "up_proj":
+            return values * turn.signs.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
+        return _turned_rows(values, turn) if kind == "weight" else values
+
     def _norm_of(self, name: str) -> str:
         """Gains of the norm whose output a projection reads."""
         layer, _, module = name.partition(".self_attn." if ".self_attn." in name else ".mlp.")
@@ -147,7 +186,7 @@ def rotated(
     rotation = Rotation.of(checkpoint.config, components, seed)
     if not rotation.components:
         return checkpoint, []
-    return rotated_checkpoint(checkpoint, rotation), [rotation.record()]
+    return rotated_checkpoint(checkpoint, rotation), rotation.records()
 
 
 def rotated_checkpoint(checkpoint: Checkpoint, rotation: Rotation) -> Checkpoint:
@@ -167,7 +206,7 @@ def rotated_checkpoint(checkpoint: Checkpoint, rotation: Rotation) -> Checkpoint
 
 
 def parse_components(text: str) -> tuple[str, ...]:
-    """What a user writes: "residual,heads". QuantizationError for a component that there is not."""
+    """What a user writes: "residual,heads,down". QuantizationError for a component that there is not."""
     components = tuple(item.strip() for item in text.split(","))
     for component in components:
         if component not in COMPONENTS:
@@ -175,18 +214,13 @@ def parse_components(text: str) -> tuple[str, ...]:
     return components
 
 
-@functools.lru_cache(maxsize=8)
-def _turn(size: int, seed: int, number: int) -> Turn:
+@functools.lru_cache(maxsize=64)
+def _turn(transform: Transform, seed: int, number: int) -> Turn:
     generator = np.random.default_rng((seed, number))
-    return Turn(Transform.of(size), generator.choice([-1.0, 1.0], size))
+    return Turn(transform, generator.choice([-1.0, 1.0], transform.size))
 
 
 def _unknown(component: str) -> str:
-    if component == "down":
-        return (
-            "the rotation of down's input would have to be computed for every token, and this version does not; it "
-            f"rotates {' and '.join(COMPONENTS)}"
-        )
     return f"unknown rotation {component!r}; there are: {', '.join(COMPONENTS)}"
 
 

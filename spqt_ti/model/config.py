@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spqt_ti.errors import CheckpointError
+from spqt_ti.errors import CheckpointError, QuantizationError
 from spqt_ti.model import scales
 from spqt_ti.model.architectures import ARCHITECTURES, Architecture, NormRule, WindowRule
 from spqt_ti.model.config_json import (
@@ -25,6 +25,7 @@ from spqt_ti.model.config_json import (
     same_windows,
     unsupported,
 )
+from spqt_ti.model.hadamard import ONLINE_RUN, Transform
 from spqt_ti.model.rope import RopeScaling, RopeTable, inverse_frequencies
 from spqt_ti.model.scales import Scales
 
@@ -69,7 +70,8 @@ class ModelConfig:
     a value of ACTIVATIONS; `hidden_act_param` is the threshold of fatrelu, 0 for the others.
 
     `multipliers`: name and number of each of the row's, sorted. `rope_layers`: 1 for a layer with RoPE, else 0; empty
-    where all have it. `rope_local_theta`: of layers with a window, where the architecture has one.
+    where all have it. `rope_local_theta`: of layers with a window, where the architecture has one. `rotates_down`: the
+    input of down is turned by `down_transform` when it is computed (see convert/rotate.py).
     """
 
     hidden_size: int
@@ -98,12 +100,14 @@ class ModelConfig:
     rope_layers: tuple[int, ...] = ()
     rope_local_theta: float | None = None
     partial_rotary_factor: float = 1.0
+    rotates_down: bool = False
 
     def __post_init__(self) -> None:
         if self.model_type not in ARCHITECTURES:
             raise unsupported(self.model_type)
         self._check_sizes()
         self._check_widths()
+        self._check_rotation()
         self._check_heads()
         self._check_numbers()
         self._check_token_ids()
@@ -174,6 +178,13 @@ class ModelConfig:
         if min(widths) == max(widths):  # one spelling of one model
             object.__setattr__(self, "intermediate_sizes", ())
 
+    def _check_rotation(self) -> None:
+        try:
+            for width in set(self.widths()) if self.rotates_down else ():
+                Transform.of(width, ONLINE_RUN)
+        except QuantizationError as error:
+            raise CheckpointError(f"rotates_down: {error}") from error
+
     def _check_heads(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
@@ -240,6 +251,7 @@ class ModelConfig:
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             **({"intermediate_sizes": list(self.intermediate_sizes)} if self.intermediate_sizes else {}),
+            **({"rotates_down": True} if self.rotates_down else {}),
             "num_hidden_layers": self.num_hidden_layers,
             "num_attention_heads": self.num_attention_heads,
             "num_key_value_heads": self.num_key_value_heads,
@@ -305,6 +317,10 @@ class ModelConfig:
     def widths(self) -> tuple[int, ...]:
         """Per layer the channels of its feed-forward network."""
         return self.intermediate_sizes or (self.intermediate_size,) * self.num_hidden_layers
+
+    def down_transform(self, layer: int) -> Transform | None:
+        """What turns the input of a layer's down when it is computed; None where nothing does."""
+        return Transform.of(self.widths()[layer], ONLINE_RUN) if self.rotates_down else None
 
     def _layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         hidden, queries, keys = self.hidden_size, self.num_attention_heads * self.head_dim, self.kv_size

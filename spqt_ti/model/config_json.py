@@ -42,7 +42,7 @@ _APPLIED = frozenset(
      "hidden_act_param", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
      "tie_word_embeddings", "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "sliding_window",
      "use_sliding_window", "max_window_layers", "intermediate_sizes", "layer_types", "sliding_window_pattern",
-     "_sliding_window_pattern", "hidden_activation")
+     "_sliding_window_pattern", "hidden_activation", "rotates_down")
 )  # fmt: skip
 # Keys that change nothing of what one token's logits are: training, generation, storage, bookkeeping.
 # fmt: off
@@ -183,6 +183,7 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         "model_type": row.model_type,
         "sliding_window": window,
         "layer_types": layer_types,
+        "rotates_down": _flag(fields, "rotates_down"),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
@@ -11,7 +12,16 @@ from spqt_ti.container import Container
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.shared.rope import rope_table
 from spqt_ti.model.config import ModelConfig
+from spqt_ti.model.hadamard import Passes
 from spqt_ti.model.sites import Site
+
+
+class Turn(IntEnum):
+    """Lanes of a layer's "rotation": runs, log2 of a run's vectors, first vector of its factor among the factors."""
+
+    ORDER = 0
+    LEVELS = 1
+    FACTOR = 2
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,9 @@ class Constants:
     "rope": the number of its table, 16 times. Then the final norm,
     which has the factor of logits in its weights, and the RoPE tables. What is added to weights of norms has been.
 
+    Where the input of down is turned when it is computed, each layer has "rotation": what Turn says
+    of its transform, in LANES values; and at `factors` are those of all widths, each from a multiple of LANES on.
+
     `values` f32 [n]; `layer`: name -> first value among those of a layer, which take `stride` values.
     """
 
@@ -29,6 +42,11 @@ class Constants:
     stride: int
     final_norm: int
     rope: int
+    factors: int = 0
+
+    def factor_of(self, config: ModelConfig, width: int) -> int:
+        """First value of the factor of a layer so wide."""
+        return self.factors + _factors(config)[width]
 
     @classmethod
     def read(cls, container: Container, context: int) -> Constants:
@@ -52,13 +70,18 @@ class Constants:
             if len(tables) > 1:
                 first.setdefault("rope", _size(pieces))
                 pieces.append(np.full(LANES, config.rope_table_of(layer), np.float32))
+            if config.rotates_down:
+                first.setdefault("rotation", _size(pieces))
+                pieces.append(_rotation(config, layer))
             stride = stride or _size(pieces)
         final_norm = _size(pieces)
         pieces.append(_final_norm(config, container.read("model.norm.weight")))
         rope = _size(pieces)
         pieces += [rope_table(table.angles, context, table.lengths) for table in tables]
+        factors = _size(pieces)
+        pieces += [_padded(_passes(config, width).factor()) for width in _factors(config)]
         values = np.concatenate([piece.astype(np.float32).reshape(-1) for piece in pieces])
-        return cls(values, first, stride, final_norm, rope)
+        return cls(values, first, stride, final_norm, rope, factors)
 
 
 def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
@@ -67,6 +90,35 @@ def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
     for site in Site:
         if config.has_bias(site.module):
             yield f"{site.label}_bias", f"{site.module}.bias"
+
+
+def _passes(config: ModelConfig, width: int) -> Passes:
+    transform = config.down_transform(config.widths().index(width))
+    assert transform is not None, "asked only of models that turn the input of down"
+    return Passes.of(transform)
+
+
+def _factors(config: ModelConfig) -> dict[int, int]:
+    """Width of layers -> first value of its factor among the factors; empty where nothing is turned."""
+    starts: dict[int, int] = {}
+    at = 0
+    for width in sorted(set(config.widths())) if config.rotates_down else ():
+        starts[width] = at
+        at += -(-(_passes(config, width).order ** 2) // LANES) * LANES
+    return starts
+
+
+def _rotation(config: ModelConfig, layer: int) -> np.ndarray:
+    """The values of a layer by the columns of Turn. Exact: integers below 2^24."""
+    width = config.widths()[layer]
+    passes, values = _passes(config, width), np.zeros(LANES, np.float32)
+    values[Turn.ORDER], values[Turn.LEVELS] = passes.order, (passes.run // LANES).bit_length() - 1
+    values[Turn.FACTOR] = _factors(config)[width] // LANES
+    return values
+
+
+def _padded(factor: np.ndarray) -> np.ndarray:
+    return np.pad(factor.reshape(-1), (0, -factor.size % LANES))
 
 
 def _final_norm(config: ModelConfig, weight: np.ndarray) -> np.ndarray:

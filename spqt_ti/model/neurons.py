@@ -40,10 +40,15 @@ class PredictedLayers:
 
 
 def check_predictors(container: Container, predictors: Mapping[int, NeuronPredictor]) -> None:
-    """PolicyError for layers that the model does not have, predictors of another size, layers of different widths, and
-    gate and up that are not in the row layout.
+    """PolicyError for layers that the model does not have, predictors of another size, layers of different widths, an
+    input of down that is turned, and gate and up that are not in the row layout.
     """
     config = container.config
+    if predictors and config.rotates_down:
+        raise PolicyError(
+            "neuron predictors need an input of down with a place for each neuron, and this model turns it: quantise "
+            "without --rotate down"
+        )
     if predictors and config.intermediate_sizes:
         raise PolicyError("neuron predictors run in models whose layers have one width, and this model's differ")
     for layer, predictor in predictors.items():

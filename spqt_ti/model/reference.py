@@ -79,9 +79,14 @@ class Layer:
             trace.inputs["gate_up"] = self._normalised(trace.middle, "ffn_norm")
         if first <= 2:
             gate, up = np.split(self._linear("gate_up", trace, mask), 2, axis=-1)
-            trace.inputs["down"] = gated(self.config, gate, up)
+            trace.inputs["down"] = self._turned(gated(self.config, gate, up))
         trace.output = trace.middle + self._added("down", trace, mask, "after_ffn_norm")
         return trace
+
+    def _turned(self, x: np.ndarray) -> np.ndarray:
+        """The input of down as its matrix wants it."""
+        transform = self.config.down_transform(self.index)
+        return x if transform is None else transform.apply(x).astype(x.dtype, copy=False)
 
     def _linear(self, site: str, trace: Trace, mask: Mask) -> np.ndarray:
         y = mask(site, trace.inputs[site]) @ self.matrices[site].T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from container_files import CONFIG, SOURCE, edit_json, storage, tensors, write, writer
 
 from spqt_ti.container import Container, ExtraTensor, Source, Storage
-from spqt_ti.container.manifest import Manifest
+from spqt_ti.container.manifest import Manifest, online_record
 from spqt_ti.container.matrices import DTYPES, TensorInfo
 from spqt_ti.errors import ContainerError
 from spqt_ti.formats import q6_k, q8_0
@@ -82,6 +83,19 @@ def test_transformations_are_kept(tmp_path):
 def test_a_transformation_that_decoding_must_know_is_refused(tmp_path):
     with pytest.raises(ContainerError, match="transformation 'hadamard' changes what decoding has to compute"):
         write(tmp_path / "model", tensors(), transformations=[{"kind": "hadamard", "required": True}])
+
+
+def test_an_online_rotation_is_that_of_the_configuration(tmp_path):
+    turned = dataclasses.replace(CONFIG, rotates_down=True)
+    record = {**online_record(turned), "seed": 3}
+    assert record["required"]
+    container = write(tmp_path / "turned", tensors(), transformations=[record], config=turned)
+    assert container.config.rotates_down
+    other = record | {"transforms": {"160": "paley 20 * 8"}}
+    unlike = (turned, []), (CONFIG, [record]), (turned, [other]), (turned, [record, record])
+    for number, (config, done) in enumerate(unlike):
+        with pytest.raises(ContainerError, match="says of the online rotation is not what config"):
+            write(tmp_path / str(number), tensors(), transformations=done, config=config)
 
 
 def factors(layer: int) -> ExtraTensor:

@@ -25,11 +25,11 @@ LLAMA_3_8B = ModelConfig(
 CONTEXT = 8192
 
 
-# Norms of heads and windows: what the one above has not.
+# Norms of heads, windows, an input of down that is turned: what the one above has not.
 QWEN_3_4B = ModelConfig(
     hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
     head_dim=128, vocab_size=151936, max_position_embeddings=40960, tie_word_embeddings=True, model_type="qwen3",
-    sliding_window=4096,
+    sliding_window=4096, rotates_down=True,
 )  # fmt: skip
 
 
@@ -46,6 +46,9 @@ def constants_of(config: ModelConfig) -> Constants:
         stride += norm.size
     if config.sliding_window:
         layer["window"] = stride
+        stride += 16
+    if config.rotates_down:
+        layer["rotation"] = stride
         stride += 16
     final_norm = stride * config.num_hidden_layers
     rope = final_norm + config.hidden_size

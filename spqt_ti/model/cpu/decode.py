@@ -104,7 +104,8 @@ class DecodeStep:
         ticks[:] = 0
         self._launch(self._profiling_kernel, token, position, steps)
         seconds = ticks * seconds_per_tick()
-        without = () if self._neurons is not None else (Phase.PREDICTOR, Phase.GATE_ROWS, Phase.UP_ROWS)
+        without = set() if self._neurons is not None else {Phase.PREDICTOR, Phase.GATE_ROWS, Phase.UP_ROWS}
+        without |= set() if self._weights.map.config.rotates_down else {Phase.ROTATION}
         return {phase.label: float(seconds[phase]) for phase in Phase if phase not in without}
 
     @functools.cached_property

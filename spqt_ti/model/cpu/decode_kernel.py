@@ -23,6 +23,7 @@ from spqt_ti.kernels.shared.words import INFINITY_BITS
 from spqt_ti.model.cpu.maps import POSITION, STEPS, TOKEN, IntegerMap, Long, Scratch, site_row
 from spqt_ti.model.cpu.neuron_map import NeuronMap
 from spqt_ti.model.cpu.neuron_phases import make_neuron_phases
+from spqt_ti.model.cpu.online_rotation import make_rotate_down
 from spqt_ti.model.cpu.products import make_decode_product, make_head_product, multiplied_kinds
 from spqt_ti.model.cpu.weights import SiteField, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
@@ -47,6 +48,7 @@ class Phase(IntEnum):
     PREDICTOR = 13
     GATE_ROWS = 14
     UP_ROWS = 15
+    ROTATION = 16
 
     @property
     def label(self) -> str:
@@ -121,7 +123,7 @@ def make_decode_kernel(
     first_seen = make_first_seen(weights.head_constants)
     activate = make_activate(config.hidden_act, exp_lanes, config.hidden_act_param, config.architecture.activates_up)
     read_clock, mark = make_stopwatch(profile)
-    predicts = neurons is not None
+    predicts, turns = neurons is not None, config.rotates_down
 
     @ti.func
     def mark_rows(clock: ti.template(), part):
@@ -387,6 +389,8 @@ def make_decode_kernel(
             swiglu(d, layer)
             mark(d.clock, Phase.SWIGLU)
 
+    rotate_down = make_rotate_down(weights, scratch, workers, wait)
+
     @ti.func
     def decode_one(d: ti.template(), token, position, arrived: ti.template()):
         """A token through every layer and the head."""
@@ -407,6 +411,10 @@ def make_decode_kernel(
                     mark(d.clock, Phase.ATTENTION)
                 elif site == Site.DOWN:
                     source = scratch.activation
+                    if ti.static(turns):
+                        rotate_down(d, layer, arrived)
+                        mark(d.clock, Phase.ROTATION)
+                        source = scratch.rotated
                 else:
                     if ti.static(not normalises_before):
                         for i in range(hidden):

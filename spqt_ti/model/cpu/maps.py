@@ -73,6 +73,7 @@ class Scratch:
     gates_stride: int
     ups: int  # the same of up rows
     after: int  # [workers], squares of a worker's share of an output, or, in lanes 0 and 1, of q and k
+    rotated: int  # [intermediate / 16], input of down where it is turned
     vectors: int
 
     @classmethod
@@ -110,6 +111,7 @@ class Scratch:
             "gates": workers * gates_stride,
             "ups": workers * gates_stride,
             "after": workers if row.norms is not NormRule.BEFORE or row.qk_norm_whole else 0,
+            "rotated": _rotated_vectors(weights),
         }
         starts, offset = {}, 0
         for name, size in sizes.items():
@@ -175,6 +177,8 @@ class ChunkMap:
     softmax: int  # [workers][query heads of a KV head]
     codes: int  # [workers][code vectors], of a predictor of neurons
     predicted: int  # [workers][tiles of 64 neurons][4]
+    rotated: int  # [workers][rotated_stride], a token's input of down where it is turned
+    rotated_stride: int
     vectors: int
 
     @classmethod
@@ -201,9 +205,11 @@ class ChunkMap:
         predicted = offset
         if can_predict(weights):
             offset += workers * 4 * tiles_for(config.intermediate_size)
+        rotated, rotated_stride = offset, _rotated_vectors(weights)
+        offset += workers * rotated_stride
         return cls(
             0, tuple(inputs), output, output_stride, logits, tiles, tile_stride, scores, scores_stride, softmax, codes,
-            predicted, offset,
+            predicted, rotated, rotated_stride, offset,
         )  # fmt: skip
 
 
@@ -221,6 +227,10 @@ def can_predict(weights: WeightMap) -> bool:
 def _code_vectors(weights: WeightMap) -> int:
     """Vectors of fc1 x for the highest rank that there is, in tiles."""
     return 4 * tiles_for(weights.config.hidden_size) if can_predict(weights) else 0
+
+
+def _rotated_vectors(weights: WeightMap) -> int:
+    return weights.config.intermediate_size // 16 if weights.config.rotates_down else 0
 
 
 def _queries_per_kv(weights: WeightMap) -> int:

@@ -20,6 +20,7 @@ from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.model.cpu.maps import COUNT, LAYER, MASKED, SITE_TABLE, START, ChunkMap, site_row
 from spqt_ti.model.cpu.neuron_map import NeuronMap
 from spqt_ti.model.cpu.neuron_phases import make_zero_off
+from spqt_ti.model.cpu.online_rotation import make_rotate_token
 from spqt_ti.model.cpu.products import make_chunk_head, make_chunk_product, make_kept
 from spqt_ti.model.cpu.weights import SiteField, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
@@ -83,6 +84,7 @@ def make_prefill_kernels(
     vocabulary_matmul = make_vocabulary_matmul(config.hidden_size, workers)
     predicts = neurons is not None
     zero_off: Any = neurons and make_zero_off(neurons, weights, chunk)
+    turns, rotate = config.rotates_down, make_rotate_token(weights, chunk)
 
     @ti.func
     def multiply(d: ti.template(), site, source):
@@ -219,6 +221,8 @@ def make_prefill_kernels(
                 g = biased(d, Site.GATE_UP, token, i)
                 up = biased(d, Site.GATE_UP, token, width + i)
                 d.a[at + i] = activate(g, up)
+            if ti.static(turns):
+                rotate(d, at)
             if d.masked == 1:
                 if ti.static(predicts):  # noqa: SIM102
                     if predictor_of(d) >= 0:

@@ -71,6 +71,7 @@ class WeightMap:
     head_constants: HeadConstants
     selectors: int
     selector_map: SelectorMap
+    factors: int  # of what turns the input of down, as Constants has them
 
     @property
     def neuron_biases(self) -> int:
@@ -111,6 +112,7 @@ class WeightMap:
             ),
             selectors=constants.values.size // 16,
             selector_map=SelectorMap.of(config.num_hidden_layers, int(inputs_per_site(config).max())),
+            factors=constants.factors // 16,
         )  # fmt: skip
 
     def site_table(self) -> np.ndarray:

@@ -3,6 +3,8 @@
 A layer is several kernels because a product shares more memory than other tasks (see groups.py).
 """
 
+from typing import Any
+
 from spqt_ti.backend import ti
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.geometry import LANES
@@ -15,6 +17,7 @@ from spqt_ti.kernels.simt.attention import (
 )
 from spqt_ti.kernels.simt.collect import Rule
 from spqt_ti.kernels.simt.groups import SHARED, array_of, group_sum, log2, round_up
+from spqt_ti.kernels.simt.hadamard import BLOCK, BLOCK_THREADS, make_combine_runs, make_transform_block
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import Best, make_embed
 from spqt_ti.kernels.simt.heads import make_entries, make_first_seen, make_inverse_size, make_place_pair
@@ -67,6 +70,10 @@ def make_chunk_kernels(
     head, embed = make_head_tasks(weight_map, floats.partial), make_embed(hidden, scales.embedding)
     multiply_head, score = head.multiply, head.score
     attention_norm, ffn_norm = (constants.layer.get(name, -1) for name in ("attention_norm", "ffn_norm"))
+    runs = floats.runs(constants, config, width)
+    transform_block: Any = runs and make_transform_block(runs)
+    combine_runs: Any = runs and make_combine_runs(runs)
+    blocks, block_log2, turns = runs.blocks if runs else 0, log2(BLOCK_THREADS), runs is not None
     run = -(-hidden // _GROUP)
     pairs = (heads + 2 * kv_heads) * half
     factor_threads = round_up(CHUNK * normal_heads, _GROUP)
@@ -133,6 +140,12 @@ def make_chunk_kernels(
         matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
         rule = ti.static(Rule(threshold, a, weights, weighted))
         matmuls[site](i, matrix, a, floats.chunk_inputs[site], floats.chunk_output, count, rule)
+
+    @ti.func
+    def activated(a: ti.template(), layer, token, j):
+        """Value j of a token's feed-forward network: what down multiplies, or what is turned before."""
+        gate = output(a, layer, Site.GATE_UP, token, j)
+        return activate(gate, output(a, layer, Site.GATE_UP, token, width + j))
 
     @ti.kernel
     def begin_chunk(
@@ -239,13 +252,39 @@ def make_chunk_kernels(
         ti.loop_config(block_dim=MATMUL_THREADS)
         for i in range(threads[Site.GATE_UP]):
             multiply(i, quants, headers, a, layer, Site.GATE_UP, count, masked)
+        if ti.static(not turns):
+            ti.loop_config(block_dim=_GROUP)
+            for i in range(width_threads):
+                token = i // width
+                if token < count:
+                    a[floats.chunk_inputs[Site.DOWN] + i] = activated(a, layer, token, i - token * width)
+
+    @ti.kernel
+    def rotate_down(a: array_of(ti.f32), layer: ti.i32, count: ti.i32):
+        """The activation, turned: its transformed runs take the place of gate, which nobody else reads."""
+        ti.loop_config(block_dim=BLOCK_THREADS)
+        for i in range(CHUNK * blocks * BLOCK_THREADS):
+            shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+            token, t = (i >> block_log2) // blocks, i & (BLOCK_THREADS - 1)
+            first = ((i >> block_log2) - token * blocks) * BLOCK
+            if token < count:  # the same for all of the group
+                ti.simt.block.sync()
+                for part in ti.static(range(BLOCK // BLOCK_THREADS)):
+                    j = part * BLOCK_THREADS + t
+                    shared[j] = 0.0
+                    if first + j < width:
+                        shared[j] = activated(a, layer, token, first + j)
+                transform_block(shared, t)
+                for part in ti.static(range(BLOCK // BLOCK_THREADS)):
+                    j = part * BLOCK_THREADS + t
+                    if first + j < width:
+                        a[floats.chunk_output + token * padded_rows[Site.GATE_UP] + first + j] = shared[j]
         ti.loop_config(block_dim=_GROUP)
         for i in range(width_threads):
             token = i // width
             if token < count:
-                gate = output(a, layer, Site.GATE_UP, token, i - token * width)
-                up = output(a, layer, Site.GATE_UP, token, width + i - token * width)
-                a[floats.chunk_inputs[Site.DOWN] + i] = activate(gate, up)
+                source = floats.chunk_output + token * padded_rows[Site.GATE_UP]
+                a[floats.chunk_inputs[Site.DOWN] + i] = combine_runs(a, source, i - token * width)
 
     @ti.kernel
     def multiply_down(
@@ -289,6 +328,7 @@ def make_chunk_kernels(
         Launch(multiply_out, weights, ("layer", "count", "masked")),
         Launch(normalise_middle, ("a",), ("layer", "count")),
         Launch(multiply_gate_up, weights, ("layer", "count", "masked")),
+        *([Launch(rotate_down, ("a",), ("layer", "count"))] if turns else []),
         Launch(multiply_down, weights, ("layer", "count", "masked")),
     ]
     return begin_chunk, layer_launches, end_chunk

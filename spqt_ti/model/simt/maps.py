@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spqt_ti.kernels.shared.geometry import LANES
+from spqt_ti.kernels.simt.hadamard import Runs
 from spqt_ti.kernels.simt.heads import HeadConstants
 from spqt_ti.kernels.simt.products import partial_size
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
+from spqt_ti.model.hadamard import Passes
 from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.simt.weights import WeightMap
 from spqt_ti.model.sites import SITES
@@ -33,6 +35,7 @@ class FloatMap:
     activation: int  # input of down
     partial: int  # partial sums of the GEMV at work
     best: int  # [tiles], highest logit of each
+    activated: int  # of down's input before it is turned, where it is
 
     chunk_hidden: int
     chunk_inputs: tuple[int, ...]  # per site
@@ -56,6 +59,7 @@ class FloatMap:
             "activation": config.intermediate_size,
             "partial": max(partial_size(matrix_map.shape, matrix_map.division) for matrix_map in multiplied),
             "best": weight_map.tiles,
+            "activated": config.intermediate_size if config.rotates_down else 0,
             "chunk_hidden": CHUNK * config.hidden_size,
             **{f"chunk_{site}": CHUNK * matrix_maps[site].shape.cols for site in SITES},
             "chunk_query": CHUNK * attention,
@@ -70,6 +74,14 @@ class FloatMap:
             at += size
         inputs = tuple(starts.pop(f"chunk_{site}") for site in SITES)
         return cls(**starts, chunk_inputs=inputs, size=at)
+
+    def runs(self, constants: Constants, config: ModelConfig, width: int) -> Runs | None:
+        """What turns the input of down in layers so wide; None where nothing does."""
+        transform = config.down_transform(config.widths().index(width))
+        if transform is None:
+            return None
+        passes = Passes.of(transform)
+        return Runs(passes.order, passes.run, self.constants + constants.factor_of(config, width))
 
     def head_constants(self, constants: Constants, config: ModelConfig, context: int) -> HeadConstants:
         """Where in the f32 array the constants of heads are."""

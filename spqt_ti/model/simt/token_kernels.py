@@ -5,6 +5,8 @@ of neighbouring values through residual, norm and collection; everything else is
 SwiGLU compute, they collect, a segment of the list per group.
 """
 
+from typing import Any
+
 from spqt_ti.backend import ti
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.geometry import LANES
@@ -12,6 +14,7 @@ from spqt_ti.kernels.simt.active_list import SEGMENT, ActiveList
 from spqt_ti.kernels.simt.attention import CacheShape, make_append_own, make_attention, make_store_own
 from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment, make_zero_inactive
 from spqt_ti.kernels.simt.groups import SHARED, array_of, group_sum, log2, round_up
+from spqt_ti.kernels.simt.hadamard import BLOCK, BLOCK_THREADS, make_combine_runs, make_transform_block
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import Best, make_embed
 from spqt_ti.kernels.simt.heads import Squares, make_entries, make_first_seen, make_place_own, make_place_pair
@@ -70,6 +73,10 @@ def make_token_kernels(
     head, embed = make_head_tasks(weight_map, floats.partial), make_embed(hidden, scales.embedding)
     multiply_head, score, best_token = head.multiply, head.score, head.best_token
     attention_norm, ffn_norm = (constants.layer.get(name, -1) for name in ("attention_norm", "ffn_norm"))
+    runs = floats.runs(constants, config, width)
+    transform_block: Any = runs and make_transform_block(runs)
+    combine_runs: Any = runs and make_combine_runs(runs)
+    block_groups, block_log2, turns = runs.blocks if runs else 0, log2(BLOCK_THREADS), runs is not None
     run = -(-hidden // _ONE_GROUP)
     attend_log2, segment_log2 = log2(_ATTEND), log2(SEGMENT)
     per_thread = segments[Site.DOWN].length // SEGMENT
@@ -212,6 +219,11 @@ def make_token_kernels(
             place_own(a, own, layer, position, squares, t)
         ti.simt.block.sync()
 
+    @ti.func
+    def activated(a: ti.template(), layer, j):
+        """Value j of the feed-forward network: what down multiplies, or what is turned before."""
+        return activate(output(a, layer, Site.GATE_UP, j), output(a, layer, Site.GATE_UP, width + j))
+
     @ti.kernel
     def run_layer(
         quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), cache: array_of(ti.f32),
@@ -246,14 +258,32 @@ def make_token_kernels(
         ti.loop_config(block_dim=block_dims[Site.GATE_UP])
         for i in range(threads[Site.GATE_UP]):
             multiply(i, quants, headers, a, integers, layer, Site.GATE_UP, floats.x)
+        if ti.static(turns):
+            ti.loop_config(block_dim=BLOCK_THREADS)
+            for i in range(block_groups * BLOCK_THREADS):
+                shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+                block, t = i >> block_log2, i & (BLOCK_THREADS - 1)
+                ti.simt.block.sync()
+                for part in ti.static(range(BLOCK // BLOCK_THREADS)):
+                    j = block * BLOCK + part * BLOCK_THREADS + t
+                    shared[part * BLOCK_THREADS + t] = 0.0
+                    if j < width:
+                        shared[part * BLOCK_THREADS + t] = activated(a, layer, j)
+                transform_block(shared, t)
+                for part in ti.static(range(BLOCK // BLOCK_THREADS)):
+                    j = block * BLOCK + part * BLOCK_THREADS + t
+                    if j < width:
+                        a[floats.activated + j] = shared[part * BLOCK_THREADS + t]
         ti.loop_config(block_dim=SEGMENT)
         for i in range(segments[Site.DOWN].count * SEGMENT):
             segment, t = i >> segment_log2, i & (SEGMENT - 1)
             for k in range(per_thread):
                 j = i * per_thread + k
                 if j < width:
-                    up = output(a, layer, Site.GATE_UP, width + j)
-                    a[floats.activation + j] = activate(output(a, layer, Site.GATE_UP, j), up)
+                    if ti.static(turns):
+                        a[floats.activation + j] = combine_runs(a, floats.activated, j)
+                    else:
+                        a[floats.activation + j] = activated(a, layer, j)
             first = floats.activation + segment * segments[Site.DOWN].length
             collect(a, first, a, integers, layer, Site.DOWN, segment, t)
         ti.loop_config(block_dim=block_dims[Site.DOWN])

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spqt_ti.convert.hadamard import Transform, paley, prime_power
 from spqt_ti.errors import QuantizationError
+from spqt_ti.model.hadamard import Transform, paley, prime_power
 
 
 def sylvester(n: int) -> np.ndarray:

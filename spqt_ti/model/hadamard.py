@@ -16,12 +16,16 @@ import numpy.typing as npt
 
 from spqt_ti.errors import QuantizationError
 
-__all__ = ["Transform", "paley", "prime_power"]
+__all__ = ["ONLINE_RUN", "Passes", "Transform", "paley", "prime_power"]
 
+F32Array = npt.NDArray[np.float32]
 F64Array = npt.NDArray[np.float64]
+
+ONLINE_RUN = 16  # least 2^m of a transform that kernels compute: what a vector of theirs holds
 
 _LARGEST = 512  # order K: its product with M is a dense one
 _LARGEST_ODD = 127  # of a cosine transform
+_LONGEST_RUN = 1024  # that a group of GPU threads shares
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,24 @@ class Transform:
 
     @classmethod
     @functools.cache
-    def of(cls, size: int) -> Transform:
-        """The transform of the smallest K that has a Hadamard matrix here. QuantizationError for a size without."""
+    def of(cls, size: int, least: int = 1) -> Transform:
+        """The transform of the smallest K that has a Hadamard matrix here and leaves 2^m of `least` or more.
+        QuantizationError for a size without.
+        """
         order = size & -size
-        for power in range(order.bit_length() - 1, -1, -1):
+        for power in range(order.bit_length() - 1, least.bit_length() - 2, -1):
             k = size >> power
             if k == 1:
                 return cls(size, 1, "sylvester")
             if k <= _LARGEST and _paley_field(k) is not None:
                 return cls(size, k, "paley")
         odd = size // order
-        if odd <= _LARGEST_ODD:
+        if odd <= _LARGEST_ODD and order >= least:
             return cls(size, odd, "cosine")
         raise QuantizationError(
             f"{size} = {order} * {odd} has no Hadamard transform here: none of {odd} times a power of two is an order "
-            f"up to {_LARGEST} that Paley's constructions make; leave out this rotation"
+            f"up to {_LARGEST} that Paley's constructions make"
+            f"{f' and leaves a power of two of {least} or more' if least > 1 else ''}; leave out this rotation"
         )
 
     def apply(self, x: F64Array) -> F64Array:
@@ -71,6 +78,30 @@ class Transform:
 
     def __str__(self) -> str:
         return f"{self.construction} {self.order} * {self.size // self.order}"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A transform as kernels compute it: Sylvester's of each of `order` runs of `run` values, unscaled, then across the
+    runs with `factor`, which has the scale.
+    """
+
+    transform: Transform
+    order: int
+    run: int  # a power of two
+
+    @classmethod
+    @functools.cache
+    def of(cls, transform: Transform) -> Passes:
+        """With the longest runs, of at most 1024 values."""
+        run = min(transform.size // transform.order, _LONGEST_RUN)
+        return cls(transform, transform.size // run, run)
+
+    def factor(self) -> F32Array:
+        """f32 [order, order]: run k of the result is the sum over j of factor[k, j] times run j."""
+        rest = self.order // self.transform.order
+        sylvester = Transform.of(rest).apply(np.eye(rest))
+        return (np.kron(self.transform.factor(), sylvester).T / np.sqrt(self.run)).astype(np.float32)
 
 
 @functools.cache
