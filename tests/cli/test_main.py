@@ -95,7 +95,6 @@ def test_version(capsys):
         ["quantize", "only-a-source"],
         ["quantize", "a", "b", "--layout", "diagonal"],
         ["quantize", "a", "b", "--rotate", "residual,qkv"],
-        ["quantize", "a", "b", "--rotate", "down"],
         ["quantize", "a", "b", "--prune", "1.5"],
         ["quantize", "a", "b", "--prune", "0.1", "--plan", "plan.json"],
         ["generate", "model", "prompt", "--threads", "many"],
