@@ -197,7 +197,7 @@ def speeds(
 
 
 def qualities(
-    arguments: argparse.Namespace, path: Path, source: Path, containers: dict[Case, Container]
+    arguments: argparse.Namespace, path: Path, source: Path, cases: Sequence[Case], containers: Sequence[Container]
 ) -> tuple[list[Quality], list[WindowScores]]:
     """Of every case on one text."""
     text = read_text(path)
@@ -213,12 +213,12 @@ def qualities(
     write_reference(folder / "reference", parts, scorer)
     scores = [
         scores_of_container(arguments, folder, container, [None], parts, case.folder)[0]
-        for case, container in containers.items()
+        for case, container in zip(cases, containers, strict=True)
     ]
     unpruned = {
-        case.method: score for case, score in zip(containers, scores, strict=True) if case.plan is None
+        case.method: score for case, score in zip(cases, scores, strict=True) if case.plan is None
     }  # fmt: skip
-    found = [Quality.of(score, unpruned[case.method]) for case, score in zip(containers, scores, strict=True)]
+    found = [Quality.of(score, unpruned[case.method]) for case, score in zip(cases, scores, strict=True)]
     return found, scores
 
 
@@ -274,12 +274,12 @@ def measure(arguments: argparse.Namespace) -> tuple[list[Row], list[str]]:
         check_disjoint(read_text(path), said, "channels are chosen with")
         for case in cases:
             check_disjoint(read_text(path), case.plan.details.get("calibration", {}) if case.plan else {})
-    containers = {case: made(arguments, source, case, calibration) for case in cases}
-    removed = [removed_share(container, config.intermediate_size) for container in containers.values()]
+    containers = [made(arguments, source, case, calibration) for case in cases]
+    removed = [removed_share(container, config.intermediate_size) for container in containers]
     quality: list[list[Quality]] = [[] for _ in cases]
     read, notes = [0.0] * len(cases), []
     for path in map(Path, arguments.text):
-        found, scores = qualities(arguments, path, source, containers)
+        found, scores = qualities(arguments, path, source, cases, containers)
         for one, of_text in zip(quality, found, strict=True):
             one.append(of_text)
         read = [score.bytes_per_token for score in scores]
@@ -287,10 +287,10 @@ def measure(arguments: argparse.Namespace) -> tuple[list[Row], list[str]]:
     speed: dict[str, dict[str, float]] = {}
     sizes: dict[str, int] = {}
     if arguments.rounds:
-        speed, sizes = speeds(arguments, source, {case.folder: c for case, c in containers.items()})
+        speed, sizes = speeds(arguments, source, {case.folder: c for case, c in zip(cases, containers, strict=True)})
     rows = [
         Row(case.folder, share, file_bytes(container.path), bytes_read, tuple(q), **speed.get(case.folder, {}))
-        for (case, container), share, bytes_read, q in zip(containers.items(), removed, read, quality, strict=True)
+        for case, container, share, bytes_read, q in zip(cases, containers, removed, read, quality, strict=True)
     ]
     return rows + [Row(name, 0.0, size, None, (), **speed[name]) for name, size in sizes.items()], notes
 

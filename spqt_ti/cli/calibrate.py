@@ -55,7 +55,9 @@ def add_parser(commands: Any) -> None:
     predictors.add_argument("--no-whitening", action="store_true", help="truncate gate by its own singular values")
     predictors.add_argument("--bias", choices=("none", "global", "neuron"), default="neuron")
     predictors.add_argument("--importance", choices=("gate", "gate*up", "full"), default="full")
-    add_execution(parser, "where wisparse's budgets are evaluated (default: in this process)")
+    add_execution(
+        parser, "where windows of the text run, and wisparse's budgets are evaluated (default: in this process)"
+    )
     parser.add_argument("--checkpoints", metavar="DIR", help="folder for what is done (default: in the cache folder)")
     options.add_threads(parser)
     options.add_json(parser)
@@ -75,8 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
         from spqt_ti.sparsity.search.swept import Elsewhere
         from spqt_ti.texts import read_text
     spread = arguments.jobs is not None or arguments.cluster is not None
-    if spread and arguments.method != "wisparse":
-        raise ExecutionError(f"--jobs and --cluster are for wisparse; {arguments.method} runs in this process")
+    if spread and arguments.method == "svd":
+        raise ExecutionError("--jobs and --cluster are not for svd, which runs in this process")
     text = read_text(arguments.text)
     model = load(arguments.model, threads=arguments.threads)
     start = time.perf_counter()

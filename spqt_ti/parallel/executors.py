@@ -19,7 +19,7 @@ from spqt_ti.memory import available_memory
 from spqt_ti.parallel.study import F64Array, Item, Request, evaluate
 from spqt_ti.threads import available_threads
 
-__all__ = ["Executor", "InProcess", "LocalProcesses", "processes_for"]
+__all__ = ["Executor", "InProcess", "LocalProcesses", "in_order", "processes_for"]
 
 _ATTEMPTS = 3  # pools, where workers die
 
@@ -31,6 +31,17 @@ class Executor(Protocol):
 
     def run(self, request: Request, items: Sequence[Item]) -> Iterator[Result]:
         """(index of the item, its result), in any order. Errors of a study pass through."""
+
+
+def in_order(results: Iterator[Result]) -> Iterator[F64Array]:
+    """The results in the order of their items, each as soon as those before it are there."""
+    found: dict[int, F64Array] = {}
+    following = 0
+    for index, result in results:
+        found[index] = result
+        while following in found:
+            yield found.pop(following)
+            following += 1
 
 
 class InProcess:

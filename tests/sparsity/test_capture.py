@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spqt_ti.errors import PolicyError
-from spqt_ti.model.sites import SITES
+from spqt_ti.model.sites import SITES, inputs_per_layer
+from spqt_ti.parallel.executors import InProcess
+from spqt_ti.parallel.study import ModelReference
 from spqt_ti.sparsity import capture as capturing
 from spqt_ti.sparsity.capture import Magnitudes, capture
 from spqt_ti.sparsity.checkpoint import Checkpoint
+from spqt_ti.sparsity.methods.wina import column_norms
+from spqt_ti.sparsity.search.swept import Elsewhere
 
 BIN = 1 / 128  # a bin is at most half as wide, relative to its lower edge
 SMALLEST = 2.0**-134  # upper edge of the bin that holds 0
@@ -180,3 +184,19 @@ def test_checkpoint_of_another_window(tmp_path):
     capture(tiny_containers.llama("gqa"), [1, 2, 3], 64, checkpoint=checkpoint)
     with pytest.raises(PolicyError, match="window is 64, not 32"):
         capture(tiny_containers.llama("gqa"), [1, 2, 3], 32, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_windows_that_run_elsewhere_are_counted_as_here(alpha: float, tmp_path) -> None:
+    """The same counts, with weights made from alphas, and a checkpoint that either goes on from."""
+    container, llama = tiny_containers.container("gqa"), tiny_containers.llama("gqa", exact=False)
+    tokens = np.random.default_rng(0).integers(0, 300, 100).tolist()
+    alphas = [[alpha] * len(SITES)] * 2
+    weights = column_norms(container) if alpha else {}
+    elsewhere = Elsewhere(InProcess(), ModelReference.of(container))
+    here = capture(llama, tokens, 30, weights)
+    kept = Checkpoint(tmp_path, {"model": "m"})
+    there = capture(llama, tokens, 30, weights, kept, "c", elsewhere, alphas)
+    np.testing.assert_array_equal(there.counts, here.counts)
+    assert here.counts.sum() == 100 * inputs_per_layer(container.config).sum()
+    np.testing.assert_array_equal(capture(llama, tokens, 30, weights, kept, "c").counts, here.counts)

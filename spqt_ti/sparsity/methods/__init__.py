@@ -40,15 +40,15 @@ class Request:
 
 
 def _uniform(r: Request) -> PolicyMaker:
-    return uniform.calibrate(r.llama, r.container.fingerprint, r.text, r.tokens, r.checkpoint).policy
+    return uniform.calibrate(r.llama, r.container.fingerprint, r.text, r.tokens, r.checkpoint, r.elsewhere).policy
 
 
 def _wina(r: Request) -> PolicyMaker:
-    return wina.calibrate(r.llama, r.container, r.text, r.tokens, r.checkpoint).policy
+    return wina.calibrate(r.llama, r.container, r.text, r.tokens, r.checkpoint, r.elsewhere).policy
 
 
 def _teal(r: Request) -> PolicyMaker:
-    return teal.calibrate(r.llama, r.container, r.text, r.tokens, r.checkpoint, r.search).policy
+    return teal.calibrate(r.llama, r.container, r.text, r.tokens, r.checkpoint, r.search, r.elsewhere).policy
 
 
 def _wisparse(r: Request) -> PolicyMaker:
@@ -88,9 +88,9 @@ def calibrate(
     """Calibrate on the first `most` tokens of `text`; its paragraphs' hashes are kept in every policy.
 
     `folder`: where checkpoints are kept, and found again by the next call (None: nowhere). `search`: sizes and seed of
-    the searches of TEAL and WiSparse. `predictor`: what is asked of SVD's predictors. `elsewhere`: what evaluates
-    budgets for WiSparse (None: `llama`). Raises PolicyError for an unknown method, for a text (or `most`) of fewer than
-    256 tokens, and for checkpoints of something else.
+    the searches of TEAL and WiSparse. `predictor`: what is asked of SVD's predictors. `elsewhere`: what runs the
+    text's windows, and evaluates budgets for WiSparse (None: `llama`). Raises PolicyError for an unknown method, for a
+    text (or `most`) of fewer than 256 tokens, and for checkpoints of something else.
     """
     if method not in METHODS:
         raise PolicyError(f"unknown method {method!r}; there are: {', '.join(METHODS)}")

@@ -24,6 +24,7 @@ from spqt_ti.sparsity.search.realise import realise
 from spqt_ti.sparsity.search.sample import embeddings, spread
 from spqt_ti.sparsity.search.scores import thresholds_at
 from spqt_ti.sparsity.search.stored_layer import StoredLayer, calibration_threads, unmasked
+from spqt_ti.sparsity.search.swept import Elsewhere
 from spqt_ti.threads import blas_threads
 
 
@@ -62,10 +63,13 @@ def calibrate(
     tokens: Sequence[int],
     checkpoint: Checkpoint,
     search: Search | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> TealCalibration:
-    """Quantiles on all of `tokens` (of `text`, whose hash is kept), picks on a sample of them."""
+    """Quantiles on all of `tokens` (of `text`, whose hash is kept), picks on a sample of them. `elsewhere`: see
+    `capture`.
+    """
     search = search or Search()
-    quantiles = uniform.calibrate(llama, container.fingerprint, text, tokens, checkpoint)
+    quantiles = uniform.calibrate(llama, container.fingerprint, text, tokens, checkpoint, elsewhere)
     paths = from_arrays(checkpoint.load("teal"))
     x = embeddings(container, spread(tokens, search.windows // 4, WINDOW))
     layers = container.config.num_hidden_layers

@@ -22,6 +22,7 @@ from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search.histogram import LEVELS
+from spqt_ti.sparsity.search.swept import Elsewhere
 from spqt_ti.texts import sha256
 
 FORMAT = 1
@@ -82,8 +83,11 @@ def sample_text() -> str:
 
 
 def calibrate(
-    llama: Llama, model: str, text: str, tokens: Sequence[int], checkpoint: Checkpoint | None = None
-) -> Calibration:
-    """Measure the quantiles of `tokens` (of `text`, whose hash is kept) on a model with fingerprint `model`."""
-    quantiles = capture(llama, tokens, WINDOW, checkpoint=checkpoint).quantiles(LEVELS)
+    llama: Llama, model: str, text: str, tokens: Sequence[int], checkpoint: Checkpoint | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> Calibration:  # fmt: skip
+    """Measure the quantiles of `tokens` (of `text`, whose hash is kept) on a model with fingerprint `model`.
+    `elsewhere`: see `capture`.
+    """
+    quantiles = capture(llama, tokens, WINDOW, checkpoint=checkpoint, elsewhere=elsewhere).quantiles(LEVELS)
     return Calibration(model, sha256(text), len(tokens), quantiles)

@@ -13,12 +13,13 @@ import numpy as np
 
 from spqt_ti.container import Container
 from spqt_ti.model.runner import Llama
-from spqt_ti.model.sites import Site
+from spqt_ti.model.sites import SITES, Site
 from spqt_ti.sparsity.capture import capture
 from spqt_ti.sparsity.checkpoint import Checkpoint
 from spqt_ti.sparsity.methods import uniform
 from spqt_ti.sparsity.policy import SparsityPolicy
 from spqt_ti.sparsity.search.histogram import LEVELS
+from spqt_ti.sparsity.search.swept import Elsewhere
 
 Weights = dict[tuple[int, str], np.ndarray]
 
@@ -45,10 +46,13 @@ def column_norms(container: Container) -> Weights:
 
 
 def calibrate(
-    llama: Llama, container: Container, text: str, tokens: Sequence[int], checkpoint: Checkpoint | None = None
-) -> WinaCalibration:
-    """Measure the quantiles of the scores on `tokens` (of `text`, whose hash is kept)."""
+    llama: Llama, container: Container, text: str, tokens: Sequence[int], checkpoint: Checkpoint | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> WinaCalibration:  # fmt: skip
+    """Measure the quantiles of the scores on `tokens` (of `text`, whose hash is kept). `elsewhere`: see `capture`."""
     weights = column_norms(container)
-    levels = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wina").quantiles(LEVELS)
+    alphas = [[1.0] * len(SITES)] * container.config.num_hidden_layers
+    counted = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wina", elsewhere, alphas)
+    levels = counted.quantiles(LEVELS)
     source = uniform.Calibration(container.fingerprint, uniform.sha256(text), len(tokens), levels)
     return WinaCalibration(source, weights)

@@ -168,7 +168,7 @@ def calibrate(
     elsewhere: Elsewhere | None = None,
 ) -> WisparseCalibration:
     """Do what serves every level, on `tokens` (of `text`, whose hash is kept). `elsewhere`: see WisparseCalibration."""
-    findings = _inside_layers(llama, container, tokens, search, checkpoint)
+    findings = _inside_layers(llama, container, tokens, search, checkpoint, elsewhere)
     alone = _alone(llama, tokens, findings, search, checkpoint, elsewhere)
     return WisparseCalibration(
         llama, container.fingerprint, uniform.sha256(text), tokens, findings, alone, search, checkpoint, elsewhere
@@ -196,8 +196,9 @@ def _of_least_sum(costs: np.ndarray, budgets: np.ndarray, lowest: int) -> Levels
 
 
 def _inside_layers(
-    llama: Llama, container: Container, tokens: Sequence[int], search: Search, checkpoint: Checkpoint
-) -> LayerFindings:
+    llama: Llama, container: Container, tokens: Sequence[int], search: Search, checkpoint: Checkpoint,
+    elsewhere: Elsewhere | None,
+) -> LayerFindings:  # fmt: skip
     """Alphas and picks of every layer on a sample that runs densely, quantiles of the scores of all tokens."""
     arrays = checkpoint.load("wisparse-blocks")
     paths, weights = greedy.from_arrays(arrays), Weights()
@@ -216,7 +217,8 @@ def _inside_layers(
                 checkpoint.save("wisparse-blocks", {"alphas": np.array(alphas), **greedy.to_arrays(paths)})
             weights |= {(layer, site): c for site, c in alpha.site_weights(stored, alphas[layer]).items()}
             x = stored.run(x, unmasked).output
-    counted = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wisparse-scores")
+    chosen = [of_sites.tolist() for of_sites in alphas]
+    counted = capture(llama, tokens, uniform.WINDOW, weights, checkpoint, "wisparse-scores", elsewhere, chosen)
     return LayerFindings(np.array(alphas), weights, paths, counted.quantiles(LEVELS))
 
 

@@ -8,10 +8,12 @@ product loses in one direction the layer may not use (docs/accuracy.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from spqt_ti.container import Container
 from spqt_ti.model.sites import SITES
 from spqt_ti.sparsity.search.scores import SiteWeights, score, threshold_mask, threshold_of_share
 from spqt_ti.sparsity.search.stored_layer import StoredLayer, relative_error, unmasked
@@ -39,6 +41,16 @@ def site_weights(stored: StoredLayer, alphas: np.ndarray) -> dict[str, np.ndarra
     """The weights of a layer's sites with alphas f64 [4]; none for a site whose alpha is 0."""
     found = {s: column_weights(stored.matrices[s], float(a)) for s, a in zip(SITES, alphas, strict=True)}
     return {site: c for site, c in found.items() if c is not None}
+
+
+def weights_of(container: Container, alphas: Sequence[Sequence[float]]) -> dict[tuple[int, str], np.ndarray]:
+    """(layer, site) -> weights f32 [cols] with alphas [layers][4]; layers without any are not read."""
+    found: dict[tuple[int, str], np.ndarray] = {}
+    for layer, of_sites in enumerate(alphas):
+        if any(of_sites):
+            stored = StoredLayer.load(container, layer)
+            found |= {(layer, site): c for site, c in site_weights(stored, np.array(of_sites)).items()}
+    return found
 
 
 def search(stored: StoredLayer, x: np.ndarray) -> Alphas:

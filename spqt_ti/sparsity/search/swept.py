@@ -1,5 +1,5 @@
-"""The fitness of layer budgets where an executor evaluates individuals (`spqt_ti/parallel`): in processes of this
-machine, or on a cluster, with the bits of `BudgetFitness`.
+"""What calibration evaluates where an executor says (`spqt_ti/parallel`), in processes of this machine or on a cluster:
+the fitness of layer budgets, with the bits of `BudgetFitness`, and the inputs of a text's windows.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 
 from spqt_ti.container import Container
 from spqt_ti.model.runner import Llama
-from spqt_ti.parallel.executors import Executor
+from spqt_ti.parallel.executors import Executor, in_order
 from spqt_ti.parallel.study import ModelReference, Request
-from spqt_ti.sparsity.search.alpha import site_weights
+from spqt_ti.sparsity.search.alpha import weights_of
 from spqt_ti.sparsity.search.divergence import BudgetFitness
 from spqt_ti.sparsity.search.evolution import Levels
-from spqt_ti.sparsity.search.stored_layer import StoredLayer
 
 BUDGET_COSTS = "spqt_ti.sparsity.search.swept:BudgetCosts"
+WINDOW_MAGNITUDES = "spqt_ti.sparsity.capture:WindowMagnitudes"
 
 
 class BudgetCosts:
@@ -33,11 +33,7 @@ class BudgetCosts:
         windows = settings["windows"]
         longest = max(len(window) for window in windows)
         llama = Llama(container, backend_name="cpu", threads=settings["threads"], context=longest)
-        weights: dict[tuple[int, str], np.ndarray] = {}
-        for layer, alphas in enumerate(settings["alphas"]):
-            if any(alphas):
-                stored = StoredLayer.load(container, layer)
-                weights |= {(layer, site): c for site, c in site_weights(stored, np.array(alphas)).items()}
+        weights = weights_of(container, settings["alphas"])
         thresholds = np.array(settings["thresholds"], np.float32)
         self._fitness = BudgetFitness(llama, windows, thresholds, settings["zero"], weights)
 
@@ -50,7 +46,7 @@ class BudgetCosts:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Where individuals are evaluated: by an executor, on a model that its workers find."""
+    """Where individuals and windows are evaluated: by an executor, on a model that its workers find."""
 
     executor: Executor
     model: ModelReference
@@ -64,6 +60,14 @@ class Elsewhere:
             "zero": zero, "alphas": alphas.tolist(), "threads": 1,
         }  # fmt: skip
         return SweptFitness(self.executor, Request(BUDGET_COSTS, self.model, settings), len(windows))
+
+    def magnitudes(
+        self, parts: Sequence[Sequence[int]], longest: int, alphas: Sequence[Sequence[float]]
+    ) -> Iterator[np.ndarray]:
+        """What WindowMagnitudes gives of windows of at most `longest` tokens, in their order."""
+        settings = {"longest": longest, "alphas": [list(map(float, of)) for of in alphas], "threads": 1}
+        items = [list(map(int, part)) for part in parts]
+        yield from in_order(self.executor.run(Request(WINDOW_MAGNITUDES, self.model, settings), items))
 
 
 class SweptFitness:
@@ -81,12 +85,7 @@ class SweptFitness:
     def costs_of(self, asked: Sequence[tuple[Levels, Sequence[int]]]) -> Iterator[np.ndarray]:
         """See BatchFitness."""
         items = [[list(levels), list(parts), list(self._settled)] for levels, parts in asked]
-        found, following = {}, 0
-        for index, costs in self._executor.run(self._request, items):
-            found[index] = costs
-            while following in found:
-                yield found.pop(following)
-                following += 1
+        yield from in_order(self._executor.run(self._request, items))
 
     def settle(self, levels: Levels) -> None:
         """See Fitness."""
