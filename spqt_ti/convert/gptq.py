@@ -90,8 +90,8 @@ def quantize_columns(
 ) -> U8Array:
     """Stored zigzag bytes u8 [nbytes] of `w` f32 [rows, cols], compensated.
 
-    Q2_K, Q4_K and Q5_K look longer than ggml for scales and minima, for the least squared error. `as_ggml`: they do
-    not; then the bytes are those of rounding where H is diagonal, because nothing is compensated.
+    K-quants look longer than ggml for scales and minima, for the least squared error. `as_ggml`: they do not; then the
+    bytes are those of rounding where H is diagonal, because nothing is compensated.
 
     By default the scheme's kernel does a batch of columns at a time, where it has one. `quantize`, stored zigzag bytes
     of one column f32 [rows, 1], does without that, and what the kernel has to leave.

@@ -2,6 +2,7 @@
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import q3_k
+from spqt_ti.kernels.pack.symmetric import Shape, make_closest
 from spqt_ti.kernels.pack.tiles import (
     F16_MAX,
     ROUND,
@@ -159,4 +160,5 @@ def value(scratch: ti.template(), here, k):
     return scratch[here + D] * scratch[here + SCALE + k // q3_k.SUB_BLOCK] * (scratch[here + k] - 4.0)
 
 
-PACKER = make_packer(q3_k.SCHEME, D + 1, quantise, store, value)
+CLOSEST = make_closest(Shape(q3_k.VALUES, q3_k.SUB_BLOCK, 4, 32, SCALE, D))
+PACKER = make_packer(q3_k.SCHEME, D + 1, quantise, store, value, CLOSEST)

@@ -2,6 +2,7 @@
 
 from spqt_ti.backend import ti
 from spqt_ti.formats import q6_k
+from spqt_ti.kernels.pack.symmetric import Shape, make_closest
 from spqt_ti.kernels.pack.tiles import F16_MAX, ROUND, extreme, half, lanes, make_packer, outside, store_half
 
 __all__ = ["PACKER"]
@@ -143,4 +144,5 @@ def value(scratch: ti.template(), here, k):
     return scratch[here + D] * scratch[here + SCALE + k // q6_k.SUB_BLOCK] * (scratch[here + k] - 32.0)
 
 
-PACKER = make_packer(q6_k.SCHEME, D + 1, quantise, store, value)
+CLOSEST = make_closest(Shape(q6_k.VALUES, q6_k.SUB_BLOCK, 32, 128, SCALE, D))
+PACKER = make_packer(q6_k.SCHEME, D + 1, quantise, store, value, CLOSEST)
