@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 
@@ -43,6 +44,19 @@ def test_a_wrong_kernel_is_found(small, capsys, monkeypatch):
 def test_advice():
     advice = checkup._advice({"products": False}, tuned=False, load=9.0, threads=2, findings=[])
     assert [words.split()[0] for words in advice][:3] == ["spqt", "kernels", "other"]
+    (words,) = checkup._advice({}, tuned=True, load=None, threads=os.cpu_count() or 1, findings=[], slow_blas=True)
+    assert words.startswith("OPENBLAS_CORETYPE=SkylakeX")
+
+
+@pytest.mark.parametrize("architecture", ["Haswell", "SkylakeX"])
+def test_a_blas_that_misses_avx512(architecture, monkeypatch):
+    monkeypatch.setattr(
+        checkup, "threadpool_info", lambda: [{"internal_api": "openblas", "architecture": architecture}]
+    )
+    monkeypatch.setattr(checkup.native, "cpu_flags", lambda: checkup._AVX512 | {"fma"})
+    assert checkup.blas_misses_avx512() == (architecture == "Haswell")
+    monkeypatch.setattr(checkup.native, "cpu_flags", lambda: {"fma"})
+    assert not checkup.blas_misses_avx512()
     assert dataclasses.is_dataclass(checkup.Checkup)
 
 

@@ -25,7 +25,8 @@ _WANTED = {"0": (), "fma": ("x86_64",), "avx2": tuple(set(_NEEDS) - {"x86_64_vnn
 
 
 @functools.cache
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """Of /proc/cpuinfo; none elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
@@ -35,7 +36,7 @@ def available(name: str) -> bool:
     """True where the functions of `name`.bc run: Linux on an x86-64 CPU with the instructions."""
     wanted = _WANTED.get(os.environ.get("SPQT_NATIVE", "1"), _WANTED["1"])
     here = sys.platform == "linux" and platform.machine() == "x86_64"
-    return name in wanted and here and _NEEDS[name] <= _cpu_flags()
+    return name in wanted and here and _NEEDS[name] <= cpu_flags()
 
 
 def products_by() -> str | None:
