@@ -22,6 +22,7 @@ from spqt_ti.container.directories import remove_leftovers
 from spqt_ti.convert.identity import cached_copy
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import BackendError, CacheError, CheckpointError, ContainerError, GenerationError, PolicyError
+from spqt_ti.generation import overflow
 from spqt_ti.generation.answer import Answer, checked_stops
 from spqt_ti.generation.beams import Beams, beam_search
 from spqt_ti.generation.constraint import Constraint, Matcher, Vocabulary
@@ -99,6 +100,7 @@ class Request:
     chat: bool = False
     stop: str | Sequence[str] | None = None
     constraint: Constraint | None = None
+    on_overflow: str = "stop"
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, Sequence) and not isinstance(self.prompt, str | bytes | bytearray):
@@ -108,6 +110,7 @@ class Request:
             checks.text("the prompt", self.prompt)
         checks.whole_number("max_new_tokens", self.max_new_tokens, 1)
         checked_stops(self.stop)
+        overflow.checked(self.on_overflow)
         if not isinstance(self.constraint, Constraint | None):
             raise GenerationError(f"constraint must be a Constraint, not {type(self.constraint).__name__}")
 
@@ -118,15 +121,26 @@ class Request:
             return list(self.prompt)
         return [{"role": "user", "content": self.prompt}] if self.chat else None
 
-    def encode(self, tokenizer: Tokenizer) -> list[int]:
-        """Token ids of the prompt. Raises GenerationError where there are none, or no chat template."""
+    def encode(self, tokenizer: Tokenizer, context: int | None = None) -> list[int]:
+        """Token ids of the prompt. `context`: where the window slides, a longer conversation loses its oldest turns.
+
+        Raises GenerationError where there are none, or no chat template."""
         if self.messages is not None:
-            return tokenizer.encode_chat(self.messages)
+            messages: overflow.Messages = self.messages
+            if self.on_overflow == "slide" and context is not None:
+                messages = overflow.recent(messages, tokenizer.encode_chat, context)
+            return tokenizer.encode_chat(messages)
         assert isinstance(self.prompt, str)
         tokens = tokenizer.encode(self.prompt)
         if not tokens:
             raise GenerationError("the prompt is empty")
         return tokens
+
+    def keep(self, tokenizer: Tokenizer) -> int | None:
+        """Tokens that a sliding window begins with; None where it does not slide."""
+        if self.on_overflow == "stop":
+            return None
+        return overflow.SINKS if self.messages is None else overflow.start_of(self.messages, tokenizer.encode_chat)
 
 
 class Model:
@@ -216,6 +230,7 @@ class Model:
         chat: bool = False,
         stop: str | Sequence[str] | None = None,
         constraint: Constraint | None = None,
+        on_overflow: str = "stop",
         **fields: Any,
     ) -> Iterator[Piece]:
         """Yield text as it is generated; with `chat` the prompt is a user's message in the model's chat template, as it
@@ -223,7 +238,8 @@ class Model:
 
         The text ends before the first of the strings in `stop`. What the KV cache has of the prompt from the call
         before is not computed again, with the same results bit for bit.
-        `constraint`: a form that the answer has to have (generation/constraint.py).
+        `constraint`: a form that the answer has to have (generation/constraint.py). `on_overflow`: a full context ends
+        the text ("stop"), or goes on as a window that keeps the start ("slide", see generation/overflow.py).
         `sampling`: how tokens are drawn (default: greedily); its fields may be given by name instead, as in
         `stream(prompt, temperature=0.8, top_k=40)`. A model holds one sequence: any other call that uses the model
         ends the stream, whose next step then raises GenerationError. Threads may share a model on these terms.
@@ -232,8 +248,8 @@ class Model:
         of a model without a template; at the first step for a prompt longer than the context; at any step for logits
         that are not finite numbers.
         """
-        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop, constraint)
-        return self._stream(request, request.encode(self.tokenizer))
+        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop, constraint, on_overflow)
+        return self._stream(request, request.encode(self.tokenizer, self.llama.context))
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """What follows an answer that has to be of this form, for `generate_tokens`."""
@@ -248,8 +264,9 @@ class Model:
         decoder = self.tokenizer.stream(continues=request.messages is None)
         answer = Answer(decoder, self.tokenizer.eos_ids, checked_stops(request.stop))
         matcher = None if request.constraint is None else self.matcher(request.constraint)
+        keep = request.keep(self.tokenizer)
         for step in generate_tokens(
-            self.llama, tokens, request.max_new_tokens, request.sampling, answer.ends, matcher=matcher
+            self.llama, tokens, request.max_new_tokens, request.sampling, answer.ends, matcher=matcher, keep=keep
         ):
             text = answer.take(last=step.finish_reason is not None)
             yield Piece(text, step.token, step.finish_reason, step.stats)
@@ -263,11 +280,12 @@ class Model:
         chat: bool = False,
         stop: str | Sequence[str] | None = None,
         constraint: Constraint | None = None,
+        on_overflow: str = "stop",
         **fields: Any,
     ) -> Generation:
         """The whole of `stream` at once. Calls of several threads wait for one another."""
-        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop, constraint)
-        tokens = request.encode(self.tokenizer)
+        request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop, constraint, on_overflow)
+        tokens = request.encode(self.tokenizer, self.llama.context)
         with self.llama.exclusive():
             pieces = list(self._stream(request, tokens))
         last = pieces[-1]
@@ -368,7 +386,7 @@ def check_prompt(container: Container, request: Request, context: int | None = N
     config = container.config
     tokens = request.encode(Tokenizer(container.tokenizer_json, config, container.chat_template))
     room = positions(config, context)
-    if len(tokens) > room:
+    if len(tokens) > room and request.on_overflow == "stop":
         raise GenerationError(too_long(len(tokens), room, config.max_position_embeddings))
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spqt_ti.generation.loop import Stats
     from spqt_ti.generation.sampling import Sampling
 
+_MORE = "/clear begins anew, --context gives more, --on-overflow slide forgets the oldest turns"
 _QUOTES = '"""'  # around a message of several lines
 _HELP = f"""\
 /system TEXT     begin anew with this system prompt (none without TEXT)
@@ -42,7 +43,12 @@ def add_parser(commands: Any) -> None:
     options.add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument(
-        "--max-new-tokens", type=options.count, default=1024, metavar="N", help="of an answer (default: %(default)s)"
+        "-n",
+        "--max-new-tokens",
+        type=options.count,
+        default=1024,
+        metavar="N",
+        help="of an answer (default: %(default)s)",
     )
     generating.add_sparsity(parser)
     generating.add_sampling(parser)
@@ -61,7 +67,9 @@ def run(arguments: argparse.Namespace) -> None:
     if container.chat_template is None:
         raise GenerationError("this model has no chat template: spqt generate --raw goes on from a text")
     model = generating.load(arguments, container)
-    conversation = Conversation(model, sampling, arguments.stop, arguments.max_new_tokens, arguments.system)
+    conversation = Conversation(
+        model, sampling, arguments.stop, arguments.max_new_tokens, arguments.system, arguments.on_overflow
+    )
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # line editing and history, where the system has them
             import readline  # noqa: F401
@@ -79,6 +87,7 @@ class Conversation:
     stop: list[str] | None = None
     max_new_tokens: int = 1024
     system: str | None = None
+    on_overflow: str = "stop"
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,6 +107,7 @@ class Conversation:
                 max_new_tokens=self.max_new_tokens,
                 sampling=self.sampling,
                 stop=self.stop,
+                on_overflow=self.on_overflow,
             ):
                 pieces.append(piece.text)
                 yield piece
@@ -181,15 +191,16 @@ def _answer(conversation: Conversation, message: str) -> None:
     if last is not None and last.stats is not None:
         print(_summary(last.stats), file=sys.stderr)
         if last.finish_reason == "context":
-            print("spqt: the context is full: /clear begins anew, --context gives more", file=sys.stderr)
+            print(f"spqt: the context is full: {_MORE}", file=sys.stderr)
         elif last.finish_reason == "length":
             print(f"spqt: {ended('length', conversation.max_new_tokens)}", file=sys.stderr)
 
 
 def _summary(stats: Stats) -> str:
+    slid = f"the window slid {stats.slides} times; " if stats.slides else ""
     skipped = f"{stats.realised_sparsity:.0%} of the weights skipped, " if stats.realised_sparsity else ""
     return (
-        f"[{stats.prompt_tokens - stats.prompt_tokens_reused} new of {stats.prompt_tokens} tokens; "
+        f"[{slid}{stats.prompt_tokens - stats.prompt_tokens_reused} new of {stats.prompt_tokens} tokens; "
         f"{stats.decode_tokens_per_second:.1f} tokens/s, {skipped}{megabytes(stats.bytes_per_token)} read per token]"
     )
 

@@ -35,11 +35,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "prompt", metavar="PROMPT", nargs="?", help="a message, or with --raw text to go on from; - reads it from stdin"
     )
-    parser.add_argument("--file", metavar="FILE", help="read the prompt from a UTF-8 text file")
+    parser.add_argument("-p", "--prompt", dest="also_prompt", metavar="PROMPT", help="the same, as llama-cli has it")
+    parser.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a UTF-8 text file")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--chat", action="store_true", help="use the model's chat template (default where it has one)")
     form.add_argument("--raw", action="store_true", help="no chat template: go on from the prompt as it is")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most (default: %(default)s)")
+    parser.add_argument(
+        "-n", "--max-new-tokens", type=int, default=64, metavar="N", help="at most (default: %(default)s)"
+    )
     generating.add_sparsity(parser)
     generating.add_sampling(parser)
     generating.add_form(parser)
@@ -63,7 +66,9 @@ def run(arguments: argparse.Namespace) -> None:
     sampling = generating.sampling_of(arguments)
     constraint = generating.constraint_of(arguments)
     _check_beams(arguments, sampling)
-    request = api.Request(prompt, arguments.max_new_tokens, sampling, arguments.chat, arguments.stop, constraint)
+    request = api.Request(
+        prompt, arguments.max_new_tokens, sampling, arguments.chat, arguments.stop, constraint, arguments.on_overflow
+    )
     if arguments.policy is None:
         api.check_level(arguments.sparsity)
     container = api.open_quantized(arguments.model, arguments.backend)
@@ -76,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     asked: dict[str, Any] = {
         "max_new_tokens": request.max_new_tokens, "sampling": sampling, "chat": request.chat, "stop": request.stop,
-        "constraint": constraint,
+        "constraint": constraint, "on_overflow": request.on_overflow,
     }  # fmt: skip
     if arguments.json:
         _print_generation(model.generate(prompt, **asked))
@@ -101,6 +106,8 @@ def _check_beams(arguments: argparse.Namespace, sampling: Sampling) -> None:
     Beams(arguments.beams, arguments.length_penalty)
     if sampling != Sampling() or arguments.stop:
         raise GenerationError("--beams searches for likely texts: it goes with no option of sampling, nor with --stop")
+    if arguments.on_overflow != "stop":
+        raise GenerationError("--beams ends where the context is full: it does not go with --on-overflow slide")
 
 
 def _searched(arguments: argparse.Namespace, model: Model, request: Request) -> BeamGeneration:
@@ -130,12 +137,13 @@ def _print_beams(arguments: argparse.Namespace, found: BeamGeneration) -> None:
 
 def _prompt(arguments: argparse.Namespace) -> str:
     """The prompt from the command line, a file, or stdin. Raises GenerationError where it cannot be read."""
-    if (arguments.prompt is not None) == (arguments.file is not None):
+    given = [text for text in (arguments.prompt, arguments.also_prompt) if text is not None]
+    if len(given) + (arguments.file is not None) != 1:
         arguments.parser.error("give a PROMPT, - to read it from stdin, or --file FILE, and one of them only")
     if arguments.file is not None:
         return read_text(arguments.file, GenerationError)
-    if arguments.prompt != "-":
-        return _whole(str(arguments.prompt))
+    if given != ["-"]:
+        return _whole(str(given[0]))
     if sys.stdin is None:
         raise GenerationError("there is no stdin to read the prompt from")
     try:
@@ -158,7 +166,7 @@ def ended(reason: str | None, wanted: int) -> str:
     if reason == "length":
         return f"cut off after {wanted} tokens: ask for more with --max-new-tokens"
     if reason == "context":
-        return "cut off because the context is full: ask for a longer one with --context"
+        return "cut off because the context is full: --context gives more, --on-overflow slide goes on"
     return ""
 
 
@@ -179,8 +187,9 @@ def print_stream(pieces: Iterable[Piece]) -> Piece | None:
 def summary(stats: Stats) -> str:
     """The last line: speeds, what was skipped, bytes read."""
     skipped = f"{stats.realised_sparsity:.0%} of the weights skipped, " if stats.realised_sparsity else ""
+    slid = f"the window slid {stats.slides} times; " if stats.slides else ""
     return (
-        f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f}/s; "
+        f"{slid}prompt {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f}/s; "
         f"decoded {stats.decode_tokens}, {stats.decode_tokens_per_second:.1f}/s; "
         f"{skipped}{megabytes(stats.bytes_per_token)} read per token"
     )

@@ -52,7 +52,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{name}-penalty", type=float, default=default, metavar="X", help=f"{what} (default: %(default)s)"
         )
-    group.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the random draws (default: %(default)s)")
+    group.add_argument(
+        "-s", "--seed", type=_seed, default=0, metavar="N", help="of the random draws (default: %(default)s)"
+    )
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
     )
@@ -61,7 +63,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def add_form(parser: argparse.ArgumentParser) -> None:
     """--json-schema, --grammar and --regex."""
     group = parser.add_argument_group("form of the answer (extra `constrained`)").add_mutually_exclusive_group()
-    group.add_argument("--json-schema", metavar="SCHEMA", help="JSON of this schema: a file, or the schema itself")
+    group.add_argument(
+        "-j", "--json-schema", metavar="SCHEMA", help="JSON of this schema: a file, or the schema itself"
+    )
     group.add_argument("--grammar", metavar="FILE", help="a grammar: llguidance's Lark, or llama.cpp's in a .gbnf file")
     group.add_argument("--regex", metavar="TEXT", help="a regular expression that the whole answer matches")
 
@@ -83,7 +87,13 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     """--threads, --context, --backend and --exact."""
     machine = parser.add_argument_group("machine")
     options.add_threads(machine)
-    machine.add_argument("--context", type=int, metavar="N", help="tokens that prompt and answer may take together")
+    machine.add_argument(
+        "-c", "--context", type=int, metavar="N", help="tokens that prompt and answer may take together"
+    )
+    machine.add_argument(
+        "--on-overflow", choices=("stop", "slide"), default="stop",
+        help="a full context ends the text, or goes on as a window that keeps the start (default: %(default)s)",
+    )  # fmt: skip
     options.add_backend(machine)
     machine.add_argument("--exact", action="store_true", help="f32 where the CPU would otherwise multiply in 16 bits")
 

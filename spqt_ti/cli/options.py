@@ -20,7 +20,7 @@ def add_model(parser: Adder, **more: Any) -> None:
 def add_threads(parser: Adder) -> None:
     """--threads N."""
     parser.add_argument(
-        "--threads", type=count, metavar="N", help="worker threads of the CPU (default: one per CPU)"
+        "-t", "--threads", type=count, metavar="N", help="worker threads of the CPU (default: one per CPU)"
     )  # fmt: skip
 
 

@@ -109,7 +109,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     name = arguments.name or Path(arguments.model).name
     return Settings(
         name, key, tuple(arguments.allow_host), tuple(arguments.allow_origin), arguments.queue, arguments.max_body,
-        arguments.max_tokens, seconds=arguments.max_seconds,
+        arguments.max_tokens, seconds=arguments.max_seconds, on_overflow=arguments.on_overflow,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from spqt_ti import checks
 from spqt_ti.errors import GenerationError
 from spqt_ti.generation.constraint import Matcher
+from spqt_ti.generation.overflow import fitting, window
 from spqt_ti.generation.sampling import Sampler, Sampling
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.runner import Llama
@@ -27,6 +28,7 @@ class Stats:
     `prompt_tokens_reused`: how many of the prompt's tokens were in the KV cache from before.
     While decoding: `realised_sparsity`: share of the layers' weights that were skipped; `inputs_skipped`: site -> share
     of its inputs; `bytes_per_token`: bytes of weights that were read.
+    `slides`: how often the window slid; computing it again counts among `decode_seconds`.
     `decode_tokens` counts every token that was decoded: a few more than were made where a launch went on after the end.
     """
 
@@ -38,6 +40,7 @@ class Stats:
     inputs_skipped: dict[str, float]
     bytes_per_token: float
     prompt_tokens_reused: int = 0
+    slides: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -72,13 +75,18 @@ class Meter:
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
         self._active = np.zeros((llama.config.num_hidden_layers, len(SITES)))
-        self.prompt_tokens = self.reused = self.decode_tokens = 0
+        self.prompt_tokens = self.reused = self.decode_tokens = self.slides = 0
         self.prompt_seconds = self.decode_seconds = 0.0
 
     def count(self, tokens: int, seconds: float) -> None:
         """Tokens that were decoded at once just now."""
         self._active += self._llama.active
         self.decode_tokens += tokens
+        self.decode_seconds += seconds
+
+    def slid(self, seconds: float) -> None:
+        """The window slid just now."""
+        self.slides += 1
         self.decode_seconds += seconds
 
     def tokens_of_launch(self, launch_seconds: float) -> int:
@@ -95,7 +103,7 @@ class Meter:
             self.prompt_tokens, self.prompt_seconds, self.decode_tokens, self.decode_seconds,
             realised_sparsity(config, active) if known else 0.0,
             {site: float(share) for site, share in zip(SITES, skipped, strict=True)},
-            self._llama.traffic.bytes_per_token(active), self.reused,
+            self._llama.traffic.bytes_per_token(active), self.reused, self.slides,
         )  # fmt: skip
 
 
@@ -129,6 +137,7 @@ def generate_tokens(
     watch: Watcher | None = None,
     launch_seconds: float = LAUNCH_SECONDS,
     matcher: Matcher | None = None,
+    keep: int | None = None,
 ) -> Iterator[Step]:
     """Prefill what the cache does not have of `prompt`, then yield tokens until `ends` of one is true, the number asked
     for is reached, or the context is full. `ends` is asked once of each token that is yielded, in order, before that.
@@ -138,12 +147,17 @@ def generate_tokens(
     `launch_seconds`, during which other threads of the process stand still on a CPU. `matcher`: what the answer has to
     be. Its tokens come one at a time, and the answer ends where nothing may follow.
 
+    `keep`: instead of ending, a full context goes on as a window that begins with so many of the prompt's tokens (see
+    overflow.window), computed again; a prompt that is too long is cut in the same way.
+
     Between two steps the runner is free: who uses it meanwhile ends this generation, which then raises GenerationError
     at its next step. Raises GenerationError, too, for an empty prompt, an id outside the vocabulary, a prompt that
     leaves no room for a token, and logits that are not numbers.
     """
     max_new_tokens = checks.whole_number("max_new_tokens", max_new_tokens, 1)
     with llama.exclusive():
+        prompt = prompt if keep is None else fitting(prompt, keep, llama.context)
+        sequence = list(prompt)
         meter = Meter(llama)
         meter.reused = llama.rewind(prompt)
         sampler = Sampler(sampling, prompt, llama.config.vocab_size, matcher)
@@ -158,12 +172,21 @@ def generate_tokens(
         for token in new:
             made += 1
             over = ends(token) or (matcher is not None and matcher.over)
-            reason = _finish_reason(over, made, max_new_tokens, llama.context - len(prompt))
+            room = max_new_tokens if keep is not None else llama.context - len(prompt)
+            reason = _finish_reason(over, made, max_new_tokens, room)
+            sequence.append(token)
             yield Step(token, reason, meter.stats() if reason else None)
             if reason:
                 return
         with llama.exclusive():
             turn.check()
+            start = time.perf_counter()
+            if keep is not None and llama.position == llama.context:
+                sequence = window(sequence, keep, llama.context)
+                new = [_drawn(sampler, llama.prefill(sequence[llama.rewind(sequence) :])[0], watch)]
+                meter.slid(time.perf_counter() - start)
+                turn.keep()
+                continue
             llama.warm_up_decode()
             start = time.perf_counter()
             if in_launches:

@@ -105,6 +105,7 @@ class Answerer:
         steps = generate_tokens(
             llama, prompt, order.max_tokens, order.sampling, answer.ends,
             watch=_watcher(order, watched), launch_seconds=LAUNCH_SECONDS, matcher=matcher,
+            keep=order.keep,
         )  # fmt: skip
         for made, step in enumerate(steps, 1):
             job.check()
@@ -194,6 +195,7 @@ def _reason(step: Step, job: Job, usage: Usage) -> str | None:
 
 
 def _add(usage: Usage, stats: Stats) -> None:
+    usage.slides += stats.slides
     total = usage.decoded + stats.decode_tokens
     if not total:
         return

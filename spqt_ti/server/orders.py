@@ -31,7 +31,7 @@ class Order:
 
     `logprobs`: how many likeliest tokens come with each; None: no log-probabilities. `echo`: the prompt comes first.
     `continues`: the answer goes on in the prompt's text, and is no message. `heat_map`: see Piece. `constraint`: what
-    each answer has to be.
+    each answer has to be. `keep`: see generate_tokens.
     """
 
     prompts: list[list[int]]
@@ -45,6 +45,7 @@ class Order:
     heat_map: bool = False
     skip: Skip = field(default_factory=Skip)
     constraint: Constraint | None = None
+    keep: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,4 @@ class Usage:
     sparsity: float = 0.0
     bytes_per_token: float = 0.0
     cut_by_time: bool = False
+    slides: int = 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from spqt_ti import checks
 from spqt_ti.generation.answer import checked_stops
+from spqt_ti.generation.overflow import SINKS, fitting, recent, start_of
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.model.runner import Llama, too_long
 from spqt_ti.server import schema
@@ -29,10 +30,11 @@ class Orders:
     def chat(self, asked: schema.ChatCompletion) -> Order:
         """Raises ApiError and GenerationError for what cannot be answered."""
         tools = None if asked.tool_choice == "none" else asked.tools
-        prompt = self.encode_chat(asked.messages, True, tools)
+        messages, keep = self._recent(asked.messages, tools)
+        prompt = self.encode_chat(messages, True, tools)
         count = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        return self._order(asked, [prompt], count, logprobs, echo=False, continues=False)
+        return self._order(asked, [prompt], count, logprobs, echo=False, continues=False, keep=keep)
 
     def text(self, asked: schema.Completion) -> Order:
         """Raises ApiError and GenerationError for what cannot be answered."""
@@ -44,7 +46,8 @@ class Orders:
             raise ApiError(400, f"{len(many)} prompts with n={asked.n}, of {self._settings.choices} answers at most")
         prompts = [self.encode(p) if isinstance(p, str) else self._checked(p) for p in many]
         count = 16 if asked.max_tokens is None else asked.max_tokens
-        return self._order(asked, prompts, count, asked.logprobs, echo=bool(asked.echo), continues=True)
+        keep = SINKS if self._settings.on_overflow == "slide" else None
+        return self._order(asked, prompts, count, asked.logprobs, echo=bool(asked.echo), continues=True, keep=keep)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids of a text in which control tokens may be spelled out. One that begins with BOS gets no second."""
@@ -77,12 +80,13 @@ class Orders:
         *,
         echo: bool,
         continues: bool,
+        keep: int | None,
     ) -> Order:
         skipping = asked.spqt or schema.Skipping()
         if skipping.sparsity is not None and skipping.policy is not None:
             raise ApiError(400, "give spqt.sparsity or spqt.policy, not both", param="spqt")
         return Order(
-            [self._fits(prompt) for prompt in prompts],
+            [self._fits(prompt, None if echo else keep) for prompt in prompts],
             self._count(count, 0 if echo else 1),
             asked.sampling(secrets.randbits(32)),
             asked.n or 1,
@@ -93,6 +97,7 @@ class Orders:
             skipping.heat_map,
             Skip(skipping.policy, skipping.sparsity),
             schema.constraint_of(asked.response_format),
+            keep,
         )
 
     def _count(self, count: int | None, least: int) -> int:
@@ -106,9 +111,26 @@ class Orders:
     def _checked(self, tokens: Any) -> list[int]:
         return [int(token) for token in checks.token_ids(tokens, self._vocab)]
 
-    def _fits(self, prompt: list[int]) -> list[int]:
+    def _recent(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """What of a conversation is answered, and how many tokens a sliding window begins with."""
+        if self._settings.on_overflow == "stop":
+            return messages, None
+        plain = schema.plain_messages(messages)
+
+        def encode(some: Any) -> list[int]:
+            return self.encode_chat(list(some), True, tools)
+
+        kept = recent(plain, encode, self._context)
+        return [dict(message) for message in kept], start_of(kept, encode)
+
+    def _fits(self, prompt: list[int], keep: int | None) -> list[int]:
+        """A prompt, or the window of it where one that is too long loses its middle."""
         if not prompt:
             raise ApiError(400, "the prompt is empty", param="prompt")
+        if keep is not None:
+            return fitting(prompt, keep, self._context)
         if len(prompt) > self._context:
             message = too_long(len(prompt), self._context, self._positions)
             raise ApiError(400, message, "context_length_exceeded")

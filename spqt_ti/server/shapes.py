@@ -33,6 +33,7 @@ def cost_of(usage: Usage) -> Json:
         "realised_sparsity": usage.sparsity,
         "bytes_per_token": usage.bytes_per_token,
         "cut_by_time": usage.cut_by_time,
+        "slides": usage.slides,
     }
 
 

@@ -131,7 +131,9 @@ def test_a_message_that_fails_is_taken_back(fake, monkeypatch, capsys):
     assert "spqt: error: 9 tokens do not fit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("reason", "said"), [("context", "/clear begins anew"), ("length", "--max-new-tokens")])
+@pytest.mark.parametrize(
+    ("reason", "said"), [("context", "--on-overflow slide forgets"), ("length", "--max-new-tokens")]
+)
 def test_a_cut_answer_is_said(reason, said, fake, monkeypatch, capsys):
     fake.reason = reason
     assert chat(monkeypatch, "one\n") == 0

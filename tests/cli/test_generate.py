@@ -32,7 +32,14 @@ STATS = Stats(
 )
 SUMMARY = "prompt 5 tokens, 50.0/s; decoded 2, 100.0/s; 32% of the weights skipped, 71.6 MB read per token\n"
 constrained = pytest.mark.skipif(find_spec("llguidance") is None, reason="llguidance is not installed")
-DEFAULTS = {"max_new_tokens": 64, "sampling": Sampling(), "chat": False, "stop": None, "constraint": None}
+DEFAULTS = {
+    "max_new_tokens": 64,
+    "sampling": Sampling(),
+    "chat": False,
+    "stop": None,
+    "constraint": None,
+    "on_overflow": "stop",
+}
 
 
 class FakeModel:
@@ -159,7 +166,7 @@ def test_a_cut_off_text_ends_its_line(error, code, said, fake, capsys):
     [
         ("stop", ""),
         ("length", "spqt: cut off after 9 tokens: ask for more with --max-new-tokens\n"),
-        ("context", "spqt: cut off because the context is full: ask for a longer one with --context\n"),
+        ("context", "spqt: cut off because the context is full: --context gives more, --on-overflow slide goes on\n"),
     ],
 )
 def test_why_a_text_was_cut_off(reason, said, fake, capsys):
@@ -251,6 +258,15 @@ def test_a_real_model(tiny, capsys):
     assert any(line.startswith("prompt ") for line in output.err.splitlines())
 
 
+def test_a_window_that_slides(tiny, capsys):
+    command = ["generate", str(tiny), "-p", "fox " * 40, "-c", "24", "-n", "40", "-t", "1", "-s", "3", "--raw"]
+    assert cli.main([*command, "--on-overflow", "slide", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["finish_reason"] == "stop" or len(report["token_ids"]) == 40
+    assert report["prompt_tokens"] == 4 + 10
+    assert report["slides"] == (len(report["token_ids"]) - 1) // 11
+
+
 def test_beams(tiny, capsys):
     command = ["generate", str(tiny), "The quick brown fox", "--max-new-tokens", "4", "--beams", "3"]
     assert cli.main([*command, "--json"]) == 0
@@ -298,6 +314,7 @@ def test_forms_of_answers(tiny, tmp_path, capsys):
         (["--temperature", "-1"], "temperature must be 0 or more"),
         (["--top-p", "2"], "top_p must be above 0"),
         (["--top-k", "0"], "top_k must be 1 or more"),
+        (["--beams", "2", "--on-overflow", "slide"], "does not go with --on-overflow slide"),
         (["--beams", "65"], "there may be 64 beams, not 65"),
         (["--beams", "2", "--temperature", "1"], "it goes with no option of sampling"),
         (["--beams", "2", "--stop", "a"], "nor with --stop"),

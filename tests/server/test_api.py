@@ -14,6 +14,7 @@ import pytest
 import served
 
 from spqt_ti.api import Model
+from spqt_ti.generation import overflow
 from spqt_ti.server.app import Server
 from spqt_ti.sparsity.policy import SparsityPolicy
 
@@ -161,6 +162,23 @@ def test_any_json_object(client: openai.OpenAI) -> None:
         model=served.NAME, prompt=TEXT, max_tokens=4, extra_body={"response_format": {"type": "json_object"}}
     )
     assert found.choices[0].text.startswith("{")
+
+
+def test_a_window_that_slides(model: Model) -> None:
+    said: Any = [{"role": "user" if turn % 2 == 0 else "assistant", "content": f"Say {turn}."} for turn in range(31)]
+    kept = overflow.recent(said, model.tokenizer.encode_chat, 64)
+    expected = model.generate(kept, max_new_tokens=90, on_overflow="slide")
+    with served.served(model, on_overflow="slide") as (_, address):
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        asked: Any = {"model": served.NAME, "max_tokens": 90, "temperature": 0}
+        found = client.chat.completions.create(messages=said, **asked)
+        assert found.choices[0].message.content == expected.text
+        assert found.choices[0].finish_reason == expected.finish_reason
+        assert found.spqt["slides"] == expected.stats.slides
+        text = client.completions.create(prompt=[7] * 200, **asked)
+        assert text.usage.prompt_tokens == 4 + 30
+        with pytest.raises(openai.BadRequestError, match="do not fit"):
+            client.completions.create(prompt=[7] * 200, **asked, echo=True)
 
 
 def test_the_slider_and_the_heat_map(client: openai.OpenAI, model: Model) -> None:
