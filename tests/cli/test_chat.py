@@ -70,7 +70,7 @@ def test_turns(fake, monkeypatch, capsys):
     assert chat(monkeypatch, "one\n\ntwo\n") == 0
     first = [("user", "one")]
     assert fake.asked == [first, [*first, ("assistant", "answer 1"), ("user", "two")]]
-    assert fake.options == {"max_new_tokens": 1024, "sampling": Sampling(), "stop": None}
+    assert fake.options == {"max_new_tokens": 1024, "sampling": Sampling(), "stop": None, "on_overflow": "stop"}
     output = capsys.readouterr()
     assert output.out == "answer 1\nanswer 2\n"
     line = "[4 new of 9 tokens; 100.0 tokens/s, 40% of the weights skipped, 71.6 MB read per token]\n"
@@ -82,7 +82,7 @@ def test_options(fake, monkeypatch):
     assert chat(monkeypatch, "one\n", *arguments, "--repetition-penalty", "1.1", "--max-new-tokens", "7") == 0
     assert fake.asked == [[("system", "Be brief."), ("user", "one")]]
     sampling = Sampling(0.5, min_p=0.1, repetition_penalty=1.1)
-    assert fake.options == {"max_new_tokens": 7, "sampling": sampling, "stop": ["x", "y"]}
+    assert fake.options == {"max_new_tokens": 7, "sampling": sampling, "stop": ["x", "y"], "on_overflow": "stop"}
 
 
 def test_a_message_of_several_lines(fake, monkeypatch):

@@ -141,6 +141,7 @@ def test_json(fake, capsys):
         "inputs_skipped": STATS.inputs_skipped,
         "bytes_per_token": 71_600_000.0,
         "prompt_tokens_reused": 0,
+        "slides": 0,
         "prompt_tokens_per_second": 50.0,
         "decode_tokens_per_second": 100.0,
     }
