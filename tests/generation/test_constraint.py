@@ -61,11 +61,21 @@ def test_json_of_a_schema(model, seed):
         PROMPT, constraint=Constraint.json_schema(SCHEMA), temperature=2.0, seed=seed, max_new_tokens=45
     )
     value = json.loads(found.text)
+    assert found.text == json.dumps(value)
     assert list(value) == ["a", "b", "c"]
     assert isinstance(value["a"], int)
     assert value["a"] <= 9
     assert value["b"] in ("x", "yes")
     assert isinstance(value["c"], bool)
+
+
+def test_white_space_where_a_schema_allows_it(model):
+    flexible = {**SCHEMA, "x-guidance": {"whitespace_flexible": True, "whitespace_pattern": "\n"}}
+    matcher = model.matcher(Constraint.json_schema(flexible))
+    for character in "{\n":
+        (token,) = model.tokenizer.encode(character, add_special=False)
+        assert matcher.allowed()[token]
+        matcher.take(token)
 
 
 def test_a_regular_expression_matches_the_whole_answer(model):

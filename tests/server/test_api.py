@@ -130,8 +130,7 @@ def test_a_policy_scores_prompts_as_it_decodes(
 @pytest.mark.parametrize("streamed", [False, True])
 def test_json_of_a_schema(client: openai.OpenAI, streamed: bool) -> None:
     schema: Any = {"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"]}
-    # A random model would spend its tokens on white space.
-    schema |= {"additionalProperties": False, "x-guidance": {"whitespace_flexible": False}}
+    schema["additionalProperties"] = False
     asked: Any = {"model": served.NAME, "messages": MESSAGES, "max_tokens": 30, "n": 2, **form(schema)}
     if streamed:
         events = [event.choices[0] for event in client.chat.completions.create(**asked, stream=True)]
@@ -145,7 +144,6 @@ def test_json_of_a_schema(client: openai.OpenAI, streamed: bool) -> None:
 @constrained
 def test_the_official_client_parses_its_own_classes(client: openai.OpenAI) -> None:
     class Answer(pydantic.BaseModel):
-        model_config = pydantic.ConfigDict(json_schema_extra={"x-guidance": {"whitespace_flexible": False}})
         word: Literal["yes", "no"]
         sure: bool
 
