@@ -1,6 +1,6 @@
 """What a rotation does to activation sparsity: the share of a site's output that is lost when half of its inputs go.
 
-    python bench/accuracy/rotation.py smollm2-135m --text evaluation.txt --rotate residual --rotate residual,heads
+    python bench/accuracy/rotation.py smollm2-135m --text evaluation.txt --rotate residual --rotate residual,heads,down
 
 Of each token the smaller half of the inputs is dropped; the loss is |W (x - x')|^2 over |W x|^2, both summed over the
 tokens and then averaged over the layers. Weights are the source's, in f32: nothing is quantised. What rotations do to
