@@ -5,8 +5,8 @@
         --plan plan-0.05.json --rate 0.0625 --folder asaf
     python bench/accuracy/asaf.py ... --rounds 9    # times prefill and decoding as well: on a quiet machine
 
-Every plan and rate is quantised (Q4_K, rounded to the nearest) in every --mode of pruning, and with --gptq by GPTQ in
-the first of them; containers and scores are kept in the folder, so the same command goes on where it was. KL is from
+Every plan and rate is quantised (Q4_K, rounded to the nearest) in every --mode of pruning, and those of --gptq by GPTQ
+in the first of them; containers and scores are kept in the folder, so the same command goes on where it was. KL is from
 the source in f32. Perplexities rise over the model that is not pruned and quantised in the same way, paired by window;
 ± are standard errors over windows. Peers (--types) are timed in the same rounds (bench/peers/).
 """
@@ -72,14 +72,17 @@ class Case:
 
 
 def cases_of(arguments: argparse.Namespace, layers: int) -> list[Case]:
-    """The unpruned model first, then plans, then rates; with --gptq the same again by GPTQ, in the first mode."""
+    """The unpruned model first, then plans, then rates; then those of --gptq by GPTQ, in the first mode."""
     plans = {Path(path).stem: PruningPlan.load(path) for path in arguments.plan}
     plans |= {f"uniform-{rate:g}": PruningPlan((rate,) * layers) for rate in arguments.rate}
     modes = arguments.mode or MODES[:2]
-    found = []
-    for method, of_method in [("rtn", modes), *([("gptq", modes[:1])] if arguments.gptq else [])]:
-        found.append(Case(UNPRUNED, None, "", method))
-        found += [Case(name, plan, mode, method) for name, plan in plans.items() for mode in of_method]
+    if unknown := set(arguments.gptq) - set(plans):
+        raise SystemExit(f"--gptq {min(unknown)}: there are {', '.join(plans)}")
+    found = [Case(UNPRUNED, None, "", "rtn")]
+    found += [Case(name, plan, mode, "rtn") for name, plan in plans.items() for mode in modes]
+    if arguments.gptq:
+        found.append(Case(UNPRUNED, None, "", "gptq"))
+        found += [Case(name, plans[name], modes[0], "gptq") for name in arguments.gptq]
     return found
 
 
@@ -304,7 +307,13 @@ def main() -> None:
     parser.add_argument("--plan", action="append", default=[], metavar="FILE", help="of spqt allocate; repeatable")
     parser.add_argument("--rate", type=levels, default=[], metavar="R[,R...]", help="of all layers")
     parser.add_argument("--mode", action="append", choices=MODES, help=f"repeatable (default: {MODES[0]}, {MODES[1]})")
-    parser.add_argument("--gptq", action="store_true", help="GPTQ as well")
+    parser.add_argument(
+        "--gptq",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="GPTQ as well: plan-0.05, uniform-0.0625; repeatable",
+    )
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=0, help="of prefill and decoding (default: not timed)")

@@ -30,7 +30,7 @@ def arguments(tmp_path: Path, calibration: str = "Another text.", planned_on: st
     (tmp_path / "calibration.txt").write_text(calibration)
     (tmp_path / "text.txt").write_text(PARAGRAPH)
     return argparse.Namespace(
-        plan=[tmp_path / "plan.json"], rate=[0.1], mode=None, gptq=True, rounds=0,
+        plan=[tmp_path / "plan.json"], rate=[0.1], mode=None, gptq=["plan"], rounds=0,
         model=str(tiny_containers.folder() / "gqa-zigzag-f32-source"), text=[str(tmp_path / "text.txt")],
         calibration=str(tmp_path / "calibration.txt"), folder=tmp_path / "made",
     )  # fmt: skip
@@ -41,7 +41,7 @@ def test_cases(tmp_path: Path) -> None:
     found = [case.folder for case in asaf.cases_of(arguments(tmp_path), 2)]
     assert found == [
         "unpruned-rtn", "plan-compensated-rtn", "plan-channels-rtn", "uniform-0.1-compensated-rtn",
-        "uniform-0.1-channels-rtn", "unpruned-gptq", "plan-compensated-gptq", "uniform-0.1-compensated-gptq",
+        "uniform-0.1-channels-rtn", "unpruned-gptq", "plan-compensated-gptq",
     ]  # fmt: skip
 
 
