@@ -106,7 +106,7 @@ def quantize_calibrated(
             },
         )  # fmt: skip
     windows = finished.windows() if finished else None
-    if windows is None:
+    if windows is None or not all(0 <= token < checkpoint.config.vocab_size for one in windows for token in one):
         windows = _windows(checkpoint, text, tokens // length, length, seed)
     records: list[dict[str, Any]] = []
     if plan is not None:

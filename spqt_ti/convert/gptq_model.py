@@ -61,6 +61,7 @@ class GptqQuantizer:
         self._walk, self._damping, self._finished = SourceWalk(checkpoint, windows, "GPTQ"), damping, finished
         self._made: list[U8Array] = []  # of the layer at hand, in the order of Site
         self._hessians: dict[Site, F64Array] = {}
+        self._hidden = checkpoint.config.hidden_size
         layers = range(checkpoint.config.num_hidden_layers)
         self._places = {matrix_name(layer, site): (layer, site) for layer in layers for site in Site}
 
@@ -83,6 +84,8 @@ class GptqQuantizer:
             self._made = (self._finished.matrices(layer) if self._finished else None) or []
         number = list(Site).index(site)
         if number < len(self._made):
+            if self._made[number].size != matrix.nbytes:
+                raise QuantizationError(f"{matrix.name}: {self._made[number].size} bytes are kept of {matrix.nbytes}")
             return self._made[number]
         if site is Site.QKV:
             self._enter(layer)
@@ -103,7 +106,7 @@ class GptqQuantizer:
     def _enter(self, layer: int) -> None:
         """Run the windows through a layer: H of its four sites."""
         if self._finished and self._finished.count == layer and layer > self._walk.layer:
-            self._walk.resume(layer, self._finished.states())
+            self._walk.resume(layer, self._finished.states((*self._walk.tokens.shape, self._hidden)))
         if layer != self._walk.layer:
             raise QuantizationError(f"GPTQ takes the layers in order: {self._walk.layer} and not {layer}")
         self._hessians.clear()

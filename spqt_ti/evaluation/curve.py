@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +22,7 @@ from spqt_ti.errors import PolicyError
 
 FORMAT = 1
 _MOST_BYTES = 16 << 20
+_WORD = re.compile(r"(?!-)[a-zA-Z0-9_.,=:+-]{0,80}")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Curve:
             if fields["spqt_curve"] != FORMAT:
                 raise PolicyError(f"curve format {fields['spqt_curve']!r:.40}, expected {FORMAT}")
             points = tuple(_point(point) for point in fields["points"])
+            if not points:
+                raise ValueError("it has no points")
             return cls(str(fields["model"]["name"]), str(fields["model"]["sha256"]), points, dict(fields["about"]))
         except KeyError as error:
             raise PolicyError(f"not a curve: {error} is missing") from error
@@ -165,6 +169,8 @@ def _point(fields: dict[str, Any]) -> Point:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not (isinstance(value, str) if kind == "str" else number):
             raise ValueError(f"{name} is {value!r:.40}")
+        if kind == "str" and not _WORD.fullmatch(value):  # it is shown as part of a command
+            raise ValueError(f"{name} is {value!r:.40}, expected a word")
     point = Point(**fields)
     if not point.bytes_per_token > 0:
         raise ValueError(f"bytes_per_token is {point.bytes_per_token}")

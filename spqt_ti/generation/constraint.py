@@ -22,6 +22,7 @@ from spqt_ti.generation.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import llguidance
 
+_LARGEST = 1 << 62  # of the numbers in a schema
 LONGEST = 1 << 16  # bytes of a schema or grammar: the library's limits then hold its work below about two seconds
 _TITLES = {"json_schema": "the JSON schema", "lark": "the grammar", "gbnf": "the grammar", "regex": "the expression"}
 # Small models otherwise go on with white space, which JSON allows without end. A schema's `x-guidance` may change it.
@@ -45,6 +46,8 @@ class Constraint:
         checks.text(self.title, self.text)
         if len(self.text.encode()) > LONGEST:
             raise GenerationError(f"{self.title} has {len(self.text.encode())} bytes, of at most {LONGEST}")
+        if self.kind == "json_schema":
+            _check_numbers(self.text)
         library = _library()
         wrong = library.LLMatcher.validate_grammar(self.grammar(), limits=_limits(library))
         if wrong and not wrong.startswith("WARNING"):
@@ -175,6 +178,19 @@ def _library() -> Any:
 def _limits(library: Any) -> Any:
     # The library's own limits, without its state in messages: schemas may be somebody's secret.
     return library.LLParserLimits(verbose_errors=False)
+
+
+def _check_numbers(schema: str) -> None:
+    """Refuse numbers that end the process: llguidance 1.9 recurses without end on -2^63."""
+    try:
+        waiting = [bounded_json.parse(schema)]
+    except bounded_json.JsonError as error:
+        raise GenerationError(f"the JSON schema is no JSON: {error}") from error
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, int | float) and not abs(part) < _LARGEST:
+            raise GenerationError(f"the JSON schema has the number {part}; those from -2^62 to 2^62 can be followed")
+        waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
 
 
 def _dumped(schema: Any) -> str:

@@ -159,6 +159,11 @@ def _label(name: str) -> str:
     return found[1] if found else _stem(name)
 
 
+def _inside(name: str) -> bool:
+    """Whether a file of this name lies in the repository's folder: another server may list any."""
+    return name.isprintable() and not name.startswith("/") and ".." not in PurePosixPath(name).parts
+
+
 def _is_safetensors(names: list[str]) -> bool:
     return any(name.endswith(".safetensors") for name in names)
 
@@ -174,7 +179,7 @@ def _listing(wanted: HubId) -> tuple[dict[str, int], Path | None]:
         return _names(cached), Path(cached.snapshot_path)  # a commit does not change
     try:
         info = _api().repo_info(wanted.repository, revision=wanted.revision, files_metadata=True)
-        return {file.rfilename: file.size or 0 for file in info.siblings or []}, None
+        return {file.rfilename: file.size or 0 for file in info.siblings or [] if _inside(file.rfilename)}, None
     except HfHubHTTPError as error:
         raise _refused(wanted, error) from error
     except Exception as error:  # no network, or offline mode: of many types

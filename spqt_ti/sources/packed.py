@@ -122,8 +122,8 @@ def _checked(packing: Packing) -> Packing:
     if packing.bits not in _BITS[packing.kind]:
         known = ", ".join(map(str, _BITS[packing.kind]))
         raise _refused(f"{_TITLES[packing.kind]} with {packing.bits} bits", known)
-    if packing.group != -1 and packing.group <= 0:
-        raise _refused(f"a group of {packing.group} weights", "-1, or 1 and more")
+    if packing.group != -1 and not 0 < packing.group < 1 << 31:
+        raise _refused(f"a group of {packing.group:g} weights", "-1, or 1 and more")
     return packing
 
 

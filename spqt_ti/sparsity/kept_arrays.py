@@ -5,20 +5,15 @@ NumPy's own reader allocates what a header claims, whatever the file's size.
 
 from __future__ import annotations
 
-import math
-import sys
 import zipfile
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
-from numpy.lib import format as npy
 
+from spqt_ti.bounded_npy import read_array
 from spqt_ti.errors import PolicyError
 
 _MOST_BYTES = 4 << 30
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_KINDS = "biufU"
 
 
 class KeptArrays(dict[str, np.ndarray]):
@@ -64,26 +59,7 @@ def read_arrays(path: Path) -> KeptArrays:
 
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(entry) as file:
-        shape, by_column, dtype = _header(file)
-        count = math.prod(shape)
-        content = file.read()
-    if dtype.kind not in _KINDS or any(size < 0 for size in shape) or len(content) != count * dtype.itemsize:
-        raise ValueError(f"{entry.filename} does not hold what its header says")
-    if not dtype.itemsize:
-        raise ValueError(f"{entry.filename} holds values of no size")
-    values = np.frombuffer(content, dtype)
-    characters = values.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)) if dtype.kind == "U" else values[:0]
-    if characters.size and characters.max() > sys.maxunicode:  # Python raises SystemError when it looks at them
-        raise ValueError(f"{entry.filename} holds characters that do not exist")
-    return values.reshape(shape, order="F" if by_column else "C").copy()
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"format {version}")
-    try:
-        shape, by_column, dtype = _HEADERS[version](file)
-    except Exception as error:  # NumPy has Python's own parser read it: many types, one meaning
-        raise ValueError(f"a damaged header ({type(error).__name__})") from error
-    return shape, by_column, dtype
+        try:
+            return read_array(file)
+        except ValueError as error:
+            raise ValueError(f"{entry.filename}: {error}") from error

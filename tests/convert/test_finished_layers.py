@@ -11,6 +11,7 @@ from spqt_ti.convert.choices import parse_storage
 from spqt_ti.convert.finished_layers import FinishedLayers
 from spqt_ti.convert.gptq_model import GptqQuantizer
 from spqt_ti.convert.quantize import open_source, quantize_checkpoint
+from spqt_ti.errors import ContainerError
 from spqt_ti.sources.checkpoint import Checkpoint
 
 MADE_OF = {"seed": 1}
@@ -78,3 +79,40 @@ def test_without_states_no_layer_counts(tmp_path: Path) -> None:
     finished.add([np.arange(5, dtype=np.uint8)] * 4, np.ones((3, 100, 2), np.float32))
     (tmp_path / "layers" / "states-1.npy").unlink()
     assert FinishedLayers(tmp_path / "layers", MADE_OF).count == 0
+
+
+@pytest.mark.parametrize("name", ["layer-0.npy", "sizes-0.npy", "states-1.npy"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "of another layer"])
+def test_a_damaged_file_becomes_no_weights(tmp_path: Path, name: str, how: str) -> None:
+    finished = FinishedLayers(tmp_path / "layers", MADE_OF)
+    finished.begin(WINDOWS)
+    for value in (0, 1):
+        finished.add([np.full(5, value, np.uint8)] * 4, np.full((3, 100, 2), value, np.float32))
+        if value == 0:
+            kept = {path.name: path.read_bytes() for path in finished.folder.iterdir()}
+    path = finished.folder / name.replace("1", "2")
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    others = kept[name] if "2" in path.name else (finished.folder / name.replace("0", "1")).read_bytes()
+    path.write_bytes({"flipped": raw, "cut": raw[:-40], "empty": b"", "of another layer": others}[how])
+    again = FinishedLayers(tmp_path / "layers", MADE_OF)
+    with pytest.raises(ContainerError, match=r"damaged .*its digest is another.*; delete the folder"):
+        again.matrices(0), again.states((3, 100, 2))
+
+
+def test_damaged_windows_are_drawn_anew(tmp_path: Path) -> None:
+    finished = FinishedLayers(tmp_path / "layers", MADE_OF)
+    finished.begin(WINDOWS)
+    path = tmp_path / "layers" / "windows.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-40] ^= 1
+    path.write_bytes(raw)
+    assert FinishedLayers(tmp_path / "layers", MADE_OF).windows() is None
+
+
+def test_states_of_another_shape(tmp_path: Path) -> None:
+    finished = FinishedLayers(tmp_path / "layers", MADE_OF)
+    finished.begin(WINDOWS)
+    finished.add([np.zeros(5, np.uint8)] * 4, np.ones((3, 100, 2), np.float32))
+    with pytest.raises(ContainerError, match=r"states are float32 \[3, 100, 2\]"):
+        finished.states((3, 100, 4))

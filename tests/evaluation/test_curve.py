@@ -64,7 +64,16 @@ def test_refuses(speed: float | None, kl: float | None, message: str) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"kl": "x"}, {"kl": None}, {"bytes_per_token": 0}, {"scheme": 3}, {"unknown": 1}, {"level": True}],
+    [
+        {"kl": "x"},
+        {"kl": None},
+        {"bytes_per_token": 0},
+        {"scheme": 3},
+        {"unknown": 1},
+        {"level": True},
+        {"scheme": "q4_k; ls"},
+        {"quantizer": "\x1b[2J"},
+    ],
 )
 def test_damaged_points(damage: dict) -> None:
     fields = json.loads(CURVE.to_json())
@@ -82,3 +91,9 @@ def test_frontier_and_lines() -> None:
 
 def test_the_curves_of_the_package_can_be_read() -> None:
     assert Curve.known("0" * 64) is None
+
+
+def test_a_curve_without_points() -> None:
+    fields = json.loads(CURVE.to_json()) | {"points": []}
+    with pytest.raises(PolicyError, match="no points"):
+        Curve.from_json(json.dumps(fields))

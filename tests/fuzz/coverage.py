@@ -19,7 +19,7 @@ _NOT = ("spqt_ti.kernels", "spqt_ti.backend", "spqt_ti.model.cpu", "spqt_ti.mode
 _NAME = "__reached__"
 
 reached = bytearray(_MOST_BLOCKS)
-_blocks = iter(range(_MOST_BLOCKS))
+_used = 0  # blocks that are marked so far: only these are counted after each input
 
 
 def install() -> None:
@@ -37,7 +37,7 @@ class Seen:
 
     def grew(self) -> bool:
         """Whether a block is new since the last call."""
-        now = reached.count(1)
+        now = reached.count(1, 0, _used)
         new, self.blocks = now > self.blocks, now
         return new
 
@@ -79,7 +79,10 @@ class _Marks(ast.NodeTransformer):
 
 
 def _mark(before: ast.stmt) -> ast.stmt:
-    (mark,) = ast.parse(f"{_NAME}[{next(_blocks)}] = 1").body
+    global _used
+    block = _used
+    _used += 1
+    (mark,) = ast.parse(f"{_NAME}[{block}] = 1").body
     for node in ast.walk(mark):
         ast.copy_location(node, before)
     return mark

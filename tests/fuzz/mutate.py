@@ -93,6 +93,17 @@ def raw_bytes(raw: bytes, rng: random.Random, upto: int | None = None) -> bytes:
     return bytes(changed)
 
 
+def safetensors_bytes(raw: bytes, rng: random.Random) -> bytes:
+    """A safetensors file, or its header alone, with the JSON changed; its length is seldom wrong afterwards."""
+    size = 8 + int.from_bytes(raw[:8], "little")
+    if rng.random() < 0.3 or size > len(raw):
+        return raw_bytes(raw, rng, min(size, len(raw)))
+    text = json_bytes(raw[8:size], rng)
+    lengths = (0, 2**63, 2**31, len(text) + 1, len(raw), len(text) - 1)
+    claimed = len(text) if rng.random() < 0.9 else max(0, rng.choice(lengths))
+    return claimed.to_bytes(8, "little") + text + raw[size:]
+
+
 def _place(value: Any, rng: random.Random) -> tuple[Any, Any] | None:
     """(container, key) of a place in a value, found on a walk from the root; None where there is none."""
     found = None

@@ -33,9 +33,10 @@ os.environ["RUST_BACKTRACE"] = "0"  # a panic of the tokenizers library would ta
 
 READERS = (
     "gguf", "gguf_model", "safetensors", "tokenizer", "template", "config", "policy", "tuning", "calibration",
-    "checkpoint", "container", "texts", "plan",
+    "checkpoint", "container", "texts", "plan", "predictors", "curve", "finished_layers", "packed", "hub", "server",
+    "sweep",
 )  # fmt: skip
-_SLICE = 60.0  # seconds that a reader gets at a time
+_SLICE = 300.0  # seconds that a reader gets at a time: its start takes some
 _LAST_BYTES = 1 << 20
 _MOST_BYTES = 4 << 30  # of a slice's process: an input that wants more ends it, and not the machine
 _LATE = 900.0  # seconds after which a turn is ended from outside: on a busy machine a start takes minutes

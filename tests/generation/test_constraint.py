@@ -196,3 +196,12 @@ def test_schemas_that_grow_without_bound_are_refused_or_harmless(model, depth):
 def test_a_constraint_is_made_before(model):
     with pytest.raises(GenerationError, match="constraint must be a Constraint, not dict"):
         model.generate(PROMPT, constraint=SCHEMA)
+
+
+@pytest.mark.parametrize("number", [-(2**63), 2**63 - 1, -9.3e18])
+@pytest.mark.parametrize("key", ["enum", "const", "minimum"])
+def test_numbers_that_would_end_the_process(key, number):
+    """llguidance overflows its stack on -2^63."""
+    schema = {"type": "object", "properties": {"a": {key: [number] if key == "enum" else number}}}
+    with pytest.raises(GenerationError, match="has the number"):
+        Constraint.json_schema(schema)

@@ -68,6 +68,7 @@ def retensor(folder, change) -> None:
         ({"group_size": 32}, r"is not packed as GPTQ, 4 bits in groups of 32 \(scales has shape"),
         ({"quant_method": "awq", "version": "gemv"}, "AWQ's version 'gemv'"),
         ({"quant_method": "bitsandbytes"}, r"already quantised \(bitsandbytes\)"),
+        ({"group_size": 1e308}, r"a group of 1e\+308 weights is not supported"),
         ({"bits": None}, "not described as expected"),
     ],
 )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
-from fuzz.mutate import json_bytes, raw_bytes
+from fuzz.mutate import safetensors_bytes
 from fuzz.target import CONFIG, Target, overwrite, weights
 from tiny_models import write_huggingface
 
@@ -18,18 +17,10 @@ def prepare(folder: Path) -> Target:
     size = int.from_bytes(raw[:8], "little")
     rest = len(raw) - 8 - size
 
-    def mutate(head: bytes, rng: random.Random) -> bytes:
-        if rng.random() < 0.3:
-            return raw_bytes(head, rng)
-        text = json_bytes(head[8:], rng)
-        lengths = (0, 2**63, 2**31, len(text) + 1, len(raw), len(text) - 1)
-        claimed = len(text) if rng.random() < 0.9 else max(0, rng.choice(lengths))
-        return claimed.to_bytes(8, "little") + text
-
     def read(head: bytes) -> None:
         overwrite(path, head, len(head) + rest)
         for stored in read_header(path).values():
             if not stored.problem:
                 stored.load()
 
-    return Target((raw[: 8 + size],), mutate, read)
+    return Target((raw[: 8 + size],), safetensors_bytes, read)
