@@ -169,7 +169,7 @@ def _point(fields: dict[str, Any]) -> Point:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not (isinstance(value, str) if kind == "str" else number):
             raise ValueError(f"{name} is {value!r:.40}")
-        if kind == "str" and not _WORD.fullmatch(value):  # it is shown as part of a command
+        if isinstance(value, str) and not _WORD.fullmatch(value):  # it is shown as part of a command
             raise ValueError(f"{name} is {value!r:.40}, expected a word")
     point = Point(**fields)
     if not point.bytes_per_token > 0:
