@@ -122,8 +122,7 @@ def make_decode_kernel(
     whole_factors, normalise_head = make_normalise_head(head_dim, heads, kv_heads, weights.head_constants)
     first_seen = make_first_seen(weights.head_constants)
     activate = make_activate(config.hidden_act, exp_lanes, config.hidden_act_param, config.architecture.activates_up)
-    read_clock, mark = make_stopwatch(profile)
-    predicts, turns = neurons is not None, config.rotates_down
+    (read_clock, mark), predicts = make_stopwatch(profile), neurons is not None
 
     @ti.func
     def mark_rows(clock: ti.template(), part):
@@ -389,7 +388,12 @@ def make_decode_kernel(
             swiglu(d, layer)
             mark(d.clock, Phase.SWIGLU)
 
-    rotate_down = make_rotate_down(weights, scratch, workers, wait)
+    @ti.func
+    def wait_turned(d: ti.template(), arrived: ti.template()):
+        mark(d.clock, Phase.ROTATION)
+        wait(d, arrived)
+
+    rotate_down = make_rotate_down(weights, scratch, workers, wait_turned)
 
     @ti.func
     def decode_one(d: ti.template(), token, position, arrived: ti.template()):
@@ -411,9 +415,8 @@ def make_decode_kernel(
                     mark(d.clock, Phase.ATTENTION)
                 elif site == Site.DOWN:
                     source = scratch.activation
-                    if ti.static(turns):
+                    if ti.static(config.rotates_down):
                         rotate_down(d, layer, arrived)
-                        mark(d.clock, Phase.ROTATION)
                         source = scratch.rotated
                 else:
                     if ti.static(not normalises_before):
