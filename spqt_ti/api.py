@@ -27,6 +27,7 @@ from spqt_ti.generation.answer import Answer, checked_stops
 from spqt_ti.generation.beams import Beams, beam_search
 from spqt_ti.generation.constraint import Constraint, Matcher, Vocabulary
 from spqt_ti.generation.loop import Stats, generate_tokens
+from spqt_ti.generation.prefix_file import load_prefix, save_prefix
 from spqt_ti.generation.sampling import Sampling, of_fields
 from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.kernels.pack import quantize as pack
@@ -250,6 +251,21 @@ class Model:
         """
         request = Request(prompt, max_new_tokens, _sampling(sampling, fields), chat, stop, constraint, on_overflow)
         return self._stream(request, request.encode(self.tokenizer, self.llama.context))
+
+    def save_prefix(self, path: str | Path) -> int:
+        """Write the KV cache of the last prompts to a file, for `load_prefix` of another process; returns how many
+        tokens it has. The file holds the prompt's tokens. GenerationError where there is none yet, or no place for it.
+        """
+        return save_prefix(self.llama, self.container.fingerprint, expanded(path))
+
+    def load_prefix(self, path: str | Path) -> int:
+        """Put what `save_prefix` wrote into the KV cache, for the next prompt that begins like it; answers are those
+        without it, bit for bit. Returns the number of tokens.
+
+        GenerationError for a damaged file, and for one of another model, version, machine, context, number of threads
+        or `exact`.
+        """
+        return load_prefix(self.llama, self.container.fingerprint, expanded(path))
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """What follows an answer that has to be of this form, for `generate_tokens`."""

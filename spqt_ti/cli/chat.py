@@ -53,6 +53,7 @@ def add_parser(commands: Any) -> None:
     generating.add_sparsity(parser)
     generating.add_sampling(parser)
     generating.add_machine(parser)
+    generating.add_prefix_cache(parser)
     parser.set_defaults(run=run)
 
 
@@ -74,8 +75,9 @@ def run(arguments: argparse.Namespace) -> None:
         with contextlib.suppress(ImportError):  # line editing and history, where the system has them
             import readline  # noqa: F401
         print(f"{arguments.model}: /help lists commands, Ctrl-D leaves", file=sys.stderr)
-    for message in _messages():
-        _turn(conversation, message)
+    with generating.prefix_cache(model, arguments.prefix_cache):
+        for message in _messages():
+            _turn(conversation, message)
 
 
 @dataclass

@@ -54,6 +54,7 @@ def add_parser(commands: Any) -> None:
         help="power of the length that divides log-probabilities before they are compared (default: %(default)s)",
     )  # fmt: skip
     generating.add_machine(parser)
+    generating.add_prefix_cache(parser)
     parser.add_argument("--json", action="store_true", help="print JSON at the end instead of text as it comes")
     parser.set_defaults(run=run)
 
@@ -76,13 +77,18 @@ def run(arguments: argparse.Namespace) -> None:
         request = dataclasses.replace(request, chat=True)
     api.check_prompt(container, request, arguments.context)
     model = generating.load(arguments, container)
-    if arguments.beams is not None:
-        _print_beams(arguments, _searched(arguments, model, request))
-        return
     asked: dict[str, Any] = {
         "max_new_tokens": request.max_new_tokens, "sampling": sampling, "chat": request.chat, "stop": request.stop,
         "constraint": constraint, "on_overflow": request.on_overflow,
     }  # fmt: skip
+    with generating.prefix_cache(model, arguments.prefix_cache):
+        if arguments.beams is not None:
+            _print_beams(arguments, _searched(arguments, model, request))
+        else:
+            _answer(model, prompt, asked, arguments)
+
+
+def _answer(model: Model, prompt: str, asked: dict[str, Any], arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_generation(model.generate(prompt, **asked))
         return

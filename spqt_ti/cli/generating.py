@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from spqt_ti.cli import options
 from spqt_ti.errors import GenerationError
+from spqt_ti.paths import expanded
 from spqt_ti.texts import read_text
 
 if TYPE_CHECKING:
@@ -81,6 +84,34 @@ def constraint_of(arguments: argparse.Namespace) -> Constraint | None:
         kind = "gbnf" if arguments.grammar.endswith(".gbnf") else "lark"
         return Constraint(kind, read_text(arguments.grammar, GenerationError))
     return None if arguments.regex is None else Constraint("regex", arguments.regex)
+
+
+def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
+    """--prefix-cache."""
+    parser.add_argument(
+        "--prefix-cache",
+        metavar="FILE",
+        help="keep what was computed of the prompt in FILE, and begin with what is there; it changes no answer",
+    )
+
+
+@contextlib.contextmanager
+def prefix_cache(model: Model, file: str | None) -> Iterator[None]:
+    """Begin with what the file has; write it, where more was computed. GenerationError for a file that does not fit."""
+    if file is None:
+        yield
+        return
+    path = expanded(file)
+    if path.parent != path and not path.parent.is_dir():
+        raise GenerationError(f"{path}: the folder for the prefix is not there; make it first")
+    before = model.load_prefix(path) if path.exists() else 0
+    held = model.llama.prefix_tokens()
+    try:
+        yield
+    finally:
+        now = model.llama.prefix_tokens()
+        if len(now) and (len(now) > before or now != held[: len(now)]):
+            model.save_prefix(path)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

@@ -111,6 +111,12 @@ class Cache(Protocol):
     def write(self, position: int, row: np.ndarray) -> None:
         """Put back what `read` gave, to the same position."""
 
+    def read_prefix(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of the first positions, f16 or f32 [layers, kv_heads, count, head_dim] each, on the host."""
+
+    def write_prefix(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Put what `read_prefix` gave, of this width, at the first positions."""
+
 
 class Neurons(Protocol):
     """Predictors of the neurons of some layers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,17 @@ from spqt_ti.progress import says_if_slow
 DEFAULT_CONTEXT = 2048
 _PAGE = 16  # positions of which engines take whole multiples
 COMPILING = "compiling kernels (once for these sizes of a model and its context)"
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens i32 [n] from the start of a sequence, with their keys and values [layers, kv_heads, n, head_dim], f16 or
+    f32 as the runner keeps them.
+    """
+
+    tokens: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
 
 
 class Llama:
@@ -65,7 +77,7 @@ class Llama:
         self.config: ModelConfig = config
         self.backend, self.device = runtime.backend, runtime.device
         self.threads = threads or runtime.threads
-        self.context = positions(config, context)
+        self.context, self.exact = positions(config, context), exact
         kind, known = engine_for(runtime.capabilities), tuning or Tuning(runtime.name, {}, "")
         self.choices = choose(config, known, runtime.workers(threads), kind)
         divisions = {site: choice.division for site, choice in self.choices.items()}
@@ -107,6 +119,37 @@ class Llama:
         same = np.equal(ids[:most], self._prefilled[:most])
         self.position = most if same.all() else int(np.argmin(same))
         return self.position
+
+    def prefix_tokens(self) -> list[int]:
+        """Tokens that `rewind` could keep."""
+        return list(self._prefilled)
+
+    def prefix(self) -> Prefix:
+        """What `rewind` could keep: the tokens that `prefill` has filled densely, with keys and values of the host."""
+        ti.sync()
+        return Prefix(np.array(self._prefilled, np.int32), *self._cache.read_prefix(len(self._prefilled)))
+
+    def set_prefix(self, prefix: Prefix) -> None:
+        """Put a prefix of this model, made by a runner of the same settings, into the cache for `rewind` to keep.
+
+        The sequence that was there is forgotten. GenerationError for shapes, widths or tokens that are not this
+        runner's, and for numbers that are not finite.
+        """
+        ids = checks.token_ids(prefix.tokens, self.config.vocab_size)
+        self._check_length(len(ids))
+        config = self.config
+        shape = config.num_hidden_layers, config.num_key_value_heads, len(ids), config.head_dim
+        dtype = np.dtype(np.float16 if self._cache.half else np.float32)
+        for name, part in (("keys", prefix.keys), ("values", prefix.values)):
+            if (part.shape, part.dtype) != (shape, dtype):
+                raise GenerationError(f"{name} are {part.dtype} {[*part.shape]}, expected {dtype} {[*shape]}")
+            if not np.isfinite(part).all():
+                raise GenerationError(f"{name} are not all finite numbers")
+        self.reset()
+        self._forget_from(0)
+        ti.sync()
+        self._cache.write_prefix(prefix.keys, prefix.values)
+        self._prefilled = ids.tolist()
 
     def exclusive(self) -> AbstractContextManager[Any]:
         """What to hold (`with`) while nobody else may use the runner; a thread may take it several times.

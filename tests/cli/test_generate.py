@@ -358,3 +358,21 @@ def test_prompts_that_cannot_be_served(arguments, message, tiny, capsys, monkeyp
     assert output.out == ""
     assert output.err.startswith("spqt: error: ")
     assert message in output.err
+
+
+def test_prefix_cache(tmp_path, capsys):
+    """The second process begins with the first one's prompt, and answers the same."""
+    config = tiny_config(eos_token_ids=())
+    source = write_huggingface(tmp_path / "source", config, random_weights(config))
+    model = str(quantize(source, tmp_path / "quantized", progress=False).path)
+    file = tmp_path / "prefix"
+    found = []
+    for prompt, more in (("The quick brown fox", []), *[("The quick brown fox jumps", [f"--prefix-cache={file}"])] * 2):
+        assert cli.main(["generate", model, prompt, "--json", "--threads=1", *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[1]["token_ids"] == found[2]["token_ids"]
+    assert [one["prompt_tokens_reused"] for one in found[1:]] == [0, found[1]["prompt_tokens"] - 1]
+    assert cli.main(["generate", model, "The", "--threads=1", "--exact", f"--prefix-cache={file}"]) == 1
+    assert "the prefix is of exact False, and this is exact True; remove the file" in capsys.readouterr().err
+    assert cli.main(["generate", model, "The", "--threads=1", f"--prefix-cache={tmp_path}/none/x"]) == 1
+    assert "the folder for the prefix is not there" in capsys.readouterr().err

@@ -43,3 +43,15 @@ class WorkerCache:
         shape, begin, end = self.shape, first >> 4, (last + 15) >> 4
         pages = self._values.reshape(shape.layers, -1, shape.context // 16, 16 * shape.head_dim)
         return first_fault(pages[:, :, begin:end])
+
+    def read_prefix(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of the first positions, [layers, kv_heads, count, head_dim] each. Call `ti.sync` before."""
+        page, lane = np.divmod(np.arange(count), 16)
+        keys = self._keys[:, :, page, :, lane].transpose(1, 2, 0, 3)
+        return np.ascontiguousarray(keys), self._rows[:, :, :count].copy()
+
+    def write_prefix(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Put what `read_prefix` gave at the first positions."""
+        page, lane = np.divmod(np.arange(keys.shape[2]), 16)
+        self._keys[:, :, page, :, lane] = keys.transpose(2, 0, 1, 3)
+        self._rows[:, :, : values.shape[2]] = values

@@ -36,10 +36,27 @@ class SimtCache:
 
     def fault(self, first: int, last: int) -> CacheFault | None:
         """The first layer whose keys or values of positions first..last-1 are not all finite, None if there is none."""
-        cache_shape = self._cache_shape
-        heads = self._array.to_numpy().reshape(cache_shape.layers, cache_shape.kv_heads, 2, -1)
-        shape = (cache_shape.layers, cache_shape.kv_heads)
-        keys = heads[:, :, 0].reshape(*shape, cache_shape.head_dim, cache_shape.context)[..., first:last]
-        values = heads[:, :, 1].reshape(*shape, cache_shape.context, cache_shape.head_dim)[:, :, first:last]
-        flat = [part.reshape(cache_shape.layers, -1) for part in (keys, values)]
+        keys, values = self._views(self._array.to_numpy())
+        layers = self._cache_shape.layers
+        flat = [part.reshape(layers, -1) for part in (keys[..., first:last], values[:, :, first:last])]
         return first_fault(np.concatenate(flat, axis=1))
+
+    def read_prefix(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of the first positions, f32 [layers, kv_heads, count, head_dim] each."""
+        keys, values = self._views(self._array.to_numpy())
+        return np.ascontiguousarray(keys[..., :count].swapaxes(2, 3)), values[:, :, :count].copy()
+
+    def write_prefix(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Put what `read_prefix` gave at the first positions."""
+        flat = self._array.to_numpy()
+        into_keys, into_values = self._views(flat)
+        into_keys[..., : keys.shape[2]] = keys.swapaxes(2, 3)
+        into_values[:, :, : values.shape[2]] = values
+        self._array.from_numpy(flat)
+
+    def _views(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys [layers, kv_heads, head_dim, context] and values [layers, kv_heads, context, head_dim] of the array."""
+        shape = self._cache_shape
+        heads = flat.reshape(shape.layers, shape.kv_heads, 2, -1)
+        keys = heads[:, :, 0].reshape(*heads.shape[:2], shape.head_dim, shape.context)
+        return keys, heads[:, :, 1].reshape(*heads.shape[:2], shape.context, shape.head_dim)
