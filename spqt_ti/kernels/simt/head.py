@@ -70,19 +70,14 @@ def rank_of(logit):
     return ti.select(bits == ti.u32(INFINITY_BITS), HIGHEST, logit)
 
 
-def make_score_tile(cols: int, rows: int):
-    """Build the ti.func `score_tile` of a vocabulary matrix [rows, cols]."""
+def make_tile_product(cols: int):
+    """Build the ti.func (tiles, tile, a, x, shared, t): for thread t < 64 of a group the product of row t of a tile with
+    a[x : x + cols], for the others 0. `shared`: f32 [SHARED].
+    """
     blocks, scale_of = cols // 32, _make_scale_of(cols)
 
     @ti.func
-    def score_tile(
-        tiles: ti.template(), tile, a: ti.template(), x, logits: ti.template(), best: ti.template(), t
-    ):  # fmt: skip
-        """Logits of the 64 rows of `tile` for a[x : x + cols] to logits[64 tile :]; the highest of them to the tile's
-        entry in `best`. One that is not a finite number counts as HIGHEST there.
-        """
-        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # _SLICES * TILE_ROWS
-        numbers = ti.simt.block.SharedArray((SHARED,), ti.i32)
+    def tile_product(tiles: ti.template(), tile, a: ti.template(), x, shared: ti.template(), t):
         lane = t & 15
         totals = ti.Vector([0.0] * 4)
         block = t >> 4
@@ -105,16 +100,36 @@ def make_score_tile(cols: int, rows: int):
         for part in ti.static(range(4)):
             shared[(t >> 4) * TILE_ROWS + part * 16 + lane] = totals[part]
         ti.simt.block.sync()
-        row = tile * TILE_ROWS + t
-        total = LOWEST
+        total = 0.0
         if t < TILE_ROWS:
-            total = 0.0
             for part in ti.static(range(_SLICES)):
                 total += shared[part * TILE_ROWS + t]
+        return total
+
+    return tile_product
+
+
+def make_score_tile(cols: int, rows: int):
+    """Build the ti.func `score_tile` of a vocabulary matrix [rows, cols]."""
+    tile_product = make_tile_product(cols)
+
+    @ti.func
+    def score_tile(
+        tiles: ti.template(), tile, a: ti.template(), x, logits: ti.template(), best: ti.template(), t
+    ):  # fmt: skip
+        """Logits of the 64 rows of `tile` for a[x : x + cols] to logits[64 tile :]; the highest of them to the tile's
+        entry in `best`. One that is not a finite number counts as HIGHEST there.
+        """
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # _SLICES * TILE_ROWS
+        numbers = ti.simt.block.SharedArray((SHARED,), ti.i32)
+        row, total = tile * TILE_ROWS + t, tile_product(tiles, tile, a, x, shared, t)
+        if t < TILE_ROWS:
             logits[row] = total
             total = rank_of(total)
             if row >= rows:
                 total = LOWEST
+        else:
+            total = LOWEST
         ti.simt.block.sync()
         shared[t] = total
         numbers[t] = row

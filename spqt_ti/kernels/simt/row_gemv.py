@@ -25,18 +25,31 @@ def row_gemv_threads(shape: RowWords) -> int:
     return shape.padded_rows // ROWS * THREADS
 
 
-def make_row_gemv(shape: RowWords, skips: bool):
-    """Build the ti.func of thread i of `row_gemv_threads(...)`, in groups of THREADS.
-
-    Arguments: i; the matrix; the inputs x; an array and the offset of y [padded rows] in it; the rule by which inputs
-    are active. A threshold below 0: all are; without `skips` it is not looked at.
+@ti.func
+def simdgroup_sum(shared: ti.template(), t, value):
+    """Sum of `value` over a simdgroup, as a tree, for each of its lanes. Every thread of a group calls it; `shared`:
+    f32 [threads].
     """
-    rows, cols, pieces, per_row = shape.rows, shape.cols, shape.pieces, shape.per_row
+    lane = t & (LANES - 1)
+    ti.simt.block.sync()
+    shared[t] = value
+    for level in ti.static(range(1, LANES.bit_length())):
+        ti.simt.block.sync()
+        if lane < (LANES >> level):
+            shared[t] = shared[t] + shared[t + (LANES >> level)]
+    ti.simt.block.sync()
+    return shared[t - lane]
+
+
+def make_row_dot(shape: RowWords, skips: bool):
+    """Build the ti.func (matrix, row, inputs, rule, lane): a lane's part of a row times the inputs; a simdgroup's lanes
+    have all of it. No barrier is in it.
+    """
+    cols, pieces, per_row = shape.cols, shape.pieces, shape.per_row
     decoder = shape.decoder
     loads, has_minimum, units, half_stride = decoder.loads, decoder.has_minimum, decoder.units, decoder.half_stride
     entry, load_header, step_and_minimum = decoder.entry, decoder.load_header, decoder.step_and_minimum
     packed, quant, first_value, entries = decoder.packed, decoder.quant, decoder.first_value, decoder.entries(PARTS)
-    threads_log2, levels = log2(THREADS), log2(LANES)
     padded = cols % PIECE > 0
 
     @ti.func
@@ -56,13 +69,9 @@ def make_row_gemv(shape: RowWords, skips: bool):
         return result
 
     @ti.func
-    def row_gemv(i, matrix: ti.template(), inputs: ti.template(), y: ti.template(), y_at, rule: ti.template()):
-        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # THREADS
-        t = i & (THREADS - 1)
-        lane = t & (LANES - 1)
-        row = (i >> threads_log2) * ROWS + (t >> 5)
-        part, total = t & (PARTS - 1), 0.0
-        stored, piece = ti.min(row, rows - 1) * per_row, lane >> 3
+    def row_dot(matrix: ti.template(), row, inputs: ti.template(), rule: ti.template(), lane):
+        part, total = lane & (PARTS - 1), 0.0
+        stored, piece = row * per_row, lane >> 3
         while piece < per_row:
             words = ti.Matrix.zero(ti.u32, loads, 4)
             for load in ti.static(range(loads)):
@@ -79,14 +88,28 @@ def make_row_gemv(shape: RowWords, skips: bool):
                         weight -= minimum
                     total += product(weight, inputs, first + (4 * word + byte + half_stride * half), rule)
             piece += _SLOTS
-        ti.simt.block.sync()
-        shared[t] = total
-        for level in ti.static(range(1, levels + 1)):
-            ti.simt.block.sync()
-            if lane < (LANES >> level):
-                shared[t] = shared[t] + shared[t + (LANES >> level)]
-        if lane == 0:
-            y[y_at + row] = shared[t]
+        return total
+
+    return row_dot
+
+
+def make_row_gemv(shape: RowWords, skips: bool):
+    """Build the ti.func of thread i of `row_gemv_threads(...)`, in groups of THREADS.
+
+    Arguments: i; the matrix; the inputs x; an array and the offset of y [padded rows] in it; the rule by which inputs
+    are active. A threshold below 0: all are; without `skips` it is not looked at.
+    """
+    row_dot, last_row, threads_log2 = make_row_dot(shape, skips), shape.rows - 1, log2(THREADS)
+
+    @ti.func
+    def row_gemv(i, matrix: ti.template(), inputs: ti.template(), y: ti.template(), y_at, rule: ti.template()):
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # THREADS
+        t = i & (THREADS - 1)
+        row = (i >> threads_log2) * ROWS + (t >> 5)
+        part = row_dot(matrix, ti.min(row, last_row), inputs, rule, t & (LANES - 1))
+        total = simdgroup_sum(shared, t, part)
+        if t & (LANES - 1) == 0:
+            y[y_at + row] = total
 
     return row_gemv
 
