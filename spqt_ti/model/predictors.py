@@ -11,6 +11,8 @@ from enum import Enum
 
 import numpy as np
 
+from spqt_ti.formats import q8_0
+
 
 class Executor(Enum):
     """How a feed-forward network runs with a predictor.
@@ -69,3 +71,20 @@ class NeuronPredictor:
         """Which neurons count as on for inputs x [..., hidden]: bool [..., intermediate], computed as x's type."""
         guess: np.ndarray = (x @ self.fc1.T) @ self.fc2.T + self.bias > 0
         return guess
+
+
+def padded_rank(ranks: list[int]) -> int:
+    """The rank that predictors of these are completed to."""
+    return -(-max(ranks) // q8_0.VALUES) * q8_0.VALUES
+
+
+def factor_blocks(predictor: NeuronPredictor, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """fc1 and fc2 as every engine computes with them, completed to `rank`: Q8_0 blocks of their rows (`blocks_of`)."""
+    short = rank - predictor.rank
+    return blocks_of(np.pad(predictor.fc1, ((0, short), (0, 0)))), blocks_of(np.pad(predictor.fc2, ((0, 0), (0, short))))
+
+
+def blocks_of(factor: np.ndarray) -> np.ndarray:
+    """Q8_0 blocks u8 [rows, cols / 32, 34] of f32 [rows, cols]."""
+    values = np.ascontiguousarray(factor, np.float32)
+    return q8_0.quantize(values.reshape(-1, q8_0.VALUES)).reshape(len(values), -1, q8_0.BYTES)

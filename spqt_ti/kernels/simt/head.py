@@ -71,8 +71,8 @@ def rank_of(logit):
 
 
 def make_tile_product(cols: int):
-    """Build the ti.func (tiles, tile, a, x, shared, t): for thread t < 64 of a group the product of row t of a tile with
-    a[x : x + cols], for the others 0. `shared`: f32 [SHARED].
+    """Build the ti.func (tiles, tile, a, x, shared, t): for thread t < 64 of a group the product of row t of a tile
+    with a[x : x + cols], for the others 0. `shared`: f32 [SHARED].
     """
     blocks, scale_of = cols // 32, _make_scale_of(cols)
 

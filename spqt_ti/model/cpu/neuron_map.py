@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spqt_ti.formats import q8_0
 from spqt_ti.kernels.shared.geometry import tiles_for
 from spqt_ti.kernels.shared.vocabulary import tile
-from spqt_ti.model.predictors import NeuronPredictor
+from spqt_ti.model.predictors import NeuronPredictor, factor_blocks
 
 
 @dataclass(frozen=True)
@@ -63,20 +62,7 @@ class NeuronMap:
         return 64 * self.words_stride + 32 * self.scales_stride + 4 * self.intermediate
 
 
-def padded_rank(ranks: list[int]) -> int:
-    """The rank that predictors of these are completed to."""
-    return -(-max(ranks) // q8_0.VALUES) * q8_0.VALUES
-
-
 def factor_tiles(predictor: NeuronPredictor, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Words u32 [words_stride, 16] and scales f16 [scales_stride, 16] of a predictor, completed to `rank`."""
-    short = rank - len(predictor.fc1)
-    factors = np.pad(predictor.fc1, ((0, short), (0, 0))), np.pad(predictor.fc2, ((0, 0), (0, short)))
-    parts = [tile(blocks_of(factor)) for factor in factors]
+    parts = [tile(blocks) for blocks in factor_blocks(predictor, rank)]
     return np.concatenate([words for words, _ in parts]), np.concatenate([scales for _, scales in parts])
-
-
-def blocks_of(factor: np.ndarray) -> np.ndarray:
-    """Q8_0 blocks u8 [rows, cols / 32, 34] of f32 [rows, cols]."""
-    values = np.ascontiguousarray(factor, np.float32)
-    return q8_0.quantize(values.reshape(-1, q8_0.VALUES)).reshape(len(values), -1, q8_0.BYTES)

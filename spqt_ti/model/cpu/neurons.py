@@ -8,10 +8,10 @@ import numpy as np
 
 from spqt_ti.backend import host_view
 from spqt_ti.model.cpu.decode import DecodeStep
-from spqt_ti.model.cpu.neuron_map import NeuronMap, factor_tiles, padded_rank
+from spqt_ti.model.cpu.neuron_map import NeuronMap, factor_tiles
 from spqt_ti.model.cpu.prefill import Prefill
 from spqt_ti.model.cpu.weights import Weights
-from spqt_ti.model.predictors import Executor, NeuronPredictor
+from spqt_ti.model.predictors import Executor, NeuronPredictor, padded_rank
 from spqt_ti.model.sites import Traffic
 
 

@@ -9,54 +9,45 @@ from typing import Any
 
 from spqt_ti.backend import ti
 from spqt_ti.kernels.shared.activation import make_activate
-from spqt_ti.kernels.shared.geometry import LANES
-from spqt_ti.kernels.simt.active_list import SEGMENT, ActiveList
+from spqt_ti.kernels.simt.active_list import SEGMENT
 from spqt_ti.kernels.simt.attention import CacheShape, make_append_own, make_attention, make_store_own
-from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment, make_zero_inactive
 from spqt_ti.kernels.simt.groups import SHARED, array_of, group_sum, log2, round_up
 from spqt_ti.kernels.simt.hadamard import BLOCK, BLOCK_THREADS, make_combine_runs, make_transform_block
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import Best, make_embed
 from spqt_ti.kernels.simt.heads import Squares, make_entries, make_first_seen, make_place_own, make_place_pair
 from spqt_ti.kernels.simt.norm import make_norm
-from spqt_ti.kernels.simt.products import make_product
-from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
+from spqt_ti.kernels.simt.schemes.decoder import words4
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.simt.head_tasks import make_head_tasks
 from spqt_ti.model.simt.maps import FloatMap, IntegerMap
+from spqt_ti.model.simt.site_tasks import ATTEND, ONE_GROUP, make_site_tasks
 from spqt_ti.model.simt.weights import LayerSpan, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
 
-_ONE_GROUP = 512  # threads of the tasks that are one group's
-_ATTEND = 512  # threads that attend with a head
 _SPREAD = 128  # threads of a group where threads have nothing to say to one another
 
 
 def make_token_kernels(
     weight_map: WeightMap, constants: Constants, cache_shape: CacheShape, selectors: SelectorMap, floats: FloatMap,
-    ints: IntegerMap, *, span: LayerSpan | None = None,
+    ints: IntegerMap, *, span: LayerSpan | None = None, feed_forward: bool = True,
 ):  # fmt: skip
-    """Build the three kernels for a model of these shapes; run_layer is for a span's layers, the first's by default."""
+    """Build the three kernels for a model of these shapes; run_layer is for a span's layers, the first's by default.
+    Without `feed_forward` it ends with the input of gate and up, for layers that predict neurons (neuron_kernels.py).
+    """
     config, span = weight_map.config, span or weight_map.spans[0]
     hidden, width = config.hidden_size, span.width
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     half, queries_per_kv = head_dim // 2, heads // kv_heads
     layers = config.num_hidden_layers
-    matrix_maps = [span.matrices[site.label] for site in Site]
-    segments = [matrix_map.segments for matrix_map in matrix_maps]
-    products = [make_product(matrix_map.shape, matrix_map.division, matrix_map.segments) for matrix_map in matrix_maps]
-    multiplies, rows_of = [product.multiply for product in products], [product.row_of for product in products]
-    threads, block_dims = [product.threads for product in products], [product.group for product in products]
-    collectors = [_ONE_GROUP, _ATTEND, _ONE_GROUP, SEGMENT]  # threads of the groups that collect a segment
-    collects = [make_collect_segment(*pair) for pair in zip(segments, collectors, strict=True)]
-    sources = (floats.x, floats.attention, floats.x, floats.activation)  # of the inputs
-    needs_zeros = [product.needs_zeros for product in products]
-    zero_inactive = [make_zero_inactive(*pair) for pair in zip(segments, collectors, strict=True)]
+    tasks = make_site_tasks(span, selectors, floats, ints)
+    collect, multiply, threads, block_dims = tasks.collect, tasks.multiply, tasks.threads, tasks.groups
+    segments, rows_of = tasks.segments, [product.row_of for product in tasks.products]
     biases = [constants.layer.get(f"{site.label}_bias", -1) for site in Site]
-    norm = make_norm(hidden, _ONE_GROUP, config.rms_norm_eps)
-    attend = make_attention(cache_shape, _ATTEND, config.scales.attention, config.scales.attention_cap)
+    norm = make_norm(hidden, ONE_GROUP, config.rms_norm_eps)
+    attend = make_attention(cache_shape, ATTEND, config.scales.attention, config.scales.attention_cap)
     append_own = make_append_own(cache_shape)
     store_own = make_store_own(head_dim)
     head_offsets = floats.head_constants(constants, config, cache_shape.context)
@@ -67,7 +58,7 @@ def make_token_kernels(
     place_pair = make_place_pair(head_dim, head_offsets)
     whole = head_offsets.whole
     counts = (heads * head_dim, kv_heads * head_dim) if whole else (head_dim, head_dim)
-    place_own = make_place_own(head_dim, _ATTEND, counts, head_offsets)
+    place_own = make_place_own(head_dim, ATTEND, counts, head_offsets)
     first_seen = make_first_seen(head_offsets)
     activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
     head, embed = make_head_tasks(weight_map, floats.partial), make_embed(hidden, scales.embedding)
@@ -77,8 +68,8 @@ def make_token_kernels(
     transform_block: Any = runs and make_transform_block(runs)
     combine_runs: Any = runs and make_combine_runs(runs)
     block_groups, block_log2, turns = runs.blocks if runs else 0, log2(BLOCK_THREADS), runs is not None
-    run = -(-hidden // _ONE_GROUP)
-    attend_log2, segment_log2 = log2(_ATTEND), log2(SEGMENT)
+    run = -(-hidden // ONE_GROUP)
+    attend_log2, segment_log2 = log2(ATTEND), log2(SEGMENT)
     per_thread = segments[Site.DOWN].length // SEGMENT
     hidden_threads = round_up(hidden, _SPREAD)
     count_threads = round_up(layers * SITE_COUNT, _SPREAD)
@@ -106,7 +97,7 @@ def make_token_kernels(
                 if i < hidden and layer >= 0:
                     value = output(a, layer, site, i)
                     squares += value * value
-            factor /= ti.sqrt(group_sum(shared, t, squares, _ONE_GROUP) / hidden + config.rms_norm_eps)
+            factor /= ti.sqrt(group_sum(shared, t, squares, ONE_GROUP) / hidden + config.rms_norm_eps)
         if layer >= 0:  # the same for all of the group
             for k in range(run):
                 i = t * run + k
@@ -119,10 +110,8 @@ def make_token_kernels(
                     a[floats.hidden + i] = a[floats.hidden + i] + added
 
     @ti.func
-    def normalise_and_collect(
-        a: ti.template(), integers: ti.template(), layer, weight: ti.template(), site: ti.template(), t
-    ):  # fmt: skip
-        """x = RMSNorm(hidden), or hidden itself where the layer has no such norm, and its active inputs for a site."""
+    def normalise(a: ti.template(), layer, weight: ti.template(), t):
+        """x = RMSNorm(hidden), or hidden itself where the layer has no such norm."""
         if ti.static(weight < 0):
             for k in range(run):
                 i = t * run + k
@@ -130,43 +119,6 @@ def make_token_kernels(
                     a[floats.x + i] = a[floats.hidden + i]
         else:
             norm(a, floats.hidden, floats.constants + layer * constants.stride + weight, floats.x, t)
-        collect(a, floats.x, a, integers, layer, site, 0, t)
-
-    @ti.func
-    def collect(
-        values: ti.template(), x, a: ti.template(), integers: ti.template(), layer, site: ti.template(), segment, t
-    ):  # fmt: skip
-        """The active ones among the inputs values[x:] of a segment, unless their site is dense, and their number. For a
-        matrix that is read whole, the others become zero in the f32 array, where values[x:] have been put as well.
-        """
-        # Not inside the condition: Taichi's SPIR-V compiler fails on shared memory that is declared there.
-        shared = ti.simt.block.SharedArray((SHARED,), ti.i32)
-        threshold = a[floats.selectors + layer * SITE_COUNT + site]
-        if threshold > 0.0:  # the same for all groups
-            weighted = a[floats.selectors + selectors.weighted + layer * SITE_COUNT + site] > 0.0
-            weights = floats.selectors + (selectors.weights + (layer * SITE_COUNT + site) * selectors.stride) * LANES
-            inputs = ti.static(Inputs(values, x))
-            rule = ti.static(Rule(threshold, a, weights, weighted))
-            active = ti.static(ActiveList(integers, ints.active, ints.lengths))
-            collects[site](inputs, segment, rule, active, shared, t)
-            if ti.static(needs_zeros[site]):
-                first = sources[site] + segment * segments[site].length
-                zero_inactive[site](inputs, segment, rule, ti.static(Inputs(a, first)), t)
-
-    @ti.func
-    def multiply(
-        i, quants: ti.template(), headers: ti.template(), a: ti.template(), integers: ti.template(), layer,
-        site: ti.template(), x,
-    ):  # fmt: skip
-        quants_at = layer * span.quants_stride + (span.quants + matrix_maps[site].quants)
-        headers_at = layer * span.headers_stride + (span.headers + matrix_maps[site].headers)
-        matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
-        active = ti.static(ActiveList(integers, ints.active, ints.lengths))
-        count = multiplies[site](
-            i, matrix, a, x, active, a[floats.selectors + layer * SITE_COUNT + site] > 0.0, floats.partial
-        )
-        if i == 0:
-            integers[ints.counts + layer * SITE_COUNT + site] = count
 
     @ti.kernel
     def begin_token(
@@ -203,7 +155,7 @@ def make_token_kernels(
                     low, high = place_pair(a, low, high, d, layer, position, part == 0, 0, 1.0)
             own[part * head_dim + low_at] = low
             own[part * head_dim + high_at] = high
-            pair += _ATTEND
+            pair += ATTEND
         if ti.static(normalised):
             q_squares, k_squares, q_head, k_head = 0.0, 0.0, head, head // queries_per_kv
             if ti.static(whole):
@@ -214,7 +166,7 @@ def make_token_kernels(
                         q_squares += value * value
                     else:
                         k_squares += value * value
-                    row += _ATTEND
+                    row += ATTEND
             squares = ti.static(Squares(q_squares, k_squares, q_head, k_head))
             place_own(a, own, layer, position, squares, t)
         ti.simt.block.sync()
@@ -230,65 +182,69 @@ def make_token_kernels(
         integers: array_of(ti.i32), layer: ti.i32,
     ):  # fmt: skip
         """A layer, except that its last residual is added by the next layer, or by end_token."""
-        ti.loop_config(block_dim=_ONE_GROUP)
-        for t in range(_ONE_GROUP):
+        ti.loop_config(block_dim=ONE_GROUP)
+        for t in range(ONE_GROUP):
             add_residual(a, layer - 1, Site.DOWN, t)
-            normalise_and_collect(a, integers, layer, attention_norm, Site.QKV, t)
+            normalise(a, layer, attention_norm, t)
+            collect(a, floats.x, a, integers, layer, Site.QKV, 0, t, 0.0)
         ti.loop_config(block_dim=block_dims[Site.QKV])
         for i in range(threads[Site.QKV]):
-            multiply(i, quants, headers, a, integers, layer, Site.QKV, floats.x)
-        ti.loop_config(block_dim=_ATTEND)
-        for i in range(heads * _ATTEND):
+            multiply(i, quants, headers, a, integers, layer, Site.QKV, floats.x, 0.0)
+        ti.loop_config(block_dim=ATTEND)
+        for i in range(heads * ATTEND):
             own = ti.simt.block.SharedArray((SHARED,), ti.f32)  # 3 * head_dim
-            head, t, position = i >> attend_log2, i & (_ATTEND - 1), integers[ints.position]
+            head, t, position = i >> attend_log2, i & (ATTEND - 1), integers[ints.position]
             keys = layer * cache_shape.layer_stride + head // queries_per_kv * 2 * cache_shape.half_stride
             fill_own(a, layer, head, position, own, t)
             if head - head // queries_per_kv * queries_per_kv == 0:  # the first of those that share it
                 append_own(cache, keys, position, own, t)
             attend(cache, keys, own, first_seen(a, layer, position), position, t)
             store_own(own, a, floats.attention + head * head_dim, t)
-            collect(own, 0, a, integers, layer, Site.O, head, t)
+            collect(own, 0, a, integers, layer, Site.O, head, t, 0.0)
         ti.loop_config(block_dim=block_dims[Site.O])
         for i in range(threads[Site.O]):
-            multiply(i, quants, headers, a, integers, layer, Site.O, floats.attention)
-        ti.loop_config(block_dim=_ONE_GROUP)
-        for t in range(_ONE_GROUP):
+            multiply(i, quants, headers, a, integers, layer, Site.O, floats.attention, 0.0)
+        ti.loop_config(block_dim=ONE_GROUP)
+        for t in range(ONE_GROUP):
             add_residual(a, layer, Site.O, t)
-            normalise_and_collect(a, integers, layer, ffn_norm, Site.GATE_UP, t)
-        ti.loop_config(block_dim=block_dims[Site.GATE_UP])
-        for i in range(threads[Site.GATE_UP]):
-            multiply(i, quants, headers, a, integers, layer, Site.GATE_UP, floats.x)
-        if ti.static(turns):
-            ti.loop_config(block_dim=BLOCK_THREADS)
-            for i in range(block_groups * BLOCK_THREADS):
-                shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
-                block, t = i >> block_log2, i & (BLOCK_THREADS - 1)
-                ti.simt.block.sync()
-                for part in ti.static(range(BLOCK // BLOCK_THREADS)):
-                    j = block * BLOCK + part * BLOCK_THREADS + t
-                    shared[part * BLOCK_THREADS + t] = 0.0
+            normalise(a, layer, ffn_norm, t)
+            if ti.static(feed_forward):
+                collect(a, floats.x, a, integers, layer, Site.GATE_UP, 0, t, 0.0)
+        if ti.static(feed_forward):
+            ti.loop_config(block_dim=block_dims[Site.GATE_UP])
+            for i in range(threads[Site.GATE_UP]):
+                multiply(i, quants, headers, a, integers, layer, Site.GATE_UP, floats.x, 0.0)
+            if ti.static(turns):
+                ti.loop_config(block_dim=BLOCK_THREADS)
+                for i in range(block_groups * BLOCK_THREADS):
+                    shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+                    block, t = i >> block_log2, i & (BLOCK_THREADS - 1)
+                    ti.simt.block.sync()
+                    for part in ti.static(range(BLOCK // BLOCK_THREADS)):
+                        j = block * BLOCK + part * BLOCK_THREADS + t
+                        shared[part * BLOCK_THREADS + t] = 0.0
+                        if j < width:
+                            shared[part * BLOCK_THREADS + t] = activated(a, layer, j)
+                    transform_block(shared, t)
+                    for part in ti.static(range(BLOCK // BLOCK_THREADS)):
+                        j = block * BLOCK + part * BLOCK_THREADS + t
+                        if j < width:
+                            a[floats.activated + j] = shared[part * BLOCK_THREADS + t]
+            ti.loop_config(block_dim=SEGMENT)
+            for i in range(segments[Site.DOWN].count * SEGMENT):
+                segment, t = i >> segment_log2, i & (SEGMENT - 1)
+                for k in range(per_thread):
+                    j = i * per_thread + k
                     if j < width:
-                        shared[part * BLOCK_THREADS + t] = activated(a, layer, j)
-                transform_block(shared, t)
-                for part in ti.static(range(BLOCK // BLOCK_THREADS)):
-                    j = block * BLOCK + part * BLOCK_THREADS + t
-                    if j < width:
-                        a[floats.activated + j] = shared[part * BLOCK_THREADS + t]
-        ti.loop_config(block_dim=SEGMENT)
-        for i in range(segments[Site.DOWN].count * SEGMENT):
-            segment, t = i >> segment_log2, i & (SEGMENT - 1)
-            for k in range(per_thread):
-                j = i * per_thread + k
-                if j < width:
-                    if ti.static(turns):
-                        a[floats.activation + j] = combine_runs(a, floats.activated, j)
-                    else:
-                        a[floats.activation + j] = activated(a, layer, j)
-            first = floats.activation + segment * segments[Site.DOWN].length
-            collect(a, first, a, integers, layer, Site.DOWN, segment, t)
-        ti.loop_config(block_dim=block_dims[Site.DOWN])
-        for i in range(threads[Site.DOWN]):
-            multiply(i, quants, headers, a, integers, layer, Site.DOWN, floats.activation)
+                        if ti.static(turns):
+                            a[floats.activation + j] = combine_runs(a, floats.activated, j)
+                        else:
+                            a[floats.activation + j] = activated(a, layer, j)
+                first = floats.activation + segment * segments[Site.DOWN].length
+                collect(a, first, a, integers, layer, Site.DOWN, segment, t, 0.0)
+            ti.loop_config(block_dim=block_dims[Site.DOWN])
+            for i in range(threads[Site.DOWN]):
+                multiply(i, quants, headers, a, integers, layer, Site.DOWN, floats.activation, 0.0)
 
     @ti.kernel
     def end_token(
@@ -298,8 +254,8 @@ def make_token_kernels(
         """Logits [tiles * 64]; among the results [MOST_TOKENS + layers * SITE_COUNT] the best token of this step of a
         run, and its numbers of active inputs, added to those of the steps before.
         """
-        ti.loop_config(block_dim=_ONE_GROUP)
-        for t in range(_ONE_GROUP):
+        ti.loop_config(block_dim=ONE_GROUP)
+        for t in range(ONE_GROUP):
             add_residual(a, layers - 1, Site.DOWN, t)
             norm(a, floats.hidden, floats.constants + constants.final_norm, floats.x, t)
         if ti.static(head.product_threads > 0):

@@ -14,8 +14,7 @@ import tiny_models
 
 from spqt_ti.errors import PolicyError
 from spqt_ti.formats import q8_0
-from spqt_ti.model.cpu.neuron_map import blocks_of
-from spqt_ti.model.predictors import Executor, NeuronPredictor
+from spqt_ti.model.predictors import Executor, NeuronPredictor, blocks_of
 from spqt_ti.model.reference import Reference
 from spqt_ti.model.runner import Llama
 from spqt_ti.model.sites import SITES
