@@ -81,7 +81,9 @@ def padded_rank(ranks: list[int]) -> int:
 def factor_blocks(predictor: NeuronPredictor, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """fc1 and fc2 as every engine computes with them, completed to `rank`: Q8_0 blocks of their rows (`blocks_of`)."""
     short = rank - predictor.rank
-    return blocks_of(np.pad(predictor.fc1, ((0, short), (0, 0)))), blocks_of(np.pad(predictor.fc2, ((0, 0), (0, short))))
+    return blocks_of(np.pad(predictor.fc1, ((0, short), (0, 0)))), blocks_of(
+        np.pad(predictor.fc2, ((0, 0), (0, short)))
+    )
 
 
 def blocks_of(factor: np.ndarray) -> np.ndarray:

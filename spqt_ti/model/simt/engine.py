@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-import numpy as np
-
 from spqt_ti.container import Container
-from spqt_ti.errors import BackendError
 from spqt_ti.kernels.simt.division import Division, default_division
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.engine import Engine, EngineKind
-from spqt_ti.model.predictors import Executor, NeuronPredictor
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.cache import SimtCache
 from spqt_ti.model.simt.decode import SimtDecode
+from spqt_ti.model.simt.neurons import SimtNeurons
 from spqt_ti.model.simt.prefill import SimtPrefill
-from spqt_ti.model.simt.weights import segments_of, traffic
-from spqt_ti.model.sites import Traffic, matrix_shapes
+from spqt_ti.model.simt.weights import segments_of
+from spqt_ti.model.simt.weights import traffic as traffic_of
+from spqt_ti.model.sites import matrix_shapes
 
 _log = logging.getLogger(__name__)
 
@@ -31,15 +29,9 @@ def build(container: Container, context: int, divisions: Mapping[str, str | None
     arrays = ModelArrays(container, context, parsed)
     cache = SimtCache(arrays.cache_shape, arrays.cache)
     decode, prefill = SimtDecode(arrays), SimtPrefill(arrays)
-    return Engine(arrays.selectors, decode, prefill, arrays.weight_map.traffic(), cache, SimtNeurons())
-
-
-class SimtNeurons:
-    """Neuron predictors: not on GPUs yet."""
-
-    def set(self, predictors: Mapping[int, NeuronPredictor], executor: Executor) -> tuple[Traffic, np.ndarray]:
-        """Raises BackendError."""
-        raise BackendError("neuron predictors run on the cpu backend alone; take it, or a policy without predictors")
+    traffic = arrays.weight_map.traffic()
+    neurons = SimtNeurons(arrays, decode, prefill, traffic)
+    return Engine(arrays.selectors, decode, prefill, traffic, cache, neurons)
 
 
 def divide(config: ModelConfig, site: str, measured: str | None) -> str:
@@ -58,4 +50,4 @@ def divide(config: ModelConfig, site: str, measured: str | None) -> str:
     return str(default_division(shape.bands, shape.cols))
 
 
-KIND = EngineKind(build, divide, "division", traffic)
+KIND = EngineKind(build, divide, "division", traffic_of)

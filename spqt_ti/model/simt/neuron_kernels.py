@@ -10,12 +10,14 @@ from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.geometry import TILE_ROWS
 from spqt_ti.kernels.simt.active_list import SEGMENT, ActiveList
 from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment
+from spqt_ti.kernels.simt.division import LANES
 from spqt_ti.kernels.simt.groups import SHARED, array_of, group_sum, log2
 from spqt_ti.kernels.simt.head import THREADS as TILE_THREADS
 from spqt_ti.kernels.simt.head import Tiles, make_tile_product
 from spqt_ti.kernels.simt.listed_neurons import NeuronOutputs, listed_threads, make_listed_neurons
 from spqt_ti.kernels.simt.row_gemv import THREADS as ROW_THREADS
-from spqt_ti.kernels.simt.row_gemv import make_row_gemv, row_gemv_threads
+from spqt_ti.kernels.simt.row_gemv import make_row_dot, row_gemv_threads, simdgroup_sum
+from spqt_ti.kernels.simt.row_words import ROWS
 from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
@@ -31,16 +33,24 @@ _PARTS = CHUNK // _TOKENS
 
 
 def make_guess(neurons: NeuronMap):
-    """Build the ti.funcs `encode` (thread i of the row GEMV: fc1 x to guesses[code:]) and `guess` (thread t of a tile's
-    group: for t < 64 what fc2 and bias make of guesses[code:], for the others 0).
+    """Build the ti.funcs `encode` (group and thread of ROW_THREADS: its four rows of fc1 x, to guesses[code:]) and
+    `guess` (thread t of a tile's group: for t < 64 what fc2 and bias make of guesses[code:], for the others 0).
+    `shared`: f32 [SHARED].
     """
-    row_gemv, tile_product, fc1 = make_row_gemv(neurons.fc1, False), make_tile_product(neurons.rank), neurons.fc1
+    row_dot, tile_product, fc1 = make_row_dot(neurons.fc1, False), make_tile_product(neurons.rank), neurons.fc1
 
     @ti.func
-    def encode(i, quants: ti.template(), headers: ti.template(), index, a: ti.template(), x, guesses: ti.template(), code):
+    def encode(
+        group, t, quants: ti.template(), headers: ti.template(), index, x: ti.template(), guesses: ti.template(), code,
+        shared: ti.template(),
+    ):  # fmt: skip
         quants_at, headers_at = index * fc1.quants, index * fc1.headers
         matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
-        row_gemv(i, matrix, ti.static(Inputs(a, x)), guesses, code, ti.static(Rule(-1.0, a, 0, False)))
+        row, lane = group * ROWS + (t >> 5), t & (LANES - 1)
+        part = row_dot(matrix, row, x, ti.static(Rule(-1.0, x.values, 0, False)), lane)
+        total = simdgroup_sum(shared, t, part)
+        if lane == 0:
+            guesses[code + row] = total
 
     @ti.func
     def guess(
@@ -59,7 +69,7 @@ def make_run_neurons(
     weight_map: WeightMap, constants: Constants, selectors: SelectorMap, floats: FloatMap, ints: IntegerMap,
     neurons: NeuronMap, parallel: bool,
 ):  # fmt: skip
-    """Build the kernel of a layer's feed-forward network, but for its norm and its residual. `parallel`: the executor."""
+    """Build the kernel of a layer's feed-forward network, without norm and residual. `parallel`: the executor."""
     config, span = weight_map.config, weight_map.spans[0]
     width, tasks = span.width, make_site_tasks(span, selectors, floats, ints)
     collect, multiply, threads, block_dims = tasks.collect, tasks.multiply, tasks.threads, tasks.groups
@@ -68,7 +78,8 @@ def make_run_neurons(
     bias = constants.layer.get(f"{Site.GATE_UP.label}_bias", -1)
     listed_neurons = make_listed_neurons(gate_up.shape, segments, activate, parallel, bias >= 0)
     collect_segment, (encode, guess) = make_collect_segment(segments, SEGMENT), make_guess(neurons)
-    per_thread, segment_log2, tile_log2 = segments.length // SEGMENT, log2(SEGMENT), log2(TILE_THREADS)
+    per_thread, segment_log2 = segments.length // SEGMENT, log2(SEGMENT)
+    tile_log2, row_log2 = log2(TILE_THREADS), log2(ROW_THREADS)
     encode_threads, row_threads = row_gemv_threads(neurons.fc1), listed_threads(width)
 
     @ti.kernel
@@ -81,7 +92,10 @@ def make_run_neurons(
         """`index`: of the layer's predictor."""
         ti.loop_config(block_dim=ROW_THREADS)
         for i in range(encode_threads):
-            encode(i, fc1_quants, fc1_headers, index, a, floats.x, guesses, neurons.code)
+            shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+            group, t = i >> row_log2, i & (ROW_THREADS - 1)
+            x = ti.static(Inputs(a, floats.x))
+            encode(group, t, fc1_quants, fc1_headers, index, x, guesses, neurons.code, shared)
         ti.loop_config(block_dim=TILE_THREADS)
         for i in range(neurons.tiles * TILE_THREADS):
             shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
@@ -138,8 +152,8 @@ def make_run_neurons(
 
 def make_mask_neurons(floats: FloatMap, neurons: NeuronMap):
     """Build the kernel that zeroes the inputs of down, of up to CHUNK tokens, of neurons that are not predicted."""
-    row_groups, tile_log2, row_log2 = row_gemv_threads(neurons.fc1) // ROW_THREADS, log2(TILE_THREADS), log2(ROW_THREADS)
     (encode, guess), width = make_guess(neurons), neurons.intermediate
+    row_groups, tile_log2, row_log2 = neurons.rank // ROWS, log2(TILE_THREADS), log2(ROW_THREADS)
 
     @ti.kernel
     def mask_neurons(
@@ -148,13 +162,15 @@ def make_mask_neurons(floats: FloatMap, neurons: NeuronMap):
     ):  # fmt: skip
         ti.loop_config(block_dim=ROW_THREADS)
         for i in range(_PARTS * row_groups * ROW_THREADS):
-            part = (i >> row_log2) // row_groups
-            row_thread = i - part * (row_groups * ROW_THREADS)
-            for token in range(part * _TOKENS, ti.min(part * _TOKENS + _TOKENS, count)):  # the same for all of the group
-                x = floats.chunk_inputs[Site.GATE_UP] + token * neurons.hidden
-                encode(
-                    row_thread, fc1_quants, fc1_headers, index, a, x, guesses, neurons.chunk_codes + token * neurons.rank
-                )
+            shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+            group, t = i >> row_log2, i & (ROW_THREADS - 1)
+            part = group // row_groups
+            # The same tokens for all of the group, here and below.
+            for token in range(part * _TOKENS, ti.min(part * _TOKENS + _TOKENS, count)):
+                first, code = token * neurons.hidden, neurons.chunk_codes + token * neurons.rank
+                x_at = floats.chunk_inputs[Site.GATE_UP] + first
+                x = ti.static(Inputs(a, x_at))
+                encode(group - part * row_groups, t, fc1_quants, fc1_headers, index, x, guesses, code, shared)
         ti.loop_config(block_dim=TILE_THREADS)
         for i in range(_PARTS * neurons.tiles * TILE_THREADS):
             shared = ti.simt.block.SharedArray((SHARED,), ti.f32)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.submission import Submission
+from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import zeros
 from spqt_ti.model.engine import CHUNK, Observer, Tokens
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.chunk_kernels import make_chunk_kernels
+from spqt_ti.model.simt.neuron_arrays import NeuronArrays, NeuronMap
+from spqt_ti.model.simt.neuron_kernels import make_mask_neurons
 from spqt_ti.model.sites import SITES
 
 
@@ -24,7 +29,11 @@ class SimtPrefill:
         kernels = {span.first: make_chunk_kernels(*maps, span=span) for span in a.weight_map.spans}
         self._begin, _, self._end = kernels[0]
         self._launches = {first: launches for first, (_, launches, _) in kernels.items()}
-        self._layers: dict[int, Submission] = {}  # by a span's first layer; compiled when it is first wanted
+        # By a span's first layer, and whether neurons are predicted; compiled when they are first wanted.
+        self._layers: dict[tuple[int, bool], Submission] = {}
+        self._neurons: NeuronArrays | None = None
+        self._numbers = np.full(arrays.config.num_hidden_layers, -1)  # of each layer's predictor; -1: it has none
+        self._mask_kernels: dict[NeuronMap, Any] = {}
         self._warm = False
 
     def warm_up(self, position: int) -> None:
@@ -57,10 +66,32 @@ class SimtPrefill:
         """Put the hidden states of `count` tokens, the first at position `start`, through one layer."""
         m, first = self._arrays, self._arrays.weight_map.span(layer).first
         m.upload_selectors()
-        if first not in self._layers:
-            arrays = {"quants": m.quants, "headers": m.headers, "a": m.a, "cache": m.cache}
-            self._layers[first] = Submission(self._launches[first], arrays)
-        self._layers[first].submit(layer=layer, start=start, count=count, masked=int(masked))
+        key = first, masked and bool(self._numbers[layer] >= 0)
+        if key not in self._layers:
+            self._layers[key] = self._make_layer(*key)
+        scalars = {"index": int(self._numbers[layer])} if key[1] else {}
+        self._layers[key].submit(layer=layer, start=start, count=count, masked=int(masked), **scalars)
+
+    def use_neurons(self, neurons: NeuronArrays | None, numbers: np.ndarray) -> None:
+        """In masked runs zero what neurons that are off put into down, in layers whose number [layers] is not negative,
+        from now on; None: in no layer.
+        """
+        self._neurons, self._numbers = neurons, numbers
+        self._layers = {key: layer for key, layer in self._layers.items() if not key[1]}
+
+    def _make_layer(self, first: int, predicts: bool) -> Submission:
+        m, launches = self._arrays, list(self._launches[first])
+        arrays = {"quants": m.quants, "headers": m.headers, "a": m.a, "cache": m.cache}
+        if not predicts or self._neurons is None:
+            return Submission(launches, arrays)
+        neurons = self._neurons
+        if neurons.map not in self._mask_kernels:
+            self._mask_kernels[neurons.map] = make_mask_neurons(m.floats, neurons.map)
+        factors = {name: array for name, array in neurons.arrays.items() if name != "rows_read"}
+        *before, gate_up, down = launches
+        gate_up = replace(gate_up, scalars=("layer", "count", 0))  # thresholds of gate and up count for nothing
+        mask = Launch(self._mask_kernels[neurons.map], ("a", *factors), ("index", "count"))
+        return Submission([*before, gate_up, mask, down], arrays | factors)
 
     def read_states(self, count: int) -> np.ndarray:
         """The hidden states of `count` tokens, f32 [count, hidden]. Waits for the device."""
