@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from spqt_ti.backend import ti
-from spqt_ti.kernels.simt.groups import exclusive_scan
+from spqt_ti.kernels.simt.groups import exclusive_scan, zero
 
 SEGMENT = 256  # inputs, and threads that collect them
 _MOST_SEGMENTS = 64
@@ -85,7 +85,7 @@ def make_list_reader(segments: Segments, threads: int):
     @ti.func
     def segment_of(starts: ti.template(), k):
         """The segment of the k-th active input, by bisection; the last one for what lies beyond."""
-        segment = 0
+        segment = zero(k)
         for level in ti.static(range(padded.bit_length() - 2, -1, -1)):
             if starts[segment + (1 << level)] <= k:
                 segment += 1 << level

@@ -86,7 +86,10 @@ class NeuronArrays:
         require(MAX_GROUP, SHARED_BYTES, MOST_ARRAYS)
         check_memory("neuron predictors", neurons.sizes())
         self.map = neurons
-        quants, headers, words, scales = [], [], [], []
+        quants: list[np.ndarray] = []
+        headers: list[np.ndarray] = []
+        words: list[np.ndarray] = []
+        scales: list[np.ndarray] = []
         biases = np.zeros((neurons.count, neurons.padded), np.float32)
         for number, predictor in enumerate(predictors):
             fc1, fc2 = factor_blocks(predictor, neurons.rank)

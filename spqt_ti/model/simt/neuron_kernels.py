@@ -6,6 +6,7 @@ that are on; down over these. Nothing is atomic, so a result repeats bit for bit
 """
 
 from spqt_ti.backend import ti
+from spqt_ti.errors import BackendError
 from spqt_ti.kernels.shared.activation import make_activate
 from spqt_ti.kernels.shared.geometry import TILE_ROWS
 from spqt_ti.kernels.simt.active_list import SEGMENT, ActiveList
@@ -17,7 +18,7 @@ from spqt_ti.kernels.simt.head import Tiles, make_tile_product
 from spqt_ti.kernels.simt.listed_neurons import NeuronOutputs, listed_threads, make_listed_neurons
 from spqt_ti.kernels.simt.row_gemv import THREADS as ROW_THREADS
 from spqt_ti.kernels.simt.row_gemv import make_row_dot, row_gemv_threads, simdgroup_sum
-from spqt_ti.kernels.simt.row_words import ROWS
+from spqt_ti.kernels.simt.row_words import ROWS, RowWords
 from spqt_ti.kernels.simt.schemes.decoder import Matrix, words4
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import CHUNK
@@ -69,13 +70,18 @@ def make_run_neurons(
     weight_map: WeightMap, constants: Constants, selectors: SelectorMap, floats: FloatMap, ints: IntegerMap,
     neurons: NeuronMap, parallel: bool,
 ):  # fmt: skip
-    """Build the kernel of a layer's feed-forward network, without norm and residual. `parallel`: the executor."""
+    """Build the kernel of a layer's feed-forward network, without norm and residual. `parallel`: the executor.
+
+    Raises BackendError where gate and up are not in the row layout.
+    """
     config, span = weight_map.config, weight_map.spans[0]
     width, tasks = span.width, make_site_tasks(span, selectors, floats, ints)
     collect, multiply, threads, block_dims = tasks.collect, tasks.multiply, tasks.threads, tasks.groups
     segments, gate_up = tasks.segments[Site.DOWN], span.matrices[Site.GATE_UP.label]
     activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
     bias = constants.layer.get(f"{Site.GATE_UP.label}_bias", -1)
+    if not isinstance(gate_up.shape, RowWords):
+        raise BackendError("neuron predictors skip rows of gate and up: quantise with --layout zigzag,gate_up=row")
     listed_neurons = make_listed_neurons(gate_up.shape, segments, activate, parallel, bias >= 0)
     collect_segment, (encode, guess) = make_collect_segment(segments, SEGMENT), make_guess(neurons)
     per_thread, segment_log2 = segments.length // SEGMENT, log2(SEGMENT)
