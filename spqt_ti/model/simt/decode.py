@@ -13,8 +13,8 @@ from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import zeros
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.simt.arrays import ModelArrays
-from spqt_ti.model.simt.neuron_arrays import NeuronArrays, NeuronMap
-from spqt_ti.model.simt.neuron_kernels import make_run_neurons
+from spqt_ti.model.simt.neuron_arrays import FACTORS, NeuronArrays, NeuronMap
+from spqt_ti.model.simt.neuron_kernels import make_predict_neurons, make_run_neurons
 from spqt_ti.model.simt.token_kernels import make_token_kernels
 from spqt_ti.model.simt.weights import LayerSpan
 from spqt_ti.model.sites import SITES
@@ -95,13 +95,14 @@ class SimtDecode:
         return Submission(launches, arrays | (self._neurons.arrays if self._neurons else {}))
 
     def _layer(self, layer: int) -> list[Launch]:
-        """A layer's launches: one, or two where it predicts neurons."""
+        """A layer's launches: one, or three where it predicts neurons."""
         weights, number = ("quants", "headers", "a", "cache", "integers"), int(self._numbers[layer])
         _, run_layer, _ = self._span_kernels(self._arrays.weight_map.span(layer), number < 0)
         launches = [Launch(run_layer, weights, (layer,))]
         if self._neurons is not None and number >= 0:
-            arrays = ("quants", "headers", "a", "integers", *self._neurons.arrays)
-            launches.append(Launch(self._neuron_kernel(self._neurons.map), arrays, (layer, number)))
+            predict, run_neurons = self._neuron_kernels(self._neurons.map)
+            arrays = ("quants", "headers", "a", "integers", "guesses", "rows_read")
+            launches += [Launch(predict, ("a", *FACTORS), (number,)), Launch(run_neurons, arrays, (layer,))]
         return launches
 
     def _span_kernels(self, span: LayerSpan, feed_forward: bool) -> tuple[Any, Any, Any]:
@@ -112,12 +113,14 @@ class SimtDecode:
         kernels: tuple[Any, Any, Any] = self._kernels[key]
         return kernels
 
-    def _neuron_kernel(self, neurons: NeuronMap) -> Any:
+    def _neuron_kernels(self, neurons: NeuronMap) -> tuple[Any, Any]:
         m, key = self._arrays, (neurons, self._parallel)
         if key not in self._kernels:
             maps = m.weight_map, m.constants, m.selectors.map, m.floats, m.ints
-            self._kernels[key] = make_run_neurons(*maps, neurons, self._parallel)
-        return self._kernels[key]
+            run_neurons = make_run_neurons(*maps, neurons, self._parallel)
+            self._kernels[key] = make_predict_neurons(m.floats, neurons), run_neurons
+        kernels: tuple[Any, Any] = self._kernels[key]
+        return kernels
 
     def profile(self, token: int, position: int, steps: int = 1) -> dict[str, float]:
         """Raises BackendError: kernels on a GPU cannot read a clock."""

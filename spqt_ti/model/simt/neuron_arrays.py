@@ -16,7 +16,8 @@ from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.model.engine import CHUNK
 from spqt_ti.model.predictors import NeuronPredictor, factor_blocks
 
-MOST_ARRAYS, MAX_GROUP, SHARED_BYTES = 10, 256, 8 << 10  # that a kernel takes
+FACTORS = ("fc1_quants", "fc1_headers", "fc2_words", "fc2_scales", "guesses")  # arrays that predict
+MOST_ARRAYS, MAX_GROUP, SHARED_BYTES = 6, 256, 8 << 10  # that a kernel takes
 
 
 @dataclass(frozen=True)

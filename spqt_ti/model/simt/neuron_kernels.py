@@ -1,7 +1,7 @@
-"""Feed-forward networks by neuron predictors on a GPU: `run_neurons`, a layer's tasks after its attention, and
-`mask_neurons`, which zeroes what neurons that are off put into down in a prompt.
+"""Feed-forward networks by neuron predictors on a GPU: `predict_neurons` and `run_neurons`, a layer's tasks after its
+attention, and `mask_neurons`, which zeroes what neurons that are off put into down in a prompt.
 
-`run_neurons` is six tasks: fc1; fc2 with bias; the list of predicted neurons; their gate and up rows; the list of those
+The six tasks of a token: fc1; fc2 with bias; the list of predicted neurons; their gate and up rows; the list of those
 that are on; down over these. Nothing is atomic, so a result repeats bit for bit.
 """
 
@@ -66,36 +66,18 @@ def make_guess(neurons: NeuronMap):
     return encode, guess
 
 
-def make_run_neurons(
-    weight_map: WeightMap, constants: Constants, selectors: SelectorMap, floats: FloatMap, ints: IntegerMap,
-    neurons: NeuronMap, parallel: bool,
-):  # fmt: skip
-    """Build the kernel of a layer's feed-forward network, without norm and residual. `parallel`: the executor.
-
-    Raises BackendError where gate and up are not in the row layout.
+def make_predict_neurons(floats: FloatMap, neurons: NeuronMap):
+    """Build the kernel that computes max(fc2 (fc1 x) + bias, 0) of a token's x, to guesses[neurons.guess:]. `index`: of
+    the layer's predictor.
     """
-    config, span = weight_map.config, weight_map.spans[0]
-    width, tasks = span.width, make_site_tasks(span, selectors, floats, ints)
-    collect, multiply, threads, block_dims = tasks.collect, tasks.multiply, tasks.threads, tasks.groups
-    segments, gate_up = tasks.segments[Site.DOWN], span.matrices[Site.GATE_UP.label]
-    activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
-    bias = constants.layer.get(f"{Site.GATE_UP.label}_bias", -1)
-    if not isinstance(gate_up.shape, RowWords):
-        raise BackendError("neuron predictors skip rows of gate and up: quantise with --layout zigzag,gate_up=row")
-    listed_neurons = make_listed_neurons(gate_up.shape, segments, activate, parallel, bias >= 0)
-    collect_segment, (encode, guess) = make_collect_segment(segments, SEGMENT), make_guess(neurons)
-    per_thread, segment_log2 = segments.length // SEGMENT, log2(SEGMENT)
+    (encode, guess), encode_threads = make_guess(neurons), row_gemv_threads(neurons.fc1)
     tile_log2, row_log2 = log2(TILE_THREADS), log2(ROW_THREADS)
-    encode_threads, row_threads = row_gemv_threads(neurons.fc1), listed_threads(width)
 
     @ti.kernel
-    def run_neurons(
-        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), integers: array_of(ti.i32),
-        fc1_quants: array_of(words4), fc1_headers: array_of(words4), fc2_words: array_of(ti.u32),
-        fc2_scales: array_of(ti.u32), guesses: array_of(ti.f32), rows_read: array_of(ti.i32), layer: ti.i32,
-        index: ti.i32,
+    def predict_neurons(
+        a: array_of(ti.f32), fc1_quants: array_of(words4), fc1_headers: array_of(words4), fc2_words: array_of(ti.u32),
+        fc2_scales: array_of(ti.u32), guesses: array_of(ti.f32), index: ti.i32,
     ):  # fmt: skip
-        """`index`: of the layer's predictor."""
         ti.loop_config(block_dim=ROW_THREADS)
         for i in range(encode_threads):
             shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
@@ -109,6 +91,35 @@ def make_run_neurons(
             total = guess(fc2_words, fc2_scales, index, tile, guesses, neurons.code, shared, t)
             if t < TILE_ROWS:
                 guesses[neurons.guess + tile * TILE_ROWS + t] = ti.max(total, 0.0)
+
+    return predict_neurons
+
+
+def make_run_neurons(
+    weight_map: WeightMap, constants: Constants, selectors: SelectorMap, floats: FloatMap, ints: IntegerMap,
+    neurons: NeuronMap, parallel: bool,
+):  # fmt: skip
+    """Build the kernel of a layer's feed-forward network after `predict_neurons`. `parallel`: the executor.
+
+    Raises BackendError where gate and up are not in the row layout.
+    """
+    config, span = weight_map.config, weight_map.spans[0]
+    width, tasks = span.width, make_site_tasks(span, selectors, floats, ints)
+    collect, multiply, threads, block_dims = tasks.collect, tasks.multiply, tasks.threads, tasks.groups
+    segments, gate_up = tasks.segments[Site.DOWN], span.matrices[Site.GATE_UP.label]
+    activate = make_activate(config.hidden_act, ti.exp, config.hidden_act_param, config.architecture.activates_up)
+    bias = constants.layer.get(f"{Site.GATE_UP.label}_bias", -1)
+    if not isinstance(gate_up.shape, RowWords):
+        raise BackendError("neuron predictors skip rows of gate and up: quantise with --layout zigzag,gate_up=row")
+    listed_neurons = make_listed_neurons(gate_up.shape, segments, activate, parallel, bias >= 0)
+    collect_segment, row_threads = make_collect_segment(segments, SEGMENT), listed_threads(width)
+    per_thread, segment_log2 = segments.length // SEGMENT, log2(SEGMENT)
+
+    @ti.kernel
+    def run_neurons(
+        quants: array_of(words4), headers: array_of(words4), a: array_of(ti.f32), integers: array_of(ti.i32),
+        guesses: array_of(ti.f32), rows_read: array_of(ti.i32), layer: ti.i32,
+    ):  # fmt: skip
         ti.loop_config(block_dim=SEGMENT)
         for i in range(segments.count * SEGMENT):
             shared = ti.simt.block.SharedArray((SHARED,), ti.i32)

@@ -13,7 +13,7 @@ from spqt_ti.kernels.simt.transfer import zeros
 from spqt_ti.model.engine import CHUNK, Observer, Tokens
 from spqt_ti.model.simt.arrays import ModelArrays
 from spqt_ti.model.simt.chunk_kernels import make_chunk_kernels
-from spqt_ti.model.simt.neuron_arrays import NeuronArrays, NeuronMap
+from spqt_ti.model.simt.neuron_arrays import FACTORS, NeuronArrays, NeuronMap
 from spqt_ti.model.simt.neuron_kernels import make_mask_neurons
 from spqt_ti.model.sites import SITES
 
@@ -87,7 +87,7 @@ class SimtPrefill:
         neurons = self._neurons
         if neurons.map not in self._mask_kernels:
             self._mask_kernels[neurons.map] = make_mask_neurons(m.floats, neurons.map)
-        factors = {name: array for name, array in neurons.arrays.items() if name != "rows_read"}
+        factors = {name: neurons.arrays[name] for name in FACTORS}
         *before, gate_up, down = launches
         gate_up = replace(gate_up, scalars=("layer", "count", 0))  # thresholds of gate and up count for nothing
         mask = Launch(self._mask_kernels[neurons.map], ("a", *factors), ("index", "count"))
