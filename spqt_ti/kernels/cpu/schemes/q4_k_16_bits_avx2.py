@@ -34,8 +34,7 @@ def make_add_band(native16, fetch_next):
         for _ in range((count + 1) // 2):
             native16.not_unrolled()
             if ti.static(fetches):
-                for _i in ti.static(range(2)):
-                    fetch_next(fetch_at, fetch_last)
+                fetch_next(fetch_at, fetch_last)
             words = [i32x8(0) for _ in ti.static(range(2))]
             native16.two_columns(columns_at, at, words[0], words[1])
             at += 16
@@ -61,8 +60,8 @@ def make_add_band(native16, fetch_next):
     def add_band(
         quants_at, count, a: ti.template(), sums_at, step, in_quad, workspace, fetch_at: ti.template(), fetch_last,
     ):  # fmt: skip
-        for half in ti.static(range(2)):
-            for quarter in range(2):
+        for quarter in range(2):
+            for half in ti.static(range(2)):  # one fetches: as many as rounding leaves of a superblock each
                 h = 2 * quarter + half
                 scales_from = workspace + (SCALES_AT + 64 * quarter + 8 * half + 16 * in_quad)
                 add_quarter(
