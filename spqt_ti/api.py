@@ -18,7 +18,7 @@ from spqt_ti.backend import requested
 from spqt_ti.cache import cache_dir, private_folder
 from spqt_ti.children import python_command
 from spqt_ti.container import Container
-from spqt_ti.container.directories import remove_leftovers
+from spqt_ti.container.directories import discard, remove_leftovers
 from spqt_ti.convert.identity import cached_copy
 from spqt_ti.convert.quantize import quantize
 from spqt_ti.errors import BackendError, CacheError, CheckpointError, ContainerError, GenerationError, PolicyError
@@ -425,17 +425,20 @@ def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Cont
         return Container.open(path)
     source = registry.resolve(path_or_name)
     destination = cached_copy(source)
+    there = destination.exists()
     try:
         return Container.open(destination)
     except ContainerError:
         remove_leftovers(destination.parent)  # not there yet, or damaged: this folder is ours to fill
     try:
         private_folder("quantized")
+        if there:  # damaged; what has come since is another process's and whole
+            discard(destination)
     except OSError as error:
         raise ContainerError(f"{destination}: cannot be written ({error}); SPQT_CACHE_DIR moves the cache") from error
     try:
         if requested(backend) == pack.BACKEND:
-            return quantize(source, destination, overwrite=True)
+            return quantize(source, destination)  # never over a container that another process has opened by now
         return quantize_elsewhere(source, destination)
     except ContainerError:
         if not (destination / "spqt.json").is_file():
@@ -451,7 +454,7 @@ def quantize_elsewhere(
     """
     # Absolute: in the child a path may not begin with "-".
     paths = [str(path.absolute()) for path in (source, destination)]
-    command = python_command("spqt_ti.cli.main", "quantize", *paths, "--force", "--layout", layout, "--scheme", scheme)
+    command = python_command("spqt_ti.cli.main", "quantize", *paths, "--layout", layout, "--scheme", scheme)
     command += ["--rotate", rotate] if rotate else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["remove_leftovers", "replace_directory", "restore", "sibling"]
+__all__ = ["discard", "remove_leftovers", "replace_directory", "restore", "sibling"]
 
 _NAME = re.compile(r"\.(?P<model>.+)\.(?P<kind>partial|old)-(?P<host>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{8}")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux
@@ -33,13 +33,16 @@ def sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{kind}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def replace_directory(temporary: Path, destination: Path) -> None:
+def replace_directory(temporary: Path, destination: Path, overwrite: bool = True) -> None:
     """Give a finished directory its name and delete what had it; OSError leaves the destination as it was.
 
     In one step where the system can. Elsewhere there is a moment in which the name is free: `restore` mends what a
-    process left that was killed then.
+    process left that was killed then. Without `overwrite` OSError where something has the name, unless it is empty.
     """
-    if not destination.exists():
+    if not overwrite:
+        with contextlib.suppress(OSError):  # missing, or not empty: the rename says so
+            destination.rmdir()
+    if not overwrite or not destination.exists():
         os.rename(temporary, destination)
         return
     if _exchange(temporary, destination):
@@ -56,6 +59,14 @@ def replace_directory(temporary: Path, destination: Path) -> None:
     finally:
         if destination.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def discard(directory: Path) -> None:
+    """Delete a directory: its name is free at once, for whoever writes it anew. OSError where it cannot be moved."""
+    if directory.exists():
+        old = sibling(directory, "old")
+        os.rename(directory, old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(destination: Path) -> None:

@@ -168,7 +168,7 @@ class ContainerWriter:
             (self._temporary / MANIFEST).write_bytes(self._manifest().encode())
             for path in (*self._temporary.iterdir(), self._temporary):
                 _flush(path)
-            replace_directory(self._temporary, self.destination)
+            replace_directory(self._temporary, self.destination, self._overwrite)
             _flush(self.destination.parent)
 
     def _manifest(self) -> Manifest:

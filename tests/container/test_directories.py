@@ -13,7 +13,7 @@ import pytest
 from container_files import names_in, snapshot, tensors, write
 
 from spqt_ti.container import Container, directories
-from spqt_ti.container.directories import remove_leftovers, replace_directory, restore, sibling
+from spqt_ti.container.directories import discard, remove_leftovers, replace_directory, restore, sibling
 
 
 def folder(path: Path, content: str) -> Path:
@@ -44,6 +44,19 @@ def test_replace(exchange, tmp_path, monkeypatch):
     replace_directory(folder(tmp_path / "newer", "newer"), tmp_path / "model")
     assert snapshot(tmp_path / "model") == {"file": b"newer"}
     assert names_in(tmp_path) == {"model"}
+
+
+def test_nothing_is_replaced_unasked(tmp_path):
+    """What another process wrote in the meantime may be in use."""
+    new, model = folder(tmp_path / "new", "new"), folder(tmp_path / "model", "old")
+    with pytest.raises(OSError, match="model"):
+        replace_directory(new, model, overwrite=False)
+    assert snapshot(model) == {"file": b"old"}
+    discard(model)
+    assert names_in(tmp_path) == {"new"}
+    model.mkdir()
+    replace_directory(new, model, overwrite=False)
+    assert snapshot(model) == {"file": b"new"}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="says which systems exchange")
