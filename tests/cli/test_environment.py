@@ -91,7 +91,7 @@ def test_a_locale_of_ascii(container, tmp_path):
 PROMPT = """
 import argparse, sys
 from spqt_ti.cli.generate import _prompt
-print(ascii(_prompt(argparse.Namespace(prompt=sys.argv[1], file=None))))
+print(ascii(_prompt(argparse.Namespace(prompt=sys.argv[1], also_prompt=None, file=None))))
 """
 
 

@@ -68,6 +68,6 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         (avx2, "1", "x86_64_avx2"), (vnni - {"avx512vl"}, "1", "x86_64_avx2"), (avx2 - {"avx2"}, "1", None),
         (avx2 - {"fma"}, "1", None),
     ):  # fmt: skip
-        monkeypatch.setattr(native, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(native, "cpu_flags", lambda flags=flags: frozenset(flags))
         monkeypatch.setenv("SPQT_NATIVE", wanted)
         assert native.products_by() == expected, (flags, wanted)
