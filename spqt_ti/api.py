@@ -26,6 +26,8 @@ from spqt_ti.generation import overflow
 from spqt_ti.generation.answer import Answer, checked_stops
 from spqt_ti.generation.beams import Beams, beam_search
 from spqt_ti.generation.constraint import Constraint, Matcher, Vocabulary
+from spqt_ti.generation.embedding import checked as checked_pooling
+from spqt_ti.generation.embedding import embedding
 from spqt_ti.generation.loop import Stats, generate_tokens
 from spqt_ti.generation.prefix_file import load_prefix, save_prefix
 from spqt_ti.generation.sampling import Sampling, of_fields
@@ -221,6 +223,24 @@ class Model:
                 return self.llama.prefill(token_ids, logits="all")
             ids = checks.token_ids(token_ids, self.llama.config.vocab_size)
             return np.stack([self.llama.decode(token).copy() for token in ids])
+
+    def embed(
+        self, texts: str | Sequence[str], *, pooling: str = "mean", normalize: bool = True
+    ) -> np.ndarray:  # fmt: skip
+        """Embedding f32 [hidden] of a text, or f32 [n, hidden] of a list of texts: of its tokens' hidden states after
+        the final norm, the "mean" or the "last" one's, with `normalize` divided by its Euclidean length.
+
+        Texts run densely, whatever the policy. GenerationError for an empty text, one that is longer than the context,
+        an empty list, and another pooling.
+        """
+        checked_pooling(pooling)
+        many = [texts] if isinstance(texts, str) else texts
+        if not isinstance(many, Sequence) or isinstance(many, bytes | bytearray) or not many:
+            raise GenerationError("texts to embed are a str, or a list of at least one")
+        tokens = [self.tokenizer.encode(checks.text("a text to embed", text)) for text in many]
+        with self.llama.exclusive():
+            found = np.stack([embedding(self.llama, ids, pooling, normalize=normalize) for ids in tokens])
+        return found[0] if isinstance(texts, str) else found
 
     def stream(
         self,

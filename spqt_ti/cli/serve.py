@@ -51,6 +51,10 @@ def add_parser(commands: Any) -> None:
     limits.add_argument("--max-tokens", type=options.count, default=4096, metavar="N", help="of an answer")
     limits.add_argument("--max-seconds", type=float, default=600.0, metavar="S", help="of a request on the engine")
     limits.add_argument("--max-body", type=options.count, default=4 << 20, metavar="BYTES", help="of a request")
+    parser.add_argument(
+        "--pooling", default="mean", choices=("mean", "last"),
+        help="embeddings: of all tokens' states, or of the last one's (default: %(default)s)",
+    )  # fmt: skip
     generating.add_sparsity(parser)
     parser.add_argument(
         "--offer", action="append", default=[], metavar="NAME=FILE",
@@ -110,6 +114,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings(
         name, key, tuple(arguments.allow_host), tuple(arguments.allow_origin), arguments.queue, arguments.max_body,
         arguments.max_tokens, seconds=arguments.max_seconds, on_overflow=arguments.on_overflow,
+        pooling=arguments.pooling,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from spqt_ti.model.engines import engine_for
 from spqt_ti.model.faults import all_finite, explain
 from spqt_ti.model.neurons import PredictedLayers, check_predictors, executor_of
 from spqt_ti.model.predictors import Executor, NeuronPredictor
-from spqt_ti.model.reference import capped
+from spqt_ti.model.reference import capped, normalised
 from spqt_ti.model.sites import inputs_per_site
 from spqt_ti.model.tuning import Tuning
 from spqt_ti.progress import says_if_slow
@@ -114,7 +114,7 @@ class Llama:
         everything has the same bits as after `reset`. GenerationError as `prefill`, with nothing changed.
         """
         ids = checks.token_ids(tokens, self.config.vocab_size)
-        self._check_length(len(ids))
+        self.check_length(len(ids))
         most = min(len(ids) - 1, len(self._prefilled))
         same = np.equal(ids[:most], self._prefilled[:most])
         self.position = most if same.all() else int(np.argmin(same))
@@ -136,7 +136,7 @@ class Llama:
         runner's, and for numbers that are not finite.
         """
         ids = checks.token_ids(prefix.tokens, self.config.vocab_size)
-        self._check_length(len(ids))
+        self.check_length(len(ids))
         config = self.config
         shape = config.num_hidden_layers, config.num_key_value_heads, len(ids), config.head_dim
         dtype = np.dtype(np.float16 if self._cache.half else np.float32)
@@ -240,23 +240,25 @@ class Llama:
         if logits not in ("all", "last", "none"):
             raise GenerationError(f'logits must be "all", "last" or "none", not {logits!r}')
         ids = self._check(tokens)
-        rows = []
-        for begin in range(0, len(ids), CHUNK):
-            chunk = ids[begin : begin + CHUNK]
-            begun = self.position
-            self._forget_from(begun)
-            self._prefill.run(chunk, begun, masked, observer)
-            self._position += len(chunk)
-            self._check_cache(begun)
-            if not masked and len(self._prefilled) == begun:
-                self._prefilled += chunk.tolist()
-            last = begin + CHUNK >= len(ids)
-            if logits == "all" or (logits == "last" and last):
-                rows.append(self._prefill.logits(0 if logits == "all" else len(chunk) - 1, len(chunk)))
+        rows, left = [], len(ids)
+        for count in self._chunks(ids, masked, observer):
+            left -= count
+            if logits == "all" or (logits == "last" and not left):
+                rows.append(self._prefill.logits(0 if logits == "all" else count - 1, count))
         ti.sync()
         if not rows:
             return np.zeros((0, self.config.vocab_size), np.float32)
         return self._capped(self._finite(np.concatenate(rows) if len(rows) > 1 else rows[0]))
+
+    def final_states(self, tokens: Tokens) -> np.ndarray:
+        """Append tokens densely; their hidden states f32 [n, hidden] after the final norm, of which the head makes
+        logits. Raises GenerationError as `prefill`.
+        """
+        ids = self._check(tokens)
+        parts = [self._prefill.read_states(count) for count in self._chunks(ids, False, None)]
+        states = np.concatenate(parts) if parts else np.zeros((0, self.config.hidden_size), np.float32)
+        weight = self._container.read("model.norm.weight") + np.float32(self.config.architecture.norm_offset)
+        return self._finite(normalised(states, weight, self.config.rms_norm_eps))
 
     def embed(self, tokens: Tokens) -> np.ndarray:
         """Hidden states f32 [n, hidden] before the first layer, of a short sequence (see `layers`)."""
@@ -307,7 +309,7 @@ class Llama:
 
         Raises GenerationError for more tokens than the context has room for.
         """
-        self._check_length(position + len(rows))
+        self.check_length(position + len(rows))
         self._forget_from(position)
         for at, row in enumerate(rows, position):
             self._cache.write(at, row)
@@ -346,6 +348,19 @@ class Llama:
     def best_token(self) -> int:
         """Token with the highest logit after the last one, found by the kernel; the lowest id among equals."""
         return self._check_best(self._decode.best_tokens)[-1]
+
+    def _chunks(self, ids: np.ndarray, masked: bool, observer: Observer | None) -> Iterator[int]:
+        """Append tokens chunk by chunk; yields how many are in each, whose hidden states are on the device."""
+        for begin in range(0, len(ids), CHUNK):
+            chunk = ids[begin : begin + CHUNK]
+            begun = self.position
+            self._forget_from(begun)
+            self._prefill.run(chunk, begun, masked, observer)
+            self._position += len(chunk)
+            self._check_cache(begun)
+            if not masked and len(self._prefilled) == begun:
+                self._prefilled += chunk.tolist()
+            yield len(chunk)
 
     def _forget_from(self, position: int) -> None:
         """What is written from this position on is no longer what `prefill` has put there."""
@@ -406,9 +421,10 @@ class Llama:
         return ids
 
     def _check_room(self, count: int) -> None:
-        self._check_length(self.position + count)
+        self.check_length(self.position + count)
 
-    def _check_length(self, tokens: int) -> None:
+    def check_length(self, tokens: int) -> None:
+        """Raise GenerationError where a sequence of so many tokens does not fit the context."""
         if tokens > self.context:
             raise GenerationError(too_long(tokens, self.context, self.config.max_position_embeddings))
 

@@ -12,10 +12,12 @@ import numpy as np
 from spqt_ti.api import Model, check_level
 from spqt_ti.errors import PolicyError
 from spqt_ti.generation.answer import Answer
+from spqt_ti.generation.embedding import embedding
 from spqt_ti.generation.loop import Stats, Step, generate_tokens
 from spqt_ti.model.engine import CHUNK
 from spqt_ti.server.engine import Job
-from spqt_ti.server.orders import Order, Piece, Skip, Token, Usage
+from spqt_ti.server.errors import ApiError
+from spqt_ti.server.orders import Embedding, EmbeddingOrder, Order, Piece, Skip, Token, Usage
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 # Kernels hold Python's lock, so the thread of the sockets stands still during a launch. The engine makes launches short
@@ -50,6 +52,21 @@ class Answerer:
             for number, prompt in enumerate(order.prompts):
                 self._prompt(order, prompt, number * order.n, usage, job, start)
             job.deliver(usage)
+
+    def embed(self, order: EmbeddingOrder, job: Job) -> None:
+        """Deliver an order's embeddings, then its Usage. Raises Cancelled, and ApiError where time is up."""
+        usage = Usage()
+
+        def between() -> None:
+            job.check()
+            if job.overdue:
+                raise ApiError(400, "the request took too long on the engine: send fewer texts at once")
+
+        with self.model.llama.exclusive():
+            for index, prompt in enumerate(order.prompts):
+                usage.prompt_tokens += len(prompt)
+                job.deliver(Embedding(index, embedding(self.model.llama, prompt, order.pooling, between=between)))
+        job.deliver(usage)
 
     def _prompt(self, order: Order, prompt: list[int], first: int, usage: Usage, job: Job, start: float) -> None:
         usage.prompt_tokens += len(prompt)

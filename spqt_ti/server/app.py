@@ -31,7 +31,7 @@ from spqt_ti.server.metrics import Metrics
 from spqt_ti.server.orders import Order, Piece, Usage
 from spqt_ti.server.requests import Orders
 from spqt_ti.server.settings import Settings
-from spqt_ti.server.shapes import Shape
+from spqt_ti.server.shapes import Shape, embeddings_of
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 _GONE = 499  # nginx's word for a client that did not wait; nobody reads it
@@ -65,6 +65,7 @@ class Server:
             Route("/v1/models/{name:path}", self._one_model),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._text, methods=["POST"]),
+            Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/tokenizer_info", self._tokenizer_info),
             *(Route(prefix + "/tokenize", self._tokenize, methods=["POST"]) for prefix in ("", "/v1")),
             *(Route(prefix + "/detokenize", self._detokenize, methods=["POST"]) for prefix in ("", "/v1")),
@@ -144,11 +145,20 @@ class Server:
         order = await run_in_threadpool(order_of, asked)
         chat = kind is schema.ChatCompletion
         shape = Shape(self._model.tokenizer, self.settings.name, chat, order.logprobs is not None)
-        call = Call(self, order)
+        call = Call(self, lambda job: self._answerer.carry_out(order, job))
         if not asked.stream:
-            return await call.whole(request, shape)
+            return await call.whole(request, shape.whole)
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         return await call.stream(request, shape, usage)
+
+    async def _embeddings(self, request: Request) -> Response:
+        asked = await self._body(request, schema.Embeddings)
+        schema.check_model(asked.model, self.settings.name)
+        order = await run_in_threadpool(self._orders.embeddings, asked)
+        call = Call(self, lambda job: self._answerer.embed(order, job))
+        return await call.whole(
+            request, lambda found, usage: embeddings_of(found, usage, self.settings.name, asked.encoding_format)
+        )
 
     async def _body(self, request: Request, kind: type[Body]) -> Body:
         """The body, no longer than allowed, in the time allowed. Raises ApiError."""
@@ -166,20 +176,16 @@ class Server:
                 raise ApiError(413, f"a request may have {self.settings.body_bytes} bytes", "request_too_large")
         return bytes(body)
 
-    def carry_out(self, order: Order) -> Callable[[Job], None]:
-        """The work of a job."""
-        return lambda job: self._answerer.carry_out(order, job)
-
 
 class Call:
     """An order on its way: its job, and what the engine thread delivers."""
 
-    def __init__(self, server: Server, order: Order) -> None:
-        self._server, self._order = server, order
+    def __init__(self, server: Server, work: Callable[[Job], None]) -> None:
+        self._server = server
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._done = False
-        self._job = Job(server.carry_out(order), self._deliver, server.settings.seconds)
+        self._job = Job(work, self._deliver, server.settings.seconds)
         try:
             server.engine.submit(self._job)
         except Busy:
@@ -197,7 +203,7 @@ class Call:
             self._server.engine.cancel(self._job)
             self._server.metrics.requests.labels("cancelled").inc()
 
-    async def _events(self) -> AsyncGenerator[Piece | Usage, None]:
+    async def _events(self) -> AsyncGenerator[Any, None]:
         """What comes of the job. Raises what ended it."""
         while True:
             what = await self._queue.get()
@@ -214,24 +220,19 @@ class Call:
                 self._server.metrics.count(what)
             yield what
 
-    async def whole(self, request: Request, shape: Shape) -> Response:
+    async def whole(self, request: Request, shaped: Callable[[list[Any], Usage], Any]) -> Response:
         """The response at once; the engine is freed where the client goes away meanwhile."""
         self._job.sent()
         try:
-            return JSONResponse(await _unless_gone(request, self._collect(shape)))
+            return JSONResponse(await _unless_gone(request, self._collect(shaped)))
         except ClientDisconnect:
             return Response(status_code=_GONE)
         finally:
             self.end()
 
-    async def _collect(self, shape: Shape) -> dict[str, Any]:
-        pieces, usage = [], Usage()
-        async for what in self._events():
-            if isinstance(what, Piece):
-                pieces.append(what)
-            else:
-                usage = what
-        return shape.whole(pieces, usage)
+    async def _collect(self, shaped: Callable[[list[Any], Usage], Any]) -> Any:
+        *found, usage = [what async for what in self._events()]
+        return await run_in_threadpool(shaped, found, usage)
 
     async def stream(self, request: Request, shape: Shape, usage: bool) -> Response:
         """Server-sent events. What is refused before the first piece is an ordinary error."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from spqt_ti.generation.constraint import Constraint
 from spqt_ti.generation.sampling import Sampling
 
@@ -46,6 +48,22 @@ class Order:
     skip: Skip = field(default_factory=Skip)
     constraint: Constraint | None = None
     keep: int | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingOrder:
+    """A request for an embedding of each of `prompts` (token ids)."""
+
+    prompts: list[list[int]]
+    pooling: str
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The embedding of prompt `index`, f32 [hidden], of length 1."""
+
+    index: int
+    values: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from spqt_ti.generation.tokenizer import Tokenizer
 from spqt_ti.model.runner import Llama, too_long
 from spqt_ti.server import schema
 from spqt_ti.server.errors import ApiError
-from spqt_ti.server.orders import Order, Skip
+from spqt_ti.server.orders import EmbeddingOrder, Order, Skip
 from spqt_ti.server.settings import Settings
+
+MOST_INPUTS = 2048  # of a request for embeddings, as OpenAI has it
 
 
 class Orders:
@@ -24,6 +26,7 @@ class Orders:
     def __init__(self, tokenizer: Tokenizer, llama: Llama, settings: Settings) -> None:
         self._tokenizer, self._settings = tokenizer, settings
         self._vocab, self._context = llama.config.vocab_size, llama.context
+        self._hidden = llama.config.hidden_size
         self._positions = llama.config.max_position_embeddings
         self._lock = threading.Lock()
 
@@ -38,16 +41,24 @@ class Orders:
 
     def text(self, asked: schema.Completion) -> Order:
         """Raises ApiError and GenerationError for what cannot be answered."""
-        given = asked.prompt
-        many: list[Any] = [given] if isinstance(given, str) or all(isinstance(part, int) for part in given) else given
-        if many is given and any(isinstance(part, int) for part in many):
-            raise ApiError(400, "a prompt is a text, a list of token ids, or a list of these", param="prompt")
+        many = _prompts(asked.prompt, "prompt")
         if len(many) * (asked.n or 1) > self._settings.choices:
             raise ApiError(400, f"{len(many)} prompts with n={asked.n}, of {self._settings.choices} answers at most")
-        prompts = [self.encode(p) if isinstance(p, str) else self._checked(p) for p in many]
+        prompts = [self._tokens(prompt) for prompt in many]
         count = 16 if asked.max_tokens is None else asked.max_tokens
         keep = SINKS if self._settings.on_overflow == "slide" else None
         return self._order(asked, prompts, count, asked.logprobs, echo=bool(asked.echo), continues=True, keep=keep)
+
+    def embeddings(self, asked: schema.Embeddings) -> EmbeddingOrder:
+        """Raises ApiError and GenerationError for what cannot be embedded."""
+        many = _prompts(asked.input, "input")
+        if len(many) > MOST_INPUTS:
+            raise ApiError(400, f"input has {len(many)} texts, of {MOST_INPUTS} at most", param="input")
+        if asked.dimensions not in (None, self._hidden):
+            message = f"this model's embeddings have {self._hidden} dimensions, not {asked.dimensions}"
+            raise ApiError(400, message, param="dimensions")
+        tokens = [self._fits(self._tokens(prompt), None, "input") for prompt in many]
+        return EmbeddingOrder(tokens, self._settings.pooling)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids of a text in which control tokens may be spelled out. One that begins with BOS gets no second."""
@@ -108,8 +119,10 @@ class Orders:
             raise ApiError(400, f"max_tokens must be between {least} and {most}, not {count}", param="max_tokens")
         return count
 
-    def _checked(self, tokens: Any) -> list[int]:
-        return [int(token) for token in checks.token_ids(tokens, self._vocab)]
+    def _tokens(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        return [int(token) for token in checks.token_ids(prompt, self._vocab)]
 
     def _recent(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
@@ -125,13 +138,25 @@ class Orders:
         kept = recent(plain, encode, self._context)
         return [dict(message) for message in kept], start_of(kept, encode)
 
-    def _fits(self, prompt: list[int], keep: int | None) -> list[int]:
+    def _fits(self, prompt: list[int], keep: int | None, param: str = "prompt") -> list[int]:
         """A prompt, or the window of it where one that is too long loses its middle."""
         if not prompt:
-            raise ApiError(400, "the prompt is empty", param="prompt")
+            raise ApiError(400, f"the {param} is empty", param=param)
         if keep is not None:
             return fitting(prompt, keep, self._context)
         if len(prompt) > self._context:
             message = too_long(len(prompt), self._context, self._positions)
-            raise ApiError(400, message, "context_length_exceeded")
+            raise ApiError(400, message, "context_length_exceeded", param)
         return prompt
+
+
+def _prompts(given: str | list[str | int | list[int]], param: str) -> list[Any]:
+    """A text, its tokens, or a list of either, as a list. Raises ApiError for none, and for a mixture of
+    texts and tokens."""
+    if not given:
+        raise ApiError(400, f"the {param} is empty", param=param)
+    if isinstance(given, str) or all(isinstance(part, int) for part in given):
+        return [given]
+    if any(isinstance(part, int) for part in given):
+        raise ApiError(400, f"{param} is a text, a list of token ids, or a list of these", param=param)
+    return list(given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -104,6 +104,16 @@ class Completion(Asked, forbid_unknown_fields=True, kw_only=True):
     best_of: int | None = None
     suffix: str | None = None
     response_format: dict[str, Any] | None = None
+
+
+class Embeddings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """POST /v1/embeddings. `user` changes nothing."""
+
+    input: str | list[str | int | list[int]]  # a text, its tokens, or a list of either
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: int | None = None
+    user: Any = None
 
 
 class Tokenize(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

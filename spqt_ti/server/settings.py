@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spqt_ti.errors import ServerError
+from spqt_ti.generation.embedding import checked as checked_pooling
 from spqt_ti.generation.overflow import checked
 
 
@@ -18,6 +19,7 @@ class Settings:
     and what is made where a request does not say; `choices`: answers per request, over all of its prompts. `seconds`:
     longest time on the engine; `read_seconds`: longest time that a client may take to send a request.
     `on_overflow`: what a full context does (see generation/overflow.py); "stop" refuses prompts that are too long.
+    `pooling`: how embeddings are made of hidden states (see generation/embedding.py).
 
     Raises ServerError for values out of range.
     """
@@ -33,9 +35,11 @@ class Settings:
     seconds: float = 600.0
     read_seconds: float = 30.0
     on_overflow: str = "stop"
+    pooling: str = "mean"
 
     def __post_init__(self) -> None:
         checked(self.on_overflow)
+        checked_pooling(self.pooling)
         for name in ("waiting", "body_bytes", "max_tokens", "choices", "seconds", "read_seconds"):
             if not getattr(self, name) > 0:
                 raise ServerError(f"{name.replace('_', ' ')} must be above 0, not {getattr(self, name)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import time
 import uuid
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spqt_ti.generation.tokenizer import Tokenizer
-from spqt_ti.server.orders import Piece, Token, Usage
+from spqt_ti.server.orders import Embedding, Piece, Token, Usage
 
 Json = dict[str, Any]
 
@@ -23,6 +24,19 @@ def usage_of(usage: Usage) -> Json:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.reused_tokens},
     }
+
+
+def embeddings_of(found: Sequence[Embedding], usage: Usage, model: str, encoding: str | None) -> Json:
+    """The response to a request for embeddings; `encoding`: "base64" writes f32 in little-endian order."""
+    entries = [{"object": "embedding", "index": one.index, "embedding": _values(one, encoding)} for one in found]
+    counts = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
+    return {"object": "list", "data": entries, "model": model, "usage": counts}
+
+
+def _values(one: Embedding, encoding: str | None) -> str | list[float]:
+    if encoding == "base64":
+        return base64.b64encode(one.values.astype("<f4").tobytes()).decode()
+    return one.values.tolist()
 
 
 def cost_of(usage: Usage) -> Json:

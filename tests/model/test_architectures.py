@@ -97,6 +97,18 @@ def test_dense(architecture: str) -> None:
 
 
 @architectures
+def test_final_states(architecture: str) -> None:
+    """After the final norm, without the factor and the cap of logits, whatever the head makes of them."""
+    name = model_of(architecture)
+    theirs = transformers_models.of_container(tiny_containers.container(name))
+    with torch.no_grad():
+        expected = theirs.model(torch.tensor([TOKENS])).last_hidden_state[0].numpy()
+    model = fresh(name)
+    assert_close(np.concatenate([model.final_states(TOKENS[:9]), model.final_states(TOKENS[9:])]), expected)
+    assert model.position == len(TOKENS)
+
+
+@architectures
 def test_sparse(architecture: str) -> None:
     """Half of the inputs skipped everywhere, with thresholds that no input lies near."""
     name, tokens = model_of(architecture), TOKENS[:8]

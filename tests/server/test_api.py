@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -225,6 +226,49 @@ def test_tools_reach_the_template(client: openai.OpenAI, model: Model, monkeypat
             model=served.NAME, messages=MESSAGES, max_tokens=1, tools=tools, tool_choice=choice
         )  # fmt: skip
     assert seen == [tools, None]
+
+
+def test_embeddings(client: openai.OpenAI, address: str, model: Model) -> None:
+    """The client asks for base64 unless told otherwise."""
+    texts = [TEXT, "jumps over"]
+    expected = model.embed(texts)
+    tokens = [model.tokenizer.encode(text) for text in texts]
+    for given in (texts, tokens):
+        found = client.embeddings.create(model=served.NAME, input=given)
+        assert [one.index for one in found.data] == [0, 1]
+        np.testing.assert_array_equal(np.array([one.embedding for one in found.data], np.float32), expected)
+        assert found.usage.prompt_tokens == found.usage.total_tokens == sum(map(len, tokens))
+    for one in (texts[1], tokens[1]):
+        found = client.embeddings.create(model=served.NAME, input=one, encoding_format="float")
+        np.testing.assert_array_equal(np.array(found.data[0].embedding, np.float32), expected[1])
+    raw = httpx.post(f"{address}/v1/embeddings", json={"input": TEXT, "encoding_format": "base64"}).json()
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(raw["data"][0]["embedding"]), "<f4"), expected[0])
+
+
+def test_embeddings_of_the_last_token(model: Model) -> None:
+    with served.served(model, pooling="last") as (_, address):
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        found = client.embeddings.create(model=served.NAME, input=TEXT).data[0].embedding
+    np.testing.assert_array_equal(np.array(found, np.float32), model.embed(TEXT, pooling="last"))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"input": ""}, 400, "the input is empty"),
+        ({"input": []}, 400, "the input is empty"),
+        ({"input": ["a"] * 2049}, 400, "input has 2049 texts"),
+        ({"input": ["a", [1], 3]}, 400, "or a list of these"),
+        ({"input": [1, 99999]}, 400, "outside the vocabulary"),
+        ({"input": [1] * 65}, 400, "65 tokens do not fit the context of 64"),
+        ({"input": "a", "dimensions": 8}, 400, "embeddings have 192 dimensions, not 8"),
+        ({"input": "a", "encoding_format": "f16"}, 400, "Invalid enum value 'f16'"),
+        ({"input": "a", "model": "another"}, 404, "there is no model 'another' here"),
+    ],
+)
+def test_embeddings_that_are_refused(address: str, body: dict[str, Any], status: int, message: str) -> None:
+    found = httpx.post(f"{address}/v1/embeddings", json=body)
+    assert (found.status_code, message in found.json()["error"]["message"]) == (status, True), found.text
 
 
 def test_tokens_and_back(address: str, model: Model) -> None:
