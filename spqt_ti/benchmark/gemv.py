@@ -1,5 +1,6 @@
-"""Speed of the five Q4_K GEMVs: row layout dense and B1, zigzag dense, B2 and full (with its index collection).
+"""Speed of the five GEMVs: row layout dense and B1, zigzag dense, B2 and full (with its index collection).
 
+Other schemes than Q4_K have three: both dense ones and full; B1 and B2 are Q4_K's.
 A launch goes once through as many copies of the matrix as exceed the last-level cache (or many times through one that
 stays in it), with all workers meeting after each, as in a token. Rounds are interleaved.
 """
@@ -7,6 +8,7 @@ stays in it), with all workers meeting after each, as in a token. Rounds are int
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,11 +17,14 @@ import numpy as np
 from spqt_ti.benchmark.bandwidth import read_bandwidth
 from spqt_ti.benchmark.gemv_drivers import Rows, Zigzag, collect_seconds, interleaved
 from spqt_ti.benchmark.shapes import Shape
+from spqt_ti.formats.schemes import SCHEMES
+from spqt_ti.kernels.cpu.schemes import decoder_of
 from spqt_ti.progress import progress
 from spqt_ti.tables import Table
 
 KERNELS = ("row", "b1", "zigzag", "b2", "full")
 SPARSE = ("b1", "b2", "full")
+BASELINES = ("b1", "b2")  # of Q4_K alone
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class GemvRow:
     matrix (row layout), `read_fraction` of the read bandwidth measured in the same run.
     """
 
+    scheme: str
     rows: int
     cols: int
     kernel: str
@@ -51,9 +57,10 @@ def measure_gemv(
     rounds: int = 5,
     kernels: Sequence[str] = KERNELS,
     warm: bool = False,
+    schemes: Sequence[str] = ("q4_k",),
 ) -> list[GemvRow]:
-    """Time `kernels` on each shape, the sparse ones at each density below 1, and always the dense ones, which they are
-    compared with. `warm`: weights stay in the cache.
+    """Time `kernels` on each shape in each scheme, the sparse ones at each density below 1, and always the dense ones,
+    which they are compared with. `warm`: weights stay in the cache. B1 and B2 run in Q4_K alone.
 
     The read bandwidth is the better of two measurements, before and after: a shared machine has slow moments.
     """
@@ -62,12 +69,14 @@ def measure_gemv(
     measure = functools.partial(
         _measure_shape, densities=densities, threads=threads, rounds=rounds, kernels=kernels, warm=warm
     )
-    rows = [row for shape in progress(shapes, desc="gemv", unit="shapes") for row in measure(shape)]
+    cases = list(itertools.product(schemes, shapes))
+    rows = [row for case in progress(cases, desc="gemv", unit="shapes") for row in measure(*case)]
     ceiling = max(before, read_bandwidth(threads)) / 1e9
     return [replace(row, read_fraction=row.gigabytes_per_second / ceiling) for row in rows]
 
 
 def _measure_shape(
+    scheme: str,
     shape: Shape,
     densities: Sequence[float],
     threads: int,
@@ -75,7 +84,9 @@ def _measure_shape(
     kernels: Sequence[str],
     warm: bool,
 ) -> list[GemvRow]:
-    in_rows, in_zigzag = Rows(*shape, threads, warm), Zigzag(*shape, threads, warm)
+    decoder = decoder_of(SCHEMES[scheme])
+    in_rows, in_zigzag = Rows(*shape, threads, warm, decoder), Zigzag(*shape, threads, warm, decoder=decoder)
+    kernels = [kernel for kernel in kernels if scheme == "q4_k" or kernel not in BASELINES]
     drivers: dict[str, Rows | Zigzag] = {
         "row": in_rows,
         "b1": in_rows,
@@ -96,6 +107,7 @@ def _measure_shape(
         speed = drivers[kernel].read_bytes(kernel, density) / seconds
         rows.append(
             GemvRow(
+                scheme=scheme,
                 rows=shape[0],
                 cols=shape[1],
                 kernel=kernel,
@@ -115,7 +127,9 @@ def _measure_shape(
 
 def table(rows: Sequence[GemvRow]) -> Table:
     """The rows as a table."""
+    several = len({row.scheme for row in rows}) > 1
     titles = [
+        *(["scheme"] if several else []),
         "rows x cols",
         "kernel",
         "density",
@@ -130,6 +144,7 @@ def table(rows: Sequence[GemvRow]) -> Table:
         titles,
         [
             [
+                *([r.scheme] if several else []),
                 f"{r.rows}x{r.cols}", r.kernel, f"{r.density:.0%}", microseconds(r.microseconds, r.spread),
                 f"{r.collect_microseconds:.1f}" if r.kernel == "full" else "", f"{r.gigabytes_per_second:.1f}",
                 f"{r.read_fraction:.0%}", f"{r.speedup_over_row:.2f}x", f"{r.speedup_over_dense:.2f}x",

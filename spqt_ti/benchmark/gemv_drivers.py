@@ -12,11 +12,13 @@ import numpy as np
 from spqt_ti.backend import address, host_view, ndarray, start, ti
 from spqt_ti.formats import layout as layouts
 from spqt_ti.formats import q4_k
+from spqt_ti.formats.scheme import Scheme
 from spqt_ti.kernels.cpu import row_gemv, row_layout, zigzag
 from spqt_ti.kernels.cpu.arguments import Inputs, Matrix, Sums
 from spqt_ti.kernels.cpu.collect import make_collect
 from spqt_ti.kernels.cpu.gemv import SCRATCH_VECTORS, make_gemv, preferred_panel_bands
 from spqt_ti.kernels.cpu.schemes import q4_k as q4_k_decoder
+from spqt_ti.kernels.cpu.schemes.decoder import Decoder
 from spqt_ti.kernels.cpu.skipping_gemv import make_skipping_gemv
 from spqt_ti.kernels.cpu.tile_sums import QUAD_BANDS, WORKSPACE_INTEGERS
 from spqt_ti.kernels.cpu.vectors import array_of, f32x16, i32x4, i64x2, i64x4, u32x4, u32x8, u32x16, vectors_for
@@ -26,6 +28,7 @@ from spqt_ti.kernels.cpu.workers import make_wait_for_all
 # 128 MiB a fifth of what sparse products read came from it.
 COLD_BYTES = 512 << 20
 WARM_BYTES = 1 << 30  # that a launch reads of a matrix that stays in the cache: launching takes 0.1 to 0.2 ms
+POOL = 251  # different superblocks of a matrix, a prime number
 COLLECTIONS = 1000  # in a launch
 COPIES, TURNS, STRIDE, ARRIVALS = range(4)  # of Zigzag.rounds: STRIDE between lists, ARRIVALS: where the barrier counts
 
@@ -54,16 +57,26 @@ def _call_seconds(run: Any) -> float:
     return time.perf_counter() - begin
 
 
-def stored_bytes(rows: int, cols: int, layout: str, warm: bool) -> tuple[np.ndarray, int, int]:
+def stored_bytes(
+    rows: int, cols: int, layout: str, warm: bool, scheme: Scheme = q4_k.SCHEME
+) -> tuple[np.ndarray, int, int]:
     """Bytes of a matrix of a few hundred true superblocks over and over; copies of it, and turns of a launch."""
-    superblocks = q4_k.quantize(np.random.default_rng(0).standard_normal((251, 256), dtype=np.float32))
+    random = np.random.default_rng(0)
+
+    def superblocks(height: int, width: int, each: int) -> np.ndarray:
+        """Those of a random matrix: bytes [n, bytes of `each`-th parts of the whole]."""
+        w = random.standard_normal((height, width), dtype=np.float32)
+        return layouts.quantize_matrix(w, layout, scheme).reshape(each, -1)
+
     if layout == "row":
-        matrix = superblocks[np.arange(rows * -(-cols // 256)) % len(superblocks)].reshape(-1)
+        pool = superblocks(POOL, scheme.values, POOL)
+        matrix = pool[np.arange(rows * -(-cols // scheme.values)) % POOL].reshape(-1)
     else:
-        *full, last = layouts.band_rows(rows)
-        whole = superblocks[np.arange(len(full) * cols) % len(superblocks)].reshape(-1)
-        cut = superblocks[np.arange(cols) % len(superblocks), : layouts.band_bytes(last, q4_k.SCHEME)].reshape(-1)
-        matrix = np.concatenate([whole, cut])
+        bands = layouts.band_rows(rows)
+        pools = {height: superblocks(height, POOL, POOL) for height in set(bands)}
+        column = np.arange(cols)
+        parts = [pools[height][(column + i * cols) % POOL].reshape(-1) for i, height in enumerate(bands)]
+        matrix = np.concatenate(parts)
     size = matrix.size
     copies = 1 if warm else max(2, -(-COLD_BYTES // size))
     return matrix, copies, max(2, WARM_BYTES // size) if warm else copies
@@ -90,14 +103,17 @@ def threshold_for(cols: int, density: float) -> float:
 
 
 class Rows:
-    """Copies of a row-layout matrix: kernels "row" and "b1"."""
+    """Copies of a row-layout matrix: kernels "row" and, in Q4_K, "b1"."""
 
-    def __init__(self, rows: int, cols: int, threads: int, warm: bool = False) -> None:
+    def __init__(
+        self, rows: int, cols: int, threads: int, warm: bool = False, decoder: Decoder = q4_k_decoder.DECODER
+    ) -> None:
         start("cpu")
-        self.rows, self.cols, self.threads = rows, cols, threads
-        data, self.copies, self.turns = stored_bytes(rows, cols, "row", warm)
-        self.nbytes, self.superblocks = data.size, -(-cols // 256)
-        quants, headers = row_layout.unpack(data, rows, cols, q4_k_decoder.DECODER)
+        self.rows, self.cols, self.threads, self.decoder = rows, cols, threads, decoder
+        data, self.copies, self.turns = stored_bytes(rows, cols, "row", warm, decoder.scheme)
+        self.superblocks = row_layout.row_superblocks(cols)
+        quants, headers = row_layout.unpack(data, rows, cols, decoder)
+        self.nbytes = quants.nbytes + headers.nbytes
         self.weights = upload(quants, u32x16, self.copies), upload(headers, u32x4, self.copies)
         self.vectors = (
             upload(normal_x(cols, self.superblocks * row_layout.X_VECTORS), f32x16),
@@ -113,7 +129,7 @@ class Rows:
     def run(self, kernel: str, density: float) -> None:
         """One launch."""
         host_view(self.arrivals)[0] = 0
-        launch = make_row_launch(self.threads, kernel == "b1")
+        launch = make_row_launch(self.threads, kernel == "b1", self.decoder)
         threshold = threshold_for(self.cols, density) if kernel == "b1" else 0.0
         addresses, sizes = list(map(address, self.weights)), [self.rows, self.superblocks, self.copies, self.turns]
         launch(*self.weights, *self.vectors, self.arrivals, addresses, sizes, threshold)
@@ -121,14 +137,17 @@ class Rows:
 
 
 class Zigzag:
-    """Copies of a zigzag matrix: kernels "zigzag", "b2" and "full"."""
+    """Copies of a zigzag matrix: kernels "zigzag", "full" and, in Q4_K, "b2"."""
 
-    def __init__(self, rows: int, cols: int, threads: int, warm: bool = False, panel_bands: int | None = None) -> None:
+    def __init__(
+        self, rows: int, cols: int, threads: int, warm: bool = False, panel_bands: int | None = None,
+        decoder: Decoder = q4_k_decoder.DECODER,
+    ) -> None:  # fmt: skip
         start("cpu")
-        self.threads = threads
-        self.shape = zigzag.ZigzagShape(rows, cols, panel_bands or preferred_panel_bands())
-        data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm)
-        quants, tail, headers = zigzag.unpack(data, self.shape, q4_k_decoder.DECODER)
+        self.threads, self.decoder = threads, decoder
+        self.shape = zigzag.ZigzagShape(rows, cols, panel_bands or preferred_panel_bands(), decoder.planes)
+        data, self.copies, self.turns = stored_bytes(rows, cols, "zigzag", warm, decoder.scheme)
+        quants, tail, headers = zigzag.unpack(data, self.shape, decoder)
         self.weights = (
             upload(quants, u32x16, self.copies), upload(tail, u32x8, self.copies),
             upload(headers, u32x4, self.copies, QUAD_BANDS - 1),
@@ -150,7 +169,9 @@ class Zigzag:
         """One launch; the full kernel collects its index in every product."""
         host_view(self.lists)[self.rounds[ARRIVALS]] = 0
         threshold = -1.0 if kernel == "zigzag" else threshold_for(self.shape.cols, density)
-        launch = make_skipping_launch(self.threads) if kernel == "b2" else make_zigzag_launch(self.threads)
+        launch = (
+            make_skipping_launch(self.threads) if kernel == "b2" else make_zigzag_launch(self.threads, self.decoder)
+        )
         shape = self.shape
         geometry = [shape.cols, shape.full_bands, shape.tail_bands, shape.panel_bands]
         addresses = [*map(address, self.weights), address(self.lists)]
@@ -159,9 +180,10 @@ class Zigzag:
 
 
 @functools.cache
-def make_row_launch(workers: int, skips: bool):
+def make_row_launch(workers: int, skips: bool, decoder: Decoder):
     """The row-layout product over `turns` matrices, `copies` different ones."""
-    gemv = row_gemv.make_row_gemv(workers, skips, skips)
+    gemv = row_gemv.make_row_gemv(workers, skips, skips, False, decoder)
+    quant_vectors, header_vectors = decoder.planes.quant_vectors, decoder.planes.header_vectors
     wait_for_all = make_wait_for_all()
 
     @ti.kernel
@@ -176,10 +198,11 @@ def make_row_launch(workers: int, skips: bool):
             lowest = threshold
             for turn in range(sizes[3]):
                 first = turn % sizes[2] * rows * superblocks
-                first_quants = 2 * first
+                first_quants = first * quant_vectors
+                first_headers = first * header_vectors
                 matrix = ti.static(
                     row_layout.RowMatrix(
-                        quants, first_quants, headers, first, quants_address, headers_address, rows, superblocks
+                        quants, first_quants, headers, first_headers, quants_address, headers_address, rows, superblocks
                     )
                 )
                 inputs = ti.static(row_layout.RowInputs(x, 0, lowest))
@@ -190,11 +213,12 @@ def make_row_launch(workers: int, skips: bool):
 
 
 @functools.cache
-def make_zigzag_launch(workers: int):
+def make_zigzag_launch(workers: int, decoder: Decoder):
     """The zigzag product over `turns` matrices: dense for a negative threshold, else with the index collected in each,
     by every worker for itself as in a token.
     """
-    gemv = make_gemv(workers)
+    gemv = make_gemv(workers, False, decoder)
+    quant_vectors, header_vectors = decoder.planes.quant_vectors, decoder.planes.header_vectors
     collect, _ = make_collect()
     wait_for_all = make_wait_for_all()
 
@@ -216,9 +240,9 @@ def make_zigzag_launch(workers: int):
             sums = ti.static(Sums(a, 0, scratch))
             for turn in range(rounds[TURNS]):
                 copy = turn % rounds[COPIES]
-                first_quants = copy * full_bands * cols * 2
+                first_quants = copy * full_bands * cols * quant_vectors
                 first_tail = copy * tail_bands * cols
-                first_headers = copy * bands * cols
+                first_headers = copy * bands * cols * header_vectors
                 matrix = ti.static(
                     Matrix(
                         quants, first_quants, tail, first_tail, headers, first_headers, quants_address, tail_address,

@@ -22,12 +22,14 @@ def check_matplotlib() -> None:
 
 
 def plot_gemv(rows: Sequence[GemvRow], path: str) -> None:
-    """Speed-up of the full kernel over the dense zigzag one by density, a line per shape, beside 1 / density."""
+    """Speed-up of the full kernel over the dense zigzag one by density, a line per matrix, beside 1 / density."""
     lines: dict[str, list[Point]] = {}
     for row in rows:
         if row.kernel == "full":
             error = row.speedup_over_dense * row.spread / row.microseconds
-            lines.setdefault(f"{row.rows}x{row.cols}", []).append((row.density, row.speedup_over_dense, error))
+            lines.setdefault(f"{row.rows}x{row.cols} {row.scheme}", []).append(
+                (row.density, row.speedup_over_dense, error)
+            )
     densities = sorted({density for points in lines.values() for density, _, _ in points})
     lines["1 / density"] = [(density, 1 / density, 0.0) for density in densities]
     _draw(lines.items(), "density", "speed-up over dense", path)

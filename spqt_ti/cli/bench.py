@@ -9,6 +9,7 @@ from spqt_ti.cli import options
 from spqt_ti.cli.output import print_rows
 from spqt_ti.cli.signals import held_back
 from spqt_ti.errors import GenerationError
+from spqt_ti.formats.names import NAMES
 
 LEVELS = [0.0, 0.25, 0.4, 0.5, 0.65]  # of the README's table; spelled out so that --help needs no NumPy
 
@@ -66,6 +67,10 @@ def _add_gemv(kinds: Any) -> None:
         "--kernels", default="b1,b2,full", metavar="K,K,...",
         help="sparse kernels; row and zigzag, which they are compared with, always run (default: %(default)s)",
     )  # fmt: skip
+    gemv.add_argument(
+        "--schemes", default="q4_k", metavar="S,S,...",
+        help=f"of the weights: some of {', '.join(NAMES)} (default: %(default)s); b1 and b2 are q4_k's alone",
+    )  # fmt: skip
     gemv.add_argument("--warm", action="store_true", help="weights stay in the cache instead")
     options.add_threads(gemv)
     options.add_rounds(gemv)
@@ -114,11 +119,14 @@ def run_gemv(arguments: argparse.Namespace) -> None:
     if not set(kernels) <= set(KERNELS):
         raise GenerationError(f"--kernels takes some of {', '.join(KERNELS)}, not {arguments.kernels!r}")
     shapes = parse_shapes(arguments.shapes)
+    names = arguments.schemes.split(",")
+    if not set(names) <= set(NAMES):
+        raise GenerationError(f"--schemes takes some of {', '.join(NAMES)}, not {arguments.schemes!r}")
     if arguments.plot:
         check_matplotlib()
     warn_if_busy()
     threads = arguments.threads or start("cpu", arguments.threads).threads
-    rows = measure_gemv(shapes, arguments.densities, threads, arguments.rounds, kernels, arguments.warm)
+    rows = measure_gemv(shapes, arguments.densities, threads, arguments.rounds, kernels, arguments.warm, names)
     footer = (
         f"weights {'in cache' if arguments.warm else 'from memory'}; us per product, collection included, medians of "
         f"{arguments.rounds} interleaved rounds ± (p80 - p20) / 2"

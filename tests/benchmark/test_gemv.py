@@ -11,8 +11,10 @@ import pytest
 from spqt_ti.backend import host_view
 from spqt_ti.benchmark import gemv, gemv_drivers
 from spqt_ti.cli.main import main
-from spqt_ti.formats import layout, q4_k
+from spqt_ti.formats import layout
+from spqt_ti.formats.schemes import find
 from spqt_ti.kernels.cpu.gemv import ZigzagGemv
+from spqt_ti.kernels.cpu.schemes import decoder_of
 
 SHAPE = (2400, 40)
 
@@ -40,19 +42,47 @@ def test_every_kernel(warm: bool) -> None:
     assert len(gemv.table(rows).rows) == 5
 
 
-@pytest.mark.parametrize(("kernel", "density"), [("zigzag", 1.0), ("b2", 0.5), ("full", 0.5)])
-def test_launches_compute_the_product(kernel: str, density: float) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "kernel", "density"),
+    [("q4_k", "zigzag", 1.0), ("q4_k", "b2", 0.5), ("q4_k", "full", 0.5), ("q3_k", "full", 0.5)],
+)
+def test_launches_compute_the_product(scheme: str, kernel: str, density: float) -> None:
     """All copies are the same matrix, so what the last turn leaves is that of one product."""
-    driver = gemv_drivers.Zigzag(*SHAPE, threads=1)
+    decoder = decoder_of(find(scheme))
+    driver = gemv_drivers.Zigzag(*SHAPE, threads=1, decoder=decoder)
     assert driver.copies == driver.turns > 2
     driver.run(kernel, density)
     got = host_view(driver.scratch).reshape(-1)[: SHAPE[0]]
     x = host_view(driver.x).reshape(-1)[: SHAPE[1]]
     active = np.flatnonzero(np.abs(x) > gemv_drivers.threshold_for(SHAPE[1], density)) if density < 1 else None
-    data = gemv_drivers.stored_bytes(*SHAPE, "zigzag", warm=False)[0]
-    assert data.size == layout.nbytes(*SHAPE, "zigzag", q4_k.SCHEME)
-    expected = ZigzagGemv(data, driver.shape, 1)(x, None if active is None else active.astype(np.int32))
+    data = gemv_drivers.stored_bytes(*SHAPE, "zigzag", False, decoder.scheme)[0]
+    assert data.size == layout.nbytes(*SHAPE, "zigzag", decoder.scheme)
+    expected = ZigzagGemv(data, driver.shape, 1, decoder=decoder)(
+        x, None if active is None else active.astype(np.int32)
+    )
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+
+
+def test_rows_compute_the_product() -> None:
+    decoder = decoder_of(find("q3_k"))
+    driver = gemv_drivers.Rows(300, 520, threads=1, decoder=decoder)
+    driver.run("row", 1.0)
+    x = host_view(driver.vectors[0]).reshape(-1)[:520]
+    w = layout.dequantize_matrix(
+        gemv_drivers.stored_bytes(300, 520, "row", False, decoder.scheme)[0], 300, 520, "row", decoder.scheme
+    )
+    expected = w.astype(np.float64) @ x
+    got = host_view(driver.vectors[2]).reshape(-1)[:300]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+
+
+def test_other_schemes_have_no_baselines() -> None:
+    """B1 and B2 are Q4_K's; every row names its scheme, and so does a table of several."""
+    rows = gemv.measure_gemv([(300, 40)], [0.5], threads=1, rounds=1, schemes=["q4_k", "q3_k"])
+    assert [(row.scheme, row.kernel) for row in rows] == [
+        *(("q4_k", kernel) for kernel in gemv.KERNELS), ("q3_k", "row"), ("q3_k", "zigzag"), ("q3_k", "full"),
+    ]  # fmt: skip
+    assert gemv.table(rows).titles[0] == "scheme" != gemv.table(rows[:5]).titles[0]
 
 
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -70,7 +100,7 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "cannot write the plot" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--shapes", "5"], ["--kernels", "b3"]])
+@pytest.mark.parametrize("options", [["--shapes", "5"], ["--kernels", "b3"], ["--schemes", "q4_1"]])
 def test_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "gemv", *options]) == 1
     assert capsys.readouterr().err.startswith("spqt: error: --")
