@@ -58,12 +58,12 @@ class Answer:
         if found:
             self._ready, self._held, self._over = self._ready + text[: min(found)], "", True
             return True
-        kept = max((_overlap(text, stop) for stop in self._stop), default=0)
+        kept = max((overlap(text, stop) for stop in self._stop), default=0)
         self._ready += text[: len(text) - kept]
         self._held = text[len(text) - kept :]
         return False
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of the text that a stop string begins with."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -26,7 +26,7 @@ _LARGEST = 1 << 62  # of the numbers in a schema
 LONGEST = 1 << 16  # bytes of a schema or grammar: the library's limits then hold its work below about two seconds
 _TITLES = {"json_schema": "the JSON schema", "lark": "the grammar", "gbnf": "the grammar", "regex": "the expression"}
 # Small models otherwise go on with white space, which JSON allows without end. A schema's `x-guidance` may change it.
-_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Constraint:
         library = _library()
         try:
             if self.kind == "json_schema":
-                defaults: Any = _ONE_LINE
+                defaults: Any = ONE_LINE
                 return library.LLMatcher.grammar_from_json_schema(self.text, defaults=defaults)
             return library.grammar_from(self.kind, self.text)
         except ValueError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -80,6 +80,10 @@ class Tokenizer:
         """Control tokens: no text comes from them."""
         return frozenset(token for token, special in self._special.items() if special)
 
+    def special_id(self, text: str) -> int | None:
+        """The control token that is spelled like this."""
+        return next((token for token in sorted(self.special_ids) if self._added.get(token) == text), None)
+
     @property
     def bos(self) -> list[int]:
         """What `encode` puts in front of every text: BOS, or nothing."""
@@ -90,13 +94,15 @@ class Tokenizer:
         stream = self.stream(skip_special=skip_special)
         return "".join([stream.push(token) for token in ids]) + stream.finish()
 
-    def stream(self, *, skip_special: bool = True, continues: bool = False) -> TokenStream:
-        """A decoder to push ids into, one at a time.
+    def stream(
+        self, *, skip_special: bool = True, continues: bool = False, show: Collection[int] = ()
+    ) -> TokenStream:  # fmt: skip
+        """A decoder to push ids into, one at a time. `show`: control tokens that are text even with `skip_special`.
 
         `continues`: the ids go on after other text, as an answer after its prompt does. SentencePiece's space before
         the first word is kept then; at the start of a text it is dropped.
         """
-        return TokenStream(self, skip_special, strip=self._strips_space and not continues)
+        return TokenStream(self, skip_special, self._strips_space and not continues, frozenset(show))
 
     def chat(
         self,
@@ -159,13 +165,14 @@ class Tokenizer:
 class TokenStream:
     """Decodes ids one by one; never gives out half a character. Pieces and `finish()` together are `decode(ids)`."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool, strip: bool) -> None:
-        self._tokenizer, self._skip_special, self._strip = tokenizer, skip_special, strip
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, strip: bool, show: frozenset[int]) -> None:
+        self._tokenizer, self._skip_special, self._strip, self._show = tokenizer, skip_special, strip, show
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
         """The text that became certain with this token: possibly empty, possibly a character begun before."""
-        return self._stripped(self._utf8.decode(self._tokenizer.token_bytes(token, skip_special=self._skip_special)))
+        skip = self._skip_special and token not in self._show
+        return self._stripped(self._utf8.decode(self._tokenizer.token_bytes(token, skip_special=skip)))
 
     def finish(self) -> str:
         """U+FFFD if the last character was never completed, else nothing."""

@@ -14,10 +14,12 @@ from spqt_ti.errors import PolicyError
 from spqt_ti.generation.answer import Answer
 from spqt_ti.generation.embedding import embedding
 from spqt_ti.generation.loop import Stats, Step, generate_tokens
+from spqt_ti.generation.tokenizer import Tokenizer
+from spqt_ti.generation.tool_calls import CallReader, ToolCall
 from spqt_ti.model.engine import CHUNK
 from spqt_ti.server.engine import Job
 from spqt_ti.server.errors import ApiError
-from spqt_ti.server.orders import Embedding, EmbeddingOrder, Order, Piece, Skip, Token, Usage
+from spqt_ti.server.orders import Embedding, EmbeddingOrder, Order, Piece, Skip, Token, Tools, Usage
 from spqt_ti.sparsity.policy import SparsityPolicy
 
 # Kernels hold Python's lock, so the thread of the sockets stands still during a launch. The engine makes launches short
@@ -116,7 +118,9 @@ class Answerer:
 
     def _answer(self, order: Order, prompt: list[int], index: int, usage: Usage, job: Job) -> Iterator[Piece]:
         tokenizer, llama = self.model.tokenizer, self.model.llama
-        answer = Answer(tokenizer.stream(continues=order.continues), tokenizer.eos_ids, order.stop)
+        decoder = tokenizer.stream(continues=order.continues, show=_markers(order, tokenizer))
+        answer = Answer(decoder, tokenizer.eos_ids, order.stop)
+        calls = _Calls(order.tools)
         watched: list[Token] = []
         matcher = None if order.constraint is None else self.model.matcher(order.constraint)
         steps = generate_tokens(
@@ -127,7 +131,7 @@ class Answerer:
         for made, step in enumerate(steps, 1):
             job.check()
             reason = _reason(step, job, usage)
-            text = answer.take(last=reason is not None)
+            text, called = calls.read(answer.take(last=reason is not None), last=reason is not None)
             tokens = tuple(watched) if order.logprobs is not None else (Token(step.token),)
             watched.clear()
             # The first token comes from the prompt, densely: nothing was skipped for it.
@@ -136,7 +140,7 @@ class Answerer:
                 _add(usage, step.stats)
             if reason is not None:
                 usage.completion_tokens += made
-            yield Piece(index, text, tokens, reason, skipped)
+            yield Piece(index, text, tokens, calls.reason(reason), skipped, called)
             if reason is not None:
                 return
 
@@ -180,6 +184,34 @@ class Answerer:
             if scoring and policy is not None:
                 self.model.llama.thresholds[:] = policy.thresholds
         self._state = policy, scoring
+
+
+class _Calls:
+    """Calls of tools in one answer."""
+
+    def __init__(self, tools: Tools | None) -> None:
+        self._tools, self._found = tools, False
+        self._reader = CallReader(tools.form, tools.names, tools.most) if tools else None
+
+    def read(self, text: str, *, last: bool) -> tuple[str, tuple[ToolCall, ...]]:
+        """More of the answer's text, without the calls in it, and these."""
+        if self._reader is None:
+            return text, ()
+        text, calls = self._reader.push(text, last=last)
+        self._found = self._found or bool(calls)
+        return text, tuple(calls)
+
+    def reason(self, reason: str | None) -> str | None:
+        """Why the answer ends: where the model chose to call, for that."""
+        chosen = self._tools is not None and self._found and not self._tools.named
+        return "tool_calls" if chosen and reason == "stop" else reason
+
+
+def _markers(order: Order, tokenizer: Tokenizer) -> list[int]:
+    """Control tokens that calls are known by."""
+    texts = (order.tools.form.begin, order.tools.form.end) if order.tools else ()
+    found = [tokenizer.special_id(text) for text in texts if text]
+    return [token for token in found if token is not None]
 
 
 def _watcher(order: Order, watched: list[Token]) -> Callable[[np.ndarray, int], None] | None:

@@ -281,7 +281,7 @@ async def _lines(
             return [shape.last(what)] if usage else []
         opening = [shape.first(what.index)] if shape.chat and what.index not in begun else []
         begun.add(what.index)
-        shown = what.text or what.finish_reason or what.skipped or shape.logprobs
+        shown = what.text or what.calls or what.finish_reason or what.skipped or shape.logprobs
         return [*opening, *([shape.event(what)] if shown else [])]
 
     try:

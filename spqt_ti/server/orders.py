@@ -8,6 +8,7 @@ import numpy as np
 
 from spqt_ti.generation.constraint import Constraint
 from spqt_ti.generation.sampling import Sampling
+from spqt_ti.generation.tool_calls import Form, ToolCall
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,25 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Tools:
+    """Calls that are read out of an answer: how they are written, of which functions, how many at most.
+
+    `named`: the request names the function, so that a call is no choice of the model's.
+    """
+
+    form: Form
+    names: tuple[str, ...]
+    most: int | None = None
+    named: bool = False
+
+
+@dataclass(frozen=True)
 class Order:
     """A request for the engine: `n` answers to each of `prompts` (token ids).
 
     `logprobs`: how many likeliest tokens come with each; None: no log-probabilities. `echo`: the prompt comes first.
     `continues`: the answer goes on in the prompt's text, and is no message. `heat_map`: see Piece. `constraint`: what
-    each answer has to be. `keep`: see generate_tokens.
+    each answer has to be. `keep`: see generate_tokens. `tools`: calls to look for.
     """
 
     prompts: list[list[int]]
@@ -48,6 +62,7 @@ class Order:
     skip: Skip = field(default_factory=Skip)
     constraint: Constraint | None = None
     keep: int | None = None
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +83,16 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Piece:
-    """More of the answer `index`. `skipped`: shares of the last token's inputs, [layers][4], where asked for."""
+    """More of the answer `index`: text, and calls of tools. `skipped`: shares of the last token's inputs, [layers][4],
+    where asked for.
+    """
 
     index: int
     text: str
     tokens: tuple[Token, ...] = ()
     finish_reason: str | None = None
     skipped: list[list[float]] | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass

@@ -5,16 +5,19 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from spqt_ti import checks
 from spqt_ti.generation.answer import checked_stops
+from spqt_ti.generation.constraint import Constraint
 from spqt_ti.generation.overflow import SINKS, fitting, recent, start_of
 from spqt_ti.generation.tokenizer import Tokenizer
+from spqt_ti.generation.tool_calls import FORMS, Form, form_of, must_call
 from spqt_ti.model.runner import Llama, too_long
 from spqt_ti.server import schema
 from spqt_ti.server.errors import ApiError
-from spqt_ti.server.orders import EmbeddingOrder, Order, Skip
+from spqt_ti.server.orders import EmbeddingOrder, Order, Skip, Tools
 from spqt_ti.server.settings import Settings
 
 MOST_INPUTS = 2048  # of a request for embeddings, as OpenAI has it
@@ -32,12 +35,44 @@ class Orders:
 
     def chat(self, asked: schema.ChatCompletion) -> Order:
         """Raises ApiError and GenerationError for what cannot be answered."""
-        tools = None if asked.tool_choice == "none" else asked.tools
+        choice, name = schema.tool_choice(asked)
+        tools = None if choice == "none" else asked.tools
+        calls, constraint = self._calls(asked, choice, name)
         messages, keep = self._recent(asked.messages, tools)
         prompt = self.encode_chat(messages, True, tools)
         count = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        return self._order(asked, [prompt], count, logprobs, echo=False, continues=False, keep=keep)
+        order = self._order(asked, [prompt], count, logprobs, echo=False, continues=False, keep=keep)
+        return replace(order, tools=calls, constraint=constraint or order.constraint)
+
+    def _calls(
+        self, asked: schema.ChatCompletion, choice: str, name: str | None
+    ) -> tuple[Tools | None, Constraint | None]:
+        """Which calls of tools to look for in answers, and what answers have to be for them. Raises ApiError where a
+        call is required of a model that is not known to make any.
+        """
+        tools = asked.tools or []
+        form = form_of(self._tokenizer.chat_template)
+        if choice == "none" or (choice == "auto" and form is None):
+            return None, None
+        several = asked.parallel_tool_calls
+        names = tuple(schema.names_of(tools))
+        if choice == "auto":
+            assert form is not None
+            return Tools(form, names, 1 if several is False else None), None
+        if form is None or not self._shows(asked.messages, tools):
+            raise ApiError(400, f"tool_choice: this model's chat template {self._lacks(form)}", param="tool_choice")
+        chosen = [tool for tool, its in zip(tools, names, strict=True) if name in (None, its)][: 1 if name else None]
+        constraint = must_call(form, chosen, self._tokenizer, several=bool(several) and name is None)
+        return Tools(form, names, None if several and name is None else 1, name is not None), constraint
+
+    def _shows(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> bool:
+        """True where the template has a place for tools."""
+        return self.encode_chat(messages, True, tools) != self.encode_chat(messages, True)
+
+    def _lacks(self, form: Form | None) -> str:
+        known = ", ".join(form.title for form in FORMS)
+        return "has no place for tools" if form else f"writes no calls in a form that is known here ({known})"
 
     def text(self, asked: schema.Completion) -> Order:
         """Raises ApiError and GenerationError for what cannot be answered."""

@@ -6,12 +6,13 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from spqt_ti.bounded_json import JsonError, parse_object
 from spqt_ti.generation.constraint import Constraint
 from spqt_ti.generation.sampling import Sampling
+from spqt_ti.generation.tool_calls import names_of
 from spqt_ti.server.errors import ApiError
 
 MOST_LOGPROBS = 20
-TOOL_CHOICES = (None, "auto", "none")
 Body = TypeVar("Body")
 
 
@@ -149,8 +150,9 @@ def check(asked: ChatCompletion | Completion, model: str, choices: int) -> None:
     if asked.n is not None and not 1 <= asked.n <= choices:
         raise ApiError(400, f"n must be between 1 and {choices}, not {asked.n}", param="n")
     if isinstance(asked, ChatCompletion):
-        if asked.tool_choice not in TOOL_CHOICES:
-            raise ApiError(400, "tool_choice may be auto or none: calls are not constrained", param="tool_choice")
+        choice, _ = tool_choice(asked)
+        if choice == "required" and asked.response_format not in (None, {"type": "text"}):
+            raise ApiError(400, "an answer that has to be a call has no response_format", param="response_format")
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
         most = asked.top_logprobs
@@ -162,6 +164,25 @@ def check(asked: ChatCompletion | Completion, model: str, choices: int) -> None:
         most = asked.logprobs
     if most is not None and not 0 <= most <= MOST_LOGPROBS:
         raise ApiError(400, f"there may be 0 to {MOST_LOGPROBS} logprobs per token, not {most}", param="logprobs")
+
+
+def tool_choice(asked: ChatCompletion) -> tuple[str, str | None]:
+    """("none", "auto" or "required", the function that has to be called). Raises ApiError for other choices, and
+    where there is no such tool.
+    """
+    choice = asked.tool_choice
+    names = names_of(asked.tools or [])
+    if choice in (None, "auto", "none"):
+        return ("auto" if choice is None else str(choice)) if names else "none", None
+    named = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    name = named.get("name") if isinstance(named, dict) else None
+    if choice != "required" and not isinstance(name, str):
+        shape = '{"type": "function", "function": {"name": ...}}'
+        raise ApiError(400, f"tool_choice is none, auto, required or {shape}", param="tool_choice")
+    if not names or (name is not None and name not in names):
+        what = f"no tool {name[:64]!r}" if name else "nothing to call"
+        raise ApiError(400, f"tool_choice: there is {what} in tools", param="tool_choice")
+    return "required", name
 
 
 def constraint_of(form: dict[str, Any] | None) -> Constraint | None:
@@ -194,7 +215,27 @@ def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages whose content is text: parts of text are joined. Raises ApiError for images and other parts."""
     if not messages:
         raise ApiError(400, "messages is empty", param="messages")
-    return [{**message, "content": _text_of(message.get("content"))} for message in messages]
+    return [{**_with_objects(message), "content": _text_of(message.get("content"))} for message in messages]
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose calls of tools have their arguments as templates want them: an object, not its text."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    try:
+        objects = [
+            {**call, "function": {**call["function"], "arguments": _object_of(call["function"]["arguments"])}}
+            for call in calls
+        ]
+    except (TypeError, KeyError, JsonError) as error:
+        shape = '{"id": ..., "type": "function", "function": {"name": ..., "arguments": "{...}"}}'
+        raise ApiError(400, f"a message's tool_calls are a list of {shape}", param="messages") from error
+    return {**message, "tool_calls": objects}
+
+
+def _object_of(arguments: Any) -> dict[str, Any]:
+    return arguments if isinstance(arguments, dict) else parse_object(arguments or "{}")
 
 
 def _text_of(content: Any) -> str:

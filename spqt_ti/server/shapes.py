@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spqt_ti.generation.tokenizer import Tokenizer
+from spqt_ti.generation.tool_calls import ToolCall
 from spqt_ti.server.orders import Embedding, Piece, Token, Usage
 
 Json = dict[str, Any]
@@ -62,6 +63,7 @@ class Shape:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
     lengths: dict[int, int] = field(default_factory=dict)  # characters so far, by choice
+    calls: dict[int, int] = field(default_factory=dict)  # of tools so far, by choice
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> Json:
         """The response that is not streamed."""
@@ -93,8 +95,7 @@ class Shape:
     def _choice(self, piece: Piece, content: str = "message") -> Json:
         choice: Json = {"index": piece.index, "finish_reason": piece.finish_reason, "logprobs": None}
         if self.chat:
-            said = {"content": piece.text}
-            choice[content] = said if content == "delta" else {"role": "assistant", **said}
+            choice[content] = self._delta(piece) if content == "delta" else self._message(piece)
             if self.logprobs:
                 choice["logprobs"] = {"content": [self._entry(token) for token in piece.tokens], "refusal": None}
         else:
@@ -102,6 +103,17 @@ class Shape:
             if self.logprobs:
                 choice["logprobs"] = self._lists(piece)
         return choice
+
+    def _message(self, piece: Piece) -> Json:
+        calls = [_call(call) for call in piece.calls]
+        text = piece.text if piece.text or not calls else None
+        return {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
+
+    def _delta(self, piece: Piece) -> Json:
+        first = self.calls.get(piece.index, 0)
+        self.calls[piece.index] = first + len(piece.calls)
+        calls = [{"index": number, **_call(call)} for number, call in enumerate(piece.calls, first)]
+        return {"content": piece.text, **({"tool_calls": calls} if calls else {})}
 
     def _entry(self, token: Token) -> Json:
         """A token in chat's form."""
@@ -130,6 +142,10 @@ class Shape:
         return lists
 
 
+def _call(call: ToolCall) -> Json:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
 def _word(raw: bytes) -> str:
     """A token as text; bytes that are only part of a character as OpenAI writes them."""
     try:
@@ -148,6 +164,7 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
             parts[-1],
             text="".join(part.text for part in parts),
             tokens=tuple(token for part in parts for token in part.tokens),
+            calls=tuple(call for part in parts for call in part.calls),
         )
         for _, parts in sorted(found.items())
     ]

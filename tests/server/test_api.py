@@ -303,7 +303,6 @@ def test_models_and_health(client: openai.OpenAI, address: str) -> None:
         ("chat/", {"response_format": {"type": "json_schema"}}, 400, "json_schema.schema is missing"),
         pytest.param("chat/", form({"type": "foo"}), 400, "followed: Invalid type: foo", marks=constrained),
         pytest.param("", {"prompt": "a", **form({"not": {}})}, 400, "Unimplemented keys", marks=constrained),
-        ("chat/", {"tool_choice": "required"}, 400, "auto or none"),
         ("chat/", {"top_logprobs": 2}, 400, "needs logprobs"),
         ("chat/", {"temperatur": 1}, 400, "unknown field `temperatur`"),
         ("chat/", {"temperature": -1}, 400, "temperature must be 0 or more"),
