@@ -181,9 +181,9 @@ def score(
     for key, path in paths.items():
         if rows[key].missing:
             continue
-        tokens, nll = peer_scores(key[0], arguments, path, folder)
-        rows[key].perplexity, rows[key].perplexity_se = perplexity(nll)
-        np.save(ids, np.array(tokens))
+        found = peer_scores(key[0], arguments, path, folder)
+        rows[key].perplexity, rows[key].perplexity_se = perplexity(found.nll)
+        np.save(ids, np.array(found.ids))
     text = Path(arguments.text).resolve()
     question = ["score", ",".join(levels), text, arguments.context, arguments.windows, ids]
     numbers = ask(ours, "\t".join(map(str, question)))

@@ -18,6 +18,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,26 @@ from programs import IK_LLAMA_CPP, LLAMA_CPP, Peer
 NOT_MEASURED = "not measured"
 
 
+@dataclass(frozen=True)
+class PeerScores:
+    """A peer's token ids, and what it gives each scored token: negative log-likelihood and, where there was a
+    reference, KL from it; f64 [windows, n].
+    """
+
+    ids: list[int]
+    nll: np.ndarray
+    kl: np.ndarray
+
+
 def peer_scores(
-    peer: Peer, arguments: argparse.Namespace, path: Path, folder: Path
-) -> tuple[list[int], np.ndarray]:  # fmt: skip
-    """A peer's token ids and negative log-likelihoods f64 [windows, n]."""
+    peer: Peer, arguments: argparse.Namespace, path: Path, folder: Path, reference: Path | None = None
+) -> PeerScores:  # fmt: skip
+    """Scores of a file; `reference`: a folder that `write_reference` has filled."""
     out = folder / "scores.npz"
     sizes = [str(n) for n in (arguments.context, arguments.windows, arguments.threads)]
-    run([peer.python, "-c", peer.scores, str(path), arguments.text, *sizes, str(out)])
+    run([peer.python, "-c", peer.scores, str(path), arguments.text, *sizes, str(out), str(reference or "")])
     with np.load(out) as found:
-        return found["ids"].tolist(), found["nll"]
+        return PeerScores(found["ids"].tolist(), found["nll"], found["kl"])
 
 
 def own_scores(arguments: argparse.Namespace, peers_ids: Sequence[int]) -> dict[str, np.ndarray]:
@@ -123,15 +135,15 @@ def main() -> None:
         for peer, scheme in chosen(arguments):
             try:
                 path = requantised(peer, source, scheme, Path(name))
-                found, scores[f"{peer.name} {scheme}"] = peer_scores(peer, arguments, path, Path(name))
+                found = peer_scores(peer, arguments, path, Path(name))
             except SystemExit as error:
                 if not scores:
                     raise  # the first row is what all others are compared with
                 missing[f"{peer.name} {scheme}"] = str(error)
                 continue
-            if ids and found != ids:
+            if ids and found.ids != ids:
                 sys.exit(f"{peer.name} has other token ids for this text, so there is nothing to compare")
-            ids = found
+            ids, scores[f"{peer.name} {scheme}"] = found.ids, found.nll
     scores |= {f"spqt_ti {name}": nll for name, nll in own_scores(arguments, ids).items()}
     print_rows(scores, missing, arguments)
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 @dataclass(frozen=True)
 class Peer:
     """A program. `speed`: code that answers the lines "decode" and "prefill N" with tokens per second (arguments: file,
-    threads, tokens, prompt); `scores`: that writes token ids and negative log-likelihoods f64 [windows, n] (file, text,
-    context, windows, threads, .npz); `requantise`: (source, target, type). `python`: the interpreter that has `module`.
+    threads, tokens, prompt). `scores`: code that writes token ids and negative log-likelihoods f64 [windows, n]
+    (arguments: file, text, context, windows, threads, .npz, folder or ""); with a folder of log-probabilities f32
+    [n, vocab] (evaluation/studies.py, write_reference) KL from them of the same shape as well. `requantise`: code with
+    arguments source, target, type. `python`: the interpreter that has `module`.
     """
 
     name: str
@@ -54,27 +56,45 @@ for line in sys.stdin:
     print(tokens / (time.perf_counter() - begin), flush=True)
 """
 
-_LLAMA_SCORES = """
-import sys
+_SCORE = """
+import os, sys
 import numpy as np
+
+
+def score(logits, following, number):
+    '''Negative log-likelihoods of window `number`, and KL from the reference; each f64 [n].'''
+    top = logits.max(axis=1, keepdims=True)
+    logp = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+    nll = -logp[np.arange(len(logp)), following]
+    if not reference:
+        return nll, np.zeros(0)
+    wanted = np.load(os.path.join(reference, f"{number}.npy")).astype(np.float64)
+    return nll, (np.exp(wanted) * (wanted - logp)).sum(axis=1)
+
+
+path, text, context, most, threads, out, reference = sys.argv[1:3] + [int(a) for a in sys.argv[3:6]] + sys.argv[6:]
+"""
+
+_LLAMA_SCORES = (
+    _SCORE
+    + """
 import llama_cpp
-path, text, context, most, threads, out = sys.argv[1:3] + [int(a) for a in sys.argv[3:6]] + sys.argv[6:]
 model = llama_cpp.Llama(
     path, n_ctx=context, n_batch=context, n_threads=threads, n_threads_batch=threads, logits_all=True, verbose=False
 )
 ids = model.tokenize(open(text, "rb").read(), add_bos=True)
 bos = [model.token_bos()] if ids[0] == model.token_bos() else []
-nll = []
-for start in range(0, len(ids) - context + 1, context)[:most]:
+scores = []
+for number, start in enumerate(range(0, len(ids) - context + 1, context)[:most]):
     window = bos + ids[start + len(bos) : start + context]
     model.reset()
     model.eval(window)
     logits = np.array(model.scores[context // 2 : context - 1], np.float64)
-    wanted = logits[np.arange(len(logits)), window[context // 2 + 1 :]]
-    top = logits.max(axis=1)
-    nll.append(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - wanted)
-np.savez(out, ids=np.array(ids), nll=np.array(nll))
+    scores.append(score(logits, window[context // 2 + 1 :], number))
+nll, kl = map(np.array, zip(*scores))
+np.savez(out, ids=np.array(ids), nll=nll, kl=kl)
 """
+)
 
 _LLAMA_REQUANTISE = """
 import sys, ctypes, llama_cpp
@@ -162,23 +182,22 @@ for line in sys.stdin:
 )
 
 _IK_SCORES = (
-    _IK
+    _SCORE
+    + _IK
     + """
-path, text, context, most, threads, out = sys.argv[1:3] + [int(a) for a in sys.argv[3:6]] + sys.argv[6:]
 model = Model(path, threads, context, context)
 data = open(text, "rb").read()
 plain, ids = model.tokenize(data, False), model.tokenize(data, True)
 bos = ids[:1] if len(ids) > len(plain) else []
-nll = []
-for start in range(0, len(ids) - context + 1, context)[:most]:
+scores = []
+for number, start in enumerate(range(0, len(ids) - context + 1, context)[:most]):
     window = bos + ids[start + len(bos) : start + context]
     model.reset()
     model.eval(window, True)
     logits = np.array([model.logits(i) for i in range(context // 2, context - 1)], np.float64)
-    wanted = logits[np.arange(len(logits)), window[context // 2 + 1 :]]
-    top = logits.max(axis=1)
-    nll.append(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - wanted)
-np.savez(out, ids=np.array(ids), nll=np.array(nll))
+    scores.append(score(logits, window[context // 2 + 1 :], number))
+nll, kl = map(np.array, zip(*scores))
+np.savez(out, ids=np.array(ids), nll=nll, kl=kl)
 """
 )
 

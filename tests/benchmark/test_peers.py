@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+
+from spqt_ti.sparsity.search.divergence import log_softmax
+from spqt_ti.texts import sha256
 
 FOLDER = Path(__file__).parents[2] / "bench" / "peers"
 
@@ -73,3 +79,51 @@ def test_answers(peers: ModuleType) -> None:
         assert peers.ask(process, "four") == [5.0, 2.5]
         with pytest.raises(SystemExit, match="no answer to 'five'"):
             peers.ask(process, "five")
+
+
+def test_scores_of_a_peer(peers: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What runs in a peer's interpreter: negative log-likelihoods, and KL from the reference's log-probabilities."""
+    code = importlib.import_module("programs")._SCORE
+    random = np.random.default_rng(0)
+    logits, following = 9 * random.standard_normal((4, 30)), [3, 0, 29, 7]
+    wanted = log_softmax(random.standard_normal((4, 30)))
+    np.save(tmp_path / "2.npy", wanted.astype(np.float32))
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(sys, "argv", ["-c", "model", "text", "8", "1", "2", "out", str(tmp_path)])
+    exec(code, found)
+    nll, kl = found["score"](logits, following, 2)
+    logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(nll, -logp[range(4), following], rtol=1e-12)
+    np.testing.assert_allclose(kl, (np.exp(wanted) * (wanted - logp)).sum(axis=1), rtol=1e-5)
+    found["reference"] = ""
+    assert found["score"](logits, following, 2)[1].size == 0
+
+
+def test_the_fastest_at_a_quality(peers: ModuleType) -> None:
+    frontier = importlib.import_module("frontier")
+    rows = [
+        frontier.Row("llama.cpp", "Q8_0", 0.002, speeds=[90.0, 100.0, 900.0]),
+        frontier.Row("ik_llama.cpp", "Q4_0", 0.15, speeds=[200.0]),
+        frontier.Row("spqt_ti", "q4_k gptq, dense", 0.07, speeds=[220.0]),
+        frontier.Row("spqt_ti", "q4_k gptq, teal 30%", 0.2, speeds=[260.0]),
+    ]
+    assert [row.weights for row in frontier.frontier(rows)] == ["Q8_0", "q4_k gptq, dense", "q4_k gptq, teal 30%"]
+    assert frontier.at_kl(rows, 0.15).weights == "q4_k gptq, dense"
+    assert frontier.at_kl(rows, 0.001) is None
+    assert frontier.comparisons(rows, [0.01, 0.2]) == [
+        "KL 0.01: none of ours is that near to the source",
+        "KL 0.2: q4_k gptq, teal 30% 260 tokens/s, ik_llama.cpp Q4_0 200: 1.30x",
+    ]
+
+
+def test_a_reference_of_something_else(peers: ModuleType, tmp_path: Path) -> None:
+    frontier = importlib.import_module("frontier")
+    (tmp_path / "text").write_text("a text")
+    arguments = argparse.Namespace(folder=tmp_path, text=tmp_path / "text", context=8, windows=2)
+    with pytest.raises(SystemExit, match="makes the folder"):
+        frontier.check_reference(arguments)
+    (tmp_path / "of.json").write_text(json.dumps({"text_sha256": sha256("a text"), "context": 8, "windows": 3}))
+    with pytest.raises(SystemExit, match=r"unlike in \['windows'\]"):
+        frontier.check_reference(arguments)
+    arguments.windows = 3
+    frontier.check_reference(arguments)
