@@ -8,7 +8,7 @@ import pytest
 
 llm = pytest.importorskip("llm", reason="llm is not installed: pip install llm")
 import llm_spqt  # noqa: E402  after the skip
-from llm.plugins import pm  # noqa: E402
+from llm.plugins import load_plugins, pm  # noqa: E402
 
 from spqt_ti.generation.tokenizer import Tokenizer  # noqa: E402
 
@@ -20,7 +20,8 @@ TEXT = "The state of the Union is"
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered():
-    if not pm.has_plugin("spqt") and pm.get_name(llm_spqt) is None:
+    load_plugins()  # the installed plugin registers itself on llm's first question, too late for the line below
+    if pm.get_name(llm_spqt) is None:
         pm.register(llm_spqt, name="llm_spqt")
     yield
     llm_spqt.loaded.cache_clear()
