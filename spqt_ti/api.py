@@ -469,12 +469,13 @@ def open_quantized(path_or_name: str | Path, backend: str | None = None) -> Cont
 def quantize_elsewhere(
     source: Path, destination: Path, layout: str = "zigzag", scheme: str = "q4_k", rotate: str = ""
 ) -> Container:  # fmt: skip
-    """As `quantize`, in a process of its own, because a process has one backend. `rotate`: as for the command. Raises
-    ContainerError.
+    """As `quantize` (rounded to the nearest), in a process of its own, because a process has one backend. `rotate`: as
+    for the command. Raises ContainerError.
     """
     # Absolute: in the child a path may not begin with "-".
     paths = [str(path.absolute()) for path in (source, destination)]
     command = python_command("spqt_ti.cli.main", "quantize", *paths, "--layout", layout, "--scheme", scheme)
+    command += ["--method", "rtn"]  # the command's default depends on the model
     command += ["--rotate", rotate] if rotate else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -23,7 +23,9 @@ import tiny_containers
 from gap_thresholds import open_thresholds
 
 import spqt_ti
+from spqt_ti import api
 from spqt_ti.backend import available_threads
+from spqt_ti.container import Container
 from spqt_ti.evaluation.perplexity import evaluate, windows
 from spqt_ti.kernels.cpu import native
 from spqt_ti.model.sites import SITES
@@ -48,6 +50,12 @@ def directory(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def model(directory: Path) -> spqt_ti.Model:
     return spqt_ti.load(directory, threads=min(2, available_threads()), exact=True)
+
+
+def test_a_process_of_its_own_makes_the_same(smollm2_gguf: Path, directory: Path, tmp_path: Path) -> None:
+    """What a GPU's first use makes is the container of the CPU's, to which policies belong."""
+    made = api.quantize_elsewhere(smollm2_gguf, tmp_path / "made")
+    assert made.fingerprint == Container.open(directory).fingerprint
 
 
 def apply(model: spqt_ti.Model, level: str) -> dict[str, Any]:
