@@ -111,6 +111,8 @@ class Request:
                 raise GenerationError("the conversation is empty")
         else:
             checks.text("the prompt", self.prompt)
+            if self.chat and not self.prompt.strip():
+                raise GenerationError("the prompt is empty")
         checks.whole_number("max_new_tokens", self.max_new_tokens, 1)
         checked_stops(self.stop)
         overflow.checked(self.on_overflow)

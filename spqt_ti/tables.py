@@ -75,9 +75,15 @@ def print_notes(*notes: str) -> None:
     """Lines under a table, wrapped where a terminal would break words."""
     if notes:
         print()
-    width = shutil.get_terminal_size().columns
     for note in notes:
-        print(textwrap.fill(note, width, subsequent_indent="  ") if on_terminal() else note)
+        print(wrapped(note, "  "))
+
+
+def wrapped(line: str, indent: str) -> str:
+    """A line wrapped between words where stdout is a terminal; `indent`: before the lines that this makes."""
+    if not on_terminal():
+        return line
+    return textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent=indent, break_long_words=False)
 
 
 class GrowingTable:

@@ -52,8 +52,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         ("frequency", 0.0, "taken off for each time that the answer has the token"),
         ("presence", 0.0, "taken off where the answer has the token"),
     ):
+        also = ["--repeat-penalty"] if name == "repetition" else []  # llama.cpp's
         group.add_argument(
-            f"--{name}-penalty", type=float, default=default, metavar="X", help=f"{what} (default: %(default)s)"
+            f"--{name}-penalty", *also, type=float, default=default, metavar="X", help=f"{what} (default: %(default)s)"
         )
     group.add_argument(
         "-s", "--seed", type=_seed, default=0, metavar="N", help="of the random draws (default: %(default)s)"

@@ -15,6 +15,7 @@ from spqt_ti.cli.output import megabytes, print_json
 from spqt_ti.cli.signals import held_back
 from spqt_ti.cli.workers import workers_of
 from spqt_ti.paths import expanded
+from spqt_ti.tables import wrapped
 
 if TYPE_CHECKING:
     from spqt_ti.container import Container
@@ -208,9 +209,10 @@ def _print_report(report: dict[str, Any]) -> None:
     if "decode" in report:
         decode = report["decode"]
         workers = f" with {decode['threads']} threads" if decode["threads"] else ""
-        print(f"decoding at {decode['sparsity']:.0%} sparsity on {decode['backend']} ({decode['device']}){workers}:")
+        where = f"{decode['backend']} ({decode['device']}){workers}"
+        print(wrapped(f"decoding at {decode['sparsity']:.0%} sparsity on {where}:", "  "))
         for sites, how in _alike(decode, report["config"]["num_hidden_layers"]):
-            print(f"  {', '.join(sites)}: {how}")
+            print(wrapped(f"  {', '.join(sites)}: {how}", "    "))
 
 
 def _alike(decode: dict[str, Any], layers: int) -> list[tuple[list[str], str]]:
@@ -230,9 +232,10 @@ def _print_matrices(matrices: list[dict[str, Any]]) -> None:
     for matrix in matrices:
         found = _LAYER.fullmatch(matrix["name"])
         name = found[2] if found else matrix["name"]
-        parts = " + ".join(f"{part} {rows}" for part, rows in matrix["parts"].items())
+        several = len(matrix["parts"]) > 1
+        parts = f"\n    = {' + '.join(f'{part} {rows}' for part, rows in matrix['parts'].items())}" if several else ""
         shape = f"[{matrix['rows']}, {matrix['cols']}]"
-        line = f"  {name:22}{shape:16}{matrix['scheme']:5} {matrix['layout']:7}{matrix['bytes']:>12,} bytes  {parts}"
+        line = f"  {name:22}{shape:16}{matrix['scheme']:5} {matrix['layout']:7}{matrix['bytes']:>12,} bytes{parts}"
         layers.setdefault(line, []).extend([int(found[1])] if found else [])
     groups: dict[tuple[int, ...], list[str]] = {}
     for line, numbers in layers.items():

@@ -90,10 +90,35 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if not argv:
         parser.print_help(sys.stderr)
         parser.exit(2)
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(_model_first(parser, argv))
+    _take_prompt(arguments, rest)
     if rest:
         arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
+
+
+def _take_prompt(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """A PROMPT that stands behind options: argparse has given its place to nothing, where MODEL stands before them."""
+    if getattr(arguments, "prompt", "") is None and len(rest) == 1 and (rest == ["-"] or rest[0][:1] != "-"):
+        arguments.prompt = rest.pop()
+
+
+def _model_first(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Sequence[str]:
+    """`-m MODEL` and `--model MODEL`, as llama-cli and mlx_lm have them, put where a command takes its MODEL."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and argv and argv[0] in action.choices:
+            return [argv[0], *_model_first(action.choices[argv[0]], argv[1:])]
+    if not any(action.dest == "model" and not action.option_strings for action in parser._actions):
+        return argv
+    ends = argv.index("--") if "--" in argv else len(argv)
+    for at, word in enumerate(argv[:ends]):
+        name, sign, value = word.partition("=")
+        if name in ("-m", "--model"):
+            if not sign and at + 1 == ends:
+                parser.error(f"argument {name}: expected a MODEL")
+            after = at + (1 if sign else 2)
+            return [value if sign else argv[at + 1], *argv[:at], *argv[after:]]
+    return argv
 
 
 def _report(error: BaseException) -> int:

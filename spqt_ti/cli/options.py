@@ -13,7 +13,7 @@ Adder = Any  # a parser, or a group of one
 
 def add_model(parser: Adder, **more: Any) -> None:
     """MODEL, which every command understands alike."""
-    text = "quantised directory, Hugging Face directory, .gguf file, hub id or known name (see spqt pull)"
+    text = "quantised directory, Hugging Face directory, .gguf file, hub id or known name (see spqt pull); or -m MODEL"
     parser.add_argument("model", metavar="MODEL", help=text, **more)
 
 

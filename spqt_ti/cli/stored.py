@@ -75,10 +75,15 @@ def add_parser(commands: Any) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     found = stored()
-    rows = [[one.name, one.kind, megabytes(one.bytes), one.made_from] for one in found]
+    rows = [[megabytes(one.bytes), *_shown(one)] for one in found]
     own = sum(one.bytes for one in found if one.kind != "hub")
-    table = Table(["name", "kind", "size", "made from"], rows)
+    table = Table(["size", "kind", "name"], rows)
     print_rows(arguments, found, table, f"{megabytes(own)} in {cache_dir()}", *_hub_note(found))
+
+
+def _shown(one: Stored) -> list[str]:
+    """Kind and name, in the width of a terminal."""
+    return ["cache", f"{one.name} ({one.kind})"] if one.name in _OTHER else [one.kind, one.name]
 
 
 def _hub_note(found: list[Stored]) -> list[str]:

@@ -164,8 +164,9 @@ def test_info_of_layers_that_differ(source, tmp_path, capsys):
     found = dict(re.findall(r"^matrices of (.*):\n((?:  .*\n)+)", text, re.MULTILINE))
     assert list(found) == ["the vocabulary", "layers 0-1", "layer 0", "layer 1"]
     assert [line.split()[0] for line in found["layers 0-1"].splitlines()] == [
-        "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj"
+        "self_attn.qkv_proj", "=", "self_attn.o_proj", "mlp.gate_up_proj", "="
     ]  # fmt: skip
+    assert max(map(len, re.findall(r"^  .* bytes$|^    = .*", text, re.MULTILINE))) <= 80
     assert re.search(r"mlp.down_proj .* q4_k +zigzag", found["layer 0"])
     assert re.search(r"mlp.down_proj .* q8_0 +row", found["layer 1"])
     assert "qkv, o, gate_up, down of layer 0: sparse" in text

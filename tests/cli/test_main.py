@@ -412,3 +412,33 @@ def test_installed_command():
     if command is None:
         pytest.skip("the package is not installed in this environment")
     assert subprocess.run([command, "--version"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        (["generate", "-m", "x", "-p", "hi"], ("x", None, "hi")),
+        (["generate", "--raw", "--model", "x", "hi"], ("x", "hi", None)),
+        (["generate", "--model=x", "hi"], ("x", "hi", None)),
+        (["generate", "x", "--", "-m"], ("x", "-m", None)),
+        (["generate", "x", "--raw", "-n", "3", "hi"], ("x", "hi", None)),
+        (["generate", "x", "--raw", "-"], ("x", "-", None)),
+    ],
+)
+def test_places_of_model_and_prompt(argv, found):
+    arguments = cli._parse(argv)
+    assert (arguments.model, arguments.prompt, arguments.also_prompt) == found
+
+
+def test_the_model_as_an_option_of_a_command_below_another(capsys):
+    assert cli._parse(["bench", "decode", "--rounds", "2", "-m", "x"]).model == "x"
+    assert "argument -m: expected a MODEL" in fails(capsys, "generate", "hi", "-m", code=2)
+    assert "unrecognized arguments: -m" in fails(capsys, "list", "-m", "x", code=2)
+
+
+def test_an_empty_message_is_refused_before_the_model_is_loaded(capsys, gguf_source):
+    assert fails(capsys, "generate", gguf_source, "", "--raw").endswith("the prompt is empty")
+
+
+def test_the_repetition_penalty_by_the_name_of_llama_cpp():
+    assert cli._parse(["generate", "x", "hi", "--repeat-penalty", "1.1"]).repetition_penalty == 1.1
