@@ -218,12 +218,14 @@ def write_gguf(
     kind: str = "F32",
     metadata: dict[str, Any] | None = None,
     leave_out: tuple[str, ...] = (),
+    tensors_per_part: int = 0,
 ) -> Path:
     """A GGUF file as llama.cpp's converter writes it; matrices of type `kind` (what gguf.quants can quantise).
 
-    `metadata` adds or replaces keys (int, float, str, bool, list), `leave_out` drops tensors by their GGUF name.
+    `metadata` adds or replaces keys (int, float, str, bool, list), `leave_out` drops tensors by their GGUF name. With
+    `tensors_per_part` it is written in parts as `gguf` does, and the first one's path is returned.
     """
-    writer = gguf.GGUFWriter(path, config.architecture.gguf_name)
+    writer = gguf.GGUFWriter(path, config.architecture.gguf_name, split_max_tensors=tensors_per_part)
     for key, value in (_gguf_metadata(config) | (metadata or {})).items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
                list: writer.add_array}  # fmt: skip
@@ -247,7 +249,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-*.gguf")) if tensors_per_part else path
 
 
 def gguf_name(name: str, config: ModelConfig) -> str:
