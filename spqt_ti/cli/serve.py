@@ -61,6 +61,7 @@ def add_parser(commands: Any) -> None:
         help="a policy file that requests and the page may choose by name; may be repeated",
     )  # fmt: skip
     generating.add_machine(parser)
+    generating.add_prefix_cache(parser)
     parser.set_defaults(run=run)
 
 
@@ -99,7 +100,9 @@ def run(arguments: argparse.Namespace) -> None:
         limit_concurrency=settings.waiting + 256, lifespan="on",
     )  # fmt: skip
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        with generating.prefix_cache(model, arguments.prefix_cache):
+            uvicorn.Server(config).run(sockets=[listening])
+            server.close()  # nobody computes while the prefix is written
     finally:
         server.close()
 

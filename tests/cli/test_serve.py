@@ -22,6 +22,7 @@ def test_it_serves_until_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
     path = str(tiny_containers.container("gqa").path)
     options = ["--port", "0", "--context", "64", "--exact", "--threads", str(tiny_containers.THREADS), "--name", "tiny"]
+    options += ["--prefix-cache", str(tmp_path / "prefix")]
     command = [sys.executable, "-m", "spqt_ti", "serve", path, *options, "--api-key-file", str(tmp_path / "key")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -38,6 +39,7 @@ def test_it_serves_until_ctrl_c(tmp_path: Path) -> None:
             rest = process.stderr.read()
             assert process.wait(30) in (0, 130)
             assert "Traceback" not in rest
+            assert (tmp_path / "prefix").stat().st_size
         finally:
             process.kill()
 
