@@ -127,6 +127,7 @@ class CallReader:
     def __init__(self, form: Form, names: Collection[str], most: int | None = None) -> None:
         self._form, self._names, self._most = form, frozenset(names), most
         self._held, self._inside, self._made = "", False, 0
+        self._tried = 0  # characters of what is held in which no end makes a call
         self._bare = not form.begin  # a call may still begin where there are no markers
 
     def push(self, text: str, *, last: bool = False) -> tuple[str, list[ToolCall]]:
@@ -158,13 +159,14 @@ class CallReader:
     def _first_call(self, last: bool) -> list[ToolCall] | None:
         """Calls at the start of what is held, which is taken away; None where they are not whole, or no calls."""
         end = self._form.end
-        at = self._held.find(end) if end else -1
+        at = self._held.find(end, self._tried) if end else -1
         while at >= 0:  # the first end may stand in a string
             made = self._parsed(self._held[:at])
             if made is not None:
-                self._held = self._held[at + len(end) :]
+                self._held, self._tried = self._held[at + len(end) :], 0
                 return made
-            at = self._held.find(end, at + 1)
+            self._tried = at + 1
+            at = self._held.find(end, self._tried)
         made = self._parsed(self._held) if last else None
         if made is not None:
             self._held = ""

@@ -59,15 +59,14 @@ class Answerer:
         """Deliver an order's embeddings, then its Usage. Raises Cancelled, and ApiError where time is up."""
         usage = Usage()
 
-        def between() -> None:
-            job.check()
-            if job.overdue:
-                raise ApiError(400, "the request took too long on the engine: send fewer texts at once")
-
         with self.model.llama.exclusive():
             for index, prompt in enumerate(order.prompts):
                 usage.prompt_tokens += len(prompt)
-                job.deliver(Embedding(index, embedding(self.model.llama, prompt, order.pooling, between=between)))
+                job.deliver(
+                    Embedding(
+                        index, embedding(self.model.llama, prompt, order.pooling, between=lambda: _check_time(job))
+                    )
+                )
         job.deliver(usage)
 
     def _prompt(self, order: Order, prompt: list[int], first: int, usage: Usage, job: Job, start: float) -> None:
@@ -112,7 +111,7 @@ class Answerer:
         llama = self.model.llama
         reused = llama.rewind(prompt)
         for begin in range(reused, len(prompt) - CHUNK, CHUNK):
-            job.check()
+            _check_time(job)
             llama.prefill(prompt[begin : begin + CHUNK], "none")
         return reused
 
@@ -155,7 +154,7 @@ class Answerer:
         masked = self.model.policy is not None
         yield Token(prompt[0])
         for begin in range(0, len(prompt), CHUNK):
-            job.check()
+            _check_time(job)
             logits = llama.prefill(prompt[begin : begin + CHUNK], "all", masked=masked)
             nexts = prompt[begin + 1 : begin + 1 + CHUNK]
             for at in range(0, len(nexts), _ROWS):
@@ -184,6 +183,13 @@ class Answerer:
             if scoring and policy is not None:
                 self.model.llama.thresholds[:] = policy.thresholds
         self._state = policy, scoring
+
+
+def _check_time(job: Job) -> None:
+    """ApiError where time is up, for work of which a part is of no use; Cancelled as `Job.check`."""
+    job.check()
+    if job.overdue:
+        raise ApiError(400, "the request took too long on the engine: send fewer texts, or shorter ones, at once")
 
 
 class _Calls:

@@ -139,6 +139,8 @@ class Engine:
             job.deliver(Cancelled())
         except Exception as error:  # whatever it is, the next job must have its turn
             job.deliver(error)
+        except BaseException as error:  # a panic of a library in Rust: it would end the thread, and so every request
+            job.deliver(RuntimeError(f"{type(error).__name__}: {error}"))
         else:
             job.deliver(None)
         self._typical_seconds += 0.2 * (time.monotonic() - start - self._typical_seconds)

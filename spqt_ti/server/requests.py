@@ -21,6 +21,7 @@ from spqt_ti.server.orders import EmbeddingOrder, Order, Skip, Tools
 from spqt_ti.server.settings import Settings
 
 MOST_INPUTS = 2048  # of a request for embeddings, as OpenAI has it
+MOST_ECHOED = 1 << 20  # log-probabilities of echoed prompts: a response has about 100 bytes for each
 
 
 class Orders:
@@ -80,6 +81,11 @@ class Orders:
         if len(many) * (asked.n or 1) > self._settings.choices:
             raise ApiError(400, f"{len(many)} prompts with n={asked.n}, of {self._settings.choices} answers at most")
         prompts = [self._tokens(prompt) for prompt in many]
+        if asked.echo and asked.logprobs is not None:
+            echoed = sum(map(len, prompts)) * (asked.n or 1) * (asked.logprobs + 1)
+            if echoed > MOST_ECHOED:
+                message = f"{echoed} log-probabilities of prompts, of {MOST_ECHOED} at most: send fewer prompts at once"
+                raise ApiError(400, message, param="logprobs")
         count = 16 if asked.max_tokens is None else asked.max_tokens
         keep = SINKS if self._settings.on_overflow == "slide" else None
         return self._order(asked, prompts, count, asked.logprobs, echo=bool(asked.echo), continues=True, keep=keep)

@@ -13,6 +13,7 @@ from spqt_ti.generation.tool_calls import names_of
 from spqt_ti.server.errors import ApiError
 
 MOST_LOGPROBS = 20
+MOST_TOOLS = 128  # as OpenAI has it
 Body = TypeVar("Body")
 
 
@@ -65,7 +66,7 @@ class Asked(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def sampling(self, seed: int) -> Sampling:
         """How tokens are drawn; `seed`: where the request has none. Raises GenerationError for values out of range."""
         bias = self.logit_bias or {}
-        if not all(token.isascii() and token.isdecimal() for token in bias):
+        if not all(token.isascii() and token.isdecimal() and len(token) < 10 for token in bias):
             raise ApiError(400, "logit_bias maps token ids to numbers", param="logit_bias")
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -171,6 +172,8 @@ def tool_choice(asked: ChatCompletion) -> tuple[str, str | None]:
     where there is no such tool.
     """
     choice = asked.tool_choice
+    if len(asked.tools or []) > MOST_TOOLS:
+        raise ApiError(400, f"there may be {MOST_TOOLS} tools, not {len(asked.tools or [])}", param="tools")
     names = names_of(asked.tools or [])
     if choice in (None, "auto", "none"):
         return ("auto" if choice is None else str(choice)) if names else "none", None
@@ -235,7 +238,11 @@ def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _object_of(arguments: Any) -> dict[str, Any]:
-    return arguments if isinstance(arguments, dict) else parse_object(arguments or "{}")
+    if isinstance(arguments, dict):
+        return arguments
+    if not isinstance(arguments, str):
+        raise TypeError(f"arguments are text, not {type(arguments).__name__}")
+    return parse_object(arguments or "{}")
 
 
 def _text_of(content: Any) -> str:

@@ -13,6 +13,7 @@ import tiny_containers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spqt_ti import bounded_json
 from spqt_ti.api import Model
 from spqt_ti.errors import GenerationError
 from spqt_ti.generation.tokenizer import Tokenizer
@@ -20,6 +21,7 @@ from spqt_ti.generation.tool_calls import FORMS, CallReader, Form, form_of, must
 
 HERMES, MISTRAL, GRANITE, LLAMA = FORMS
 NAMES = ("now", "weather")
+parse = bounded_json.parse
 CALL = '{"name": "weather", "arguments": {"city": "K\\u00f6ln </tool_call>", "days": [1, 2]}}'
 ARGUMENTS = {"city": "Köln </tool_call>", "days": [1, 2]}
 NOW = '{"name": "now", "arguments": {}}'
@@ -76,6 +78,15 @@ def test_text_is_not_held_back() -> None:
     reader = CallReader(HERMES, NAMES)
     assert reader.push("One < two <tool") == ("One < two ", [])
     assert reader.push(" box") == ("<tool box", [])
+
+
+def test_each_end_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may be led to repeat the end for thousands of tokens."""
+    tried: list[str] = []
+    monkeypatch.setattr(bounded_json, "parse", lambda text: tried.append(text) or parse(text))
+    text = "<tool_call>" + "</tool_call>" * 50
+    assert read(CallReader(HERMES, NAMES), [text[:11], *("</tool_call>" for _ in range(50))]) == (text, [])
+    assert len(tried) == 51
 
 
 def test_calls_beyond_the_most_are_dropped() -> None:

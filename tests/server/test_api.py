@@ -16,6 +16,7 @@ import served
 
 from spqt_ti.api import Model
 from spqt_ti.generation import overflow
+from spqt_ti.server import requests
 from spqt_ti.server.app import Server
 from spqt_ti.sparsity.policy import SparsityPolicy
 
@@ -311,6 +312,8 @@ def test_models_and_health(client: openai.OpenAI, address: str) -> None:
         ("chat/", {"n": 0}, 400, "n must be between 1 and 128"),
         ("chat/", {"logit_bias": {"x": 1}}, 400, "token ids"),
         ("chat/", {"logit_bias": {"99999": 1}}, 400, "outside the vocabulary"),
+        ("chat/", {"logit_bias": {"9" * 5000: 1}}, 400, "token ids"),
+        ("chat/", {"tools": [{}] * 129}, 400, "there may be 128 tools, not 129"),
         ("chat/", {"spqt": {"policy": "yours"}}, 400, "there are: mine"),
         ("chat/", {"spqt": {"sparsity": 40}}, 400, "did you mean 0.4"),
         ("chat/", {"spqt": {"sparsity": 0.4, "policy": "mine"}}, 400, "not both"),
@@ -333,6 +336,13 @@ def test_what_is_refused(
     body = {"model": served.NAME, "stream": stream, **({"messages": MESSAGES} if path else {}), **changes}
     found = httpx.post(f"{address}/v1/{path}completions", json=body)
     assert (found.status_code, message in found.json()["error"]["message"]) == (status, True), found.text
+
+
+def test_log_probabilities_of_prompts_are_bounded(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "MOST_ECHOED", 100)
+    body = {"prompt": [[5] * 9, [5]], "n": 2, "echo": True, "logprobs": 5}
+    found = httpx.post(f"{address}/v1/completions", json=body)
+    assert (found.status_code, "120 log-probabilities of prompts, of 100" in found.text) == (400, True)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"messages": ' + b"[" * 9000])

@@ -71,9 +71,16 @@ def test_a_cancelled_job_frees_the_engine(engine: Engine) -> None:
     assert results == [None]
 
 
-def test_an_error_is_delivered_and_the_next_job_runs(engine: Engine) -> None:
+class Panic(BaseException):
+    """What a library in Rust raises."""
+
+
+@pytest.mark.parametrize(("raised", "delivered"), [(ZeroDivisionError, ZeroDivisionError), (Panic, RuntimeError)])
+def test_an_error_is_delivered_and_the_next_job_runs(
+    engine: Engine, raised: type[BaseException], delivered: type[Exception]
+) -> None:
     def fail(job: Job) -> None:
-        raise ZeroDivisionError
+        raise raised
 
     results: list[Any] = []
     done = threading.Event()
@@ -81,7 +88,7 @@ def test_an_error_is_delivered_and_the_next_job_runs(engine: Engine) -> None:
     engine.submit(job(results, done))
     engine_done = done.wait(10)
     assert engine_done
-    assert [type(result) for result in results] == [ZeroDivisionError, type(None)]
+    assert [type(result) for result in results] == [delivered, type(None)]
 
 
 def test_closing_cancels_all() -> None:

@@ -69,6 +69,9 @@ def test_time_is_limited(model: Model) -> None:
         assert found["usage"]["completion_tokens"] == 1
         assert found["choices"][0]["finish_reason"] == "length"
         assert found["spqt"]["cut_by_time"]
+        scored = {"prompt": [5, 6], "echo": True, "logprobs": 1, "max_tokens": 0}
+        refused = httpx.post(f"{address}/v1/completions", json=scored, timeout=60)
+        assert (refused.status_code, "took too long" in refused.text) == (400, True)
 
 
 def test_a_server_that_ends_lets_clients_go(model: Model) -> None:

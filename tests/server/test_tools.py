@@ -121,9 +121,10 @@ def test_arguments_of_earlier_calls_are_objects_in_templates(client: openai.Open
     said.append({"role": "tool", "tool_call_id": "123456789", "content": "sunny"})
     found = client.chat.completions.create(model=served.NAME, messages=said, max_tokens=1)
     assert found.usage.prompt_tokens == len(model.tokenizer.encode("Rome", add_special=False))
-    call["function"]["arguments"] = "{"
-    with pytest.raises(openai.BadRequestError, match="a message's tool_calls are a list of"):
-        client.chat.completions.create(model=served.NAME, messages=said, max_tokens=1)
+    for wrong in ("{", 5, ["{}"]):
+        call["function"]["arguments"] = wrong
+        with pytest.raises(openai.BadRequestError, match="a message's tool_calls are a list of"):
+            client.chat.completions.create(model=served.NAME, messages=said, max_tokens=1)
 
 
 @pytest.mark.parametrize(
