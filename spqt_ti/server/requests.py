@@ -18,6 +18,7 @@ from spqt_ti.model.runner import Llama, too_long
 from spqt_ti.server import schema
 from spqt_ti.server.errors import ApiError
 from spqt_ti.server.orders import EmbeddingOrder, Order, Skip, Tools
+from spqt_ti.server.schema import ToolChoice
 from spqt_ti.server.settings import Settings
 
 MOST_INPUTS = 2048  # of a request for embeddings, as OpenAI has it
@@ -37,7 +38,7 @@ class Orders:
     def chat(self, asked: schema.ChatCompletion) -> Order:
         """Raises ApiError and GenerationError for what cannot be answered."""
         choice, name = schema.tool_choice(asked)
-        tools = None if choice == "none" else asked.tools
+        tools = None if choice is ToolChoice.NONE else asked.tools
         calls, constraint = self._calls(asked, choice, name)
         messages, keep = self._recent(asked.messages, tools)
         prompt = self.encode_chat(messages, True, tools)
@@ -47,18 +48,18 @@ class Orders:
         return replace(order, tools=calls, constraint=constraint or order.constraint)
 
     def _calls(
-        self, asked: schema.ChatCompletion, choice: str, name: str | None
+        self, asked: schema.ChatCompletion, choice: ToolChoice, name: str | None
     ) -> tuple[Tools | None, Constraint | None]:
         """Which calls of tools to look for in answers, and what answers have to be for them. Raises ApiError where a
         call is required of a model that is not known to make any.
         """
         tools = asked.tools or []
         form = form_of(self._tokenizer.chat_template)
-        if choice == "none" or (choice == "auto" and form is None):
+        if choice is ToolChoice.NONE or (choice is ToolChoice.AUTO and form is None):
             return None, None
         several = asked.parallel_tool_calls
         names = tuple(schema.names_of(tools))
-        if choice == "auto":
+        if choice is ToolChoice.AUTO:
             assert form is not None
             return Tools(form, names, 1 if several is False else None), None
         if form is None or not self._shows(asked.messages, tools):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -15,6 +16,14 @@ from spqt_ti.server.errors import ApiError
 MOST_LOGPROBS = 20
 MOST_TOOLS = 128  # as OpenAI has it
 Body = TypeVar("Body")
+
+
+class ToolChoice(str, Enum):
+    """Whether an answer may call tools: `tool_choice` of a request."""
+
+    NONE = "none"
+    AUTO = "auto"
+    REQUIRED = "required"
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -152,7 +161,7 @@ def check(asked: ChatCompletion | Completion, model: str, choices: int) -> None:
         raise ApiError(400, f"n must be between 1 and {choices}, not {asked.n}", param="n")
     if isinstance(asked, ChatCompletion):
         choice, _ = tool_choice(asked)
-        if choice == "required" and asked.response_format not in (None, {"type": "text"}):
+        if choice is ToolChoice.REQUIRED and asked.response_format not in (None, {"type": "text"}):
             raise ApiError(400, "an answer that has to be a call has no response_format", param="response_format")
         if asked.top_logprobs is not None and not asked.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
@@ -167,25 +176,25 @@ def check(asked: ChatCompletion | Completion, model: str, choices: int) -> None:
         raise ApiError(400, f"there may be 0 to {MOST_LOGPROBS} logprobs per token, not {most}", param="logprobs")
 
 
-def tool_choice(asked: ChatCompletion) -> tuple[str, str | None]:
-    """("none", "auto" or "required", the function that has to be called). Raises ApiError for other choices, and
-    where there is no such tool.
+def tool_choice(asked: ChatCompletion) -> tuple[ToolChoice, str | None]:
+    """The choice, and the function that has to be called. Raises ApiError for other choices, and where there is no
+    such tool.
     """
     choice = asked.tool_choice
     if len(asked.tools or []) > MOST_TOOLS:
         raise ApiError(400, f"there may be {MOST_TOOLS} tools, not {len(asked.tools or [])}", param="tools")
     names = names_of(asked.tools or [])
-    if choice in (None, "auto", "none"):
-        return ("auto" if choice is None else str(choice)) if names else "none", None
+    if choice in (None, ToolChoice.AUTO, ToolChoice.NONE):
+        return ToolChoice(choice or ToolChoice.AUTO) if names else ToolChoice.NONE, None
     named = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
     name = named.get("name") if isinstance(named, dict) else None
-    if choice != "required" and not isinstance(name, str):
+    if choice != ToolChoice.REQUIRED and not isinstance(name, str):
         shape = '{"type": "function", "function": {"name": ...}}'
         raise ApiError(400, f"tool_choice is none, auto, required or {shape}", param="tool_choice")
     if not names or (name is not None and name not in names):
         what = f"no tool {name[:64]!r}" if name else "nothing to call"
         raise ApiError(400, f"tool_choice: there is {what} in tools", param="tool_choice")
-    return "required", name
+    return ToolChoice.REQUIRED, name
 
 
 def constraint_of(form: dict[str, Any] | None) -> Constraint | None:
