@@ -178,12 +178,15 @@ def open_gguf(path: Path) -> Checkpoint:
 
 
 def _chat_template(metadata: Mapping[str, Any]) -> str | None:
-    """The default template and named ones (`tokenizer.chat_template.NAME`) as one."""
-    key, named = "tokenizer.chat_template", {}
-    for name, value in metadata.items():
-        if name.startswith(f"{key}."):
-            named[name.removeprefix(f"{key}.")] = value
-    return chat_templates.joined(named | {chat_templates.DEFAULT: metadata.get(key, named.get(chat_templates.DEFAULT))})
+    """The default template and the one for tools (`tokenizer.chat_template.NAME`) as one.
+
+    No other value is read: text that nobody needs may be in any encoding.
+    """
+    key = "tokenizer.chat_template"
+    keys = {chat_templates.DEFAULT: key, chat_templates.TOOL_USE: f"{key}.{chat_templates.TOOL_USE}"}
+    if key not in metadata:
+        keys[chat_templates.DEFAULT] = f"{key}.{chat_templates.DEFAULT}"
+    return chat_templates.joined({name: metadata.get(place) for name, place in keys.items()})
 
 
 def read_config(file: GgufFile) -> ModelConfig:

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import random_weights, tiny_config, write_gguf, write_huggingface
 
 from spqt_ti.generation.chat import ChatTemplate
-from spqt_ti.sources import chat_templates
+from spqt_ti.sources import chat_templates, gguf_file
 from spqt_ti.sources.open import model_files, open_checkpoint
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -50,6 +50,12 @@ def test_places(tmp_path):
     for source in [*sources, files]:
         template = ChatTemplate(open_checkpoint(source).chat_template, {})
         assert [template.render(MESSAGES, True, tools) for tools in (None, TOOLS)] == ["D", "T"]
+
+
+def test_a_gguf_files_default_is_not_overridden_by_a_named_one():
+    key = "tokenizer.chat_template"
+    assert gguf_file._chat_template({f"{key}.default": "N", f"{key}.rag": "R"}) == "N"
+    assert gguf_file._chat_template({key: "D", f"{key}.default": "N"}) == "D"
 
 
 def test_as_transformers_chooses(tmp_path):

@@ -452,6 +452,16 @@ def test_gguf_window_of_an_architecture_that_has_it_in_some_layers(tmp_path):
     assert "sliding_window (64 of 256 positions) is not supported for architecture 'qwen2'" in opened_with_error(path)
 
 
+@pytest.mark.parametrize("key", ["general.description", "general.tags", "quantize.imatrix.file", "x.y",
+                                 "tokenizer.chat_template.rag"])  # fmt: skip
+def test_gguf_text_that_nobody_needs_may_be_in_any_encoding(key, tmp_path):
+    config = tiny_config()
+    metadata = {key: ["PLACE", "text"] if key.endswith("tags") else "PLACE"}
+    path = write_gguf(tmp_path / "m.gguf", config, random_weights(config), metadata=metadata)
+    path.write_bytes(path.read_bytes().replace(b"PLACE", "affiné".encode("latin-1")[-5:]))
+    assert open_checkpoint(path).config == config
+
+
 @pytest.mark.parametrize("numbers", [[2, 2], [2, 1]])
 def test_gguf_lists_of_equal_numbers_are_a_number(numbers, tmp_path):
     """llama.cpp allows one number per layer."""
