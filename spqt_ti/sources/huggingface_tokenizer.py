@@ -7,6 +7,7 @@ and `added_tokens.json` instead; chat templates in `chat_template.jinja`,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from spqt_ti.errors import CheckpointError
 from spqt_ti.sources import chat_templates
 from spqt_ti.sources.token_roles import with_roles
 from spqt_ti.sources.tokenizers_library import check_bounds, library_errors
+
+_log = logging.getLogger(__name__)
 
 FILES = (
     "tokenizer.json",
@@ -70,6 +73,7 @@ def read_tokenizer(directory: Path) -> tuple[str, str | None]:
         text = read_text(path, "transformers' AutoTokenizer can save one: save_pretrained")
         fields = parse_object(text)
         costs = check_bounds(fields)
+        _check_settings(config, fields, directory / _CONFIG)
         known = fields.get("added_tokens") or []
         if not isinstance(known, list) or not all(isinstance(entry, dict) for entry in known):
             raise CheckpointError("added_tokens is no list of objects")
@@ -101,16 +105,19 @@ class _Tokens:
     @classmethod
     def of(cls, directory: Path, config: dict[str, Any]) -> _Tokens:
         path, fields, numbered = directory / _CONFIG, dict(config), {}
+        newer, older = _EXTRA
+        if older in fields and not fields.get(newer):
+            fields[newer] = fields.pop(older)
         decoder = fields.get("added_tokens_decoder")
         if decoder is not None:
             numbered = _numbered(decoder, path)
         else:  # transformers reads the older files only then
             if (directory / _SPECIAL_MAP).is_file():
-                fields |= read_json(directory / _SPECIAL_MAP)
+                fields = _with_special_map(fields, read_json(directory / _SPECIAL_MAP))
             if (directory / _ADDED).is_file():
-                older = read_json(directory / _ADDED)
-                numbered = _numbered({str(index): name for name, index in older.items()}, directory / _ADDED)
-        extra: Any = next((fields[name] for name in _EXTRA if fields.get(name)), [])
+                added = read_json(directory / _ADDED)
+                numbered = _numbered({str(index): name for name, index in added.items()}, directory / _ADDED)
+        extra: Any = fields.get(newer if newer in fields else older) or []
         named = {name: value for name, value in fields.items() if value and name.endswith("_token")}
         if isinstance(extra, dict):
             named, extra = named | extra, []
@@ -143,6 +150,33 @@ class _Tokens:
             if token.content not in known and token.content not in adding:
                 adding[token.content] = token.added(True)
         return list(adding.values())
+
+
+def _with_special_map(fields: dict[str, Any], special_map: dict[str, Any]) -> dict[str, Any]:
+    """`tokenizer_config.json` with what `special_tokens_map.json` says over it; of extra tokens under the older name
+    the first file's count, under the newer one both files' do.
+    """
+    newer = _EXTRA[0]
+    before, more = fields.get(newer), special_map.get(newer)
+    if isinstance(before, list) and isinstance(more, list):
+        special_map = {**special_map, newer: [*before, *(token for token in more if token not in before)]}
+    return fields | special_map
+
+
+def _check_settings(config: Mapping[str, Any], tokenizer: Mapping[str, Any], path: Path) -> None:
+    """Settings of tokenizer_config.json that change ids and are not in `tokenizer.json`: refused, or warned of."""
+    if config.get("split_special_tokens"):
+        raise CheckpointError(f"{path}: split_special_tokens is true, which is not supported (only false)")
+    wanted, step = config.get("add_prefix_space"), tokenizer.get("pre_tokenizer")
+    steps = step.get("pretokenizers") or [step] if isinstance(step, Mapping) else []
+    prefixed = [
+        one.get("add_prefix_space") for one in steps if isinstance(one, Mapping) and one.get("type") == "ByteLevel"
+    ]
+    if isinstance(wanted, bool) and prefixed and wanted not in prefixed:
+        _log.warning(
+            "%s: add_prefix_space is %s, which tokenizer.json contradicts: tokenizer.json counts (versions of "
+            "transformers differ)", path, str(wanted).lower(),
+        )  # fmt: skip
 
 
 def _numbered(decoder: Any, path: Path) -> dict[int, _Token]:

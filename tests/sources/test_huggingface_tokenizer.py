@@ -58,6 +58,18 @@ FILES: dict[str, dict] = {
         "tokenizer_config.json": {"added_tokens_decoder": {}, "eos_token": "<|endoftext|>"},
         "special_tokens_map.json": {"eos_token": "<|im_end|>"},
     },
+    "special_map_has_other_extra_tokens": {
+        "tokenizer_config.json": {"additional_special_tokens": ["<|tool|>"]},
+        "special_tokens_map.json": {"additional_special_tokens": ["<|x|>"]},
+    },
+    "special_map_has_extra_tokens": {
+        "tokenizer_config.json": {"additional_special_tokens": []},
+        "special_tokens_map.json": {"additional_special_tokens": ["<|x|>"]},
+    },
+    "special_map_has_more_extra_tokens": {
+        "tokenizer_config.json": {"extra_special_tokens": ["<|tool|>", "<|x|>"]},
+        "special_tokens_map.json": {"extra_special_tokens": ["<|x|>", "<image>"]},
+    },
     "added_tokens": {
         "tokenizer_config.json": {"eos_token": "<|im_end|>"}, "added_tokens.json": {"<|a|>": 301, "<|b|>": 300},
     },
@@ -111,6 +123,7 @@ def test_the_result_is_a_tokenizer_json(tmp_path):
         ({"tokenizer_config.json": {"added_tokens_decoder": {"x": _token("y")}}}, "by their numbers"),
         ({"tokenizer_config.json": {"added_tokens_decoder": []}}, "by their numbers"),
         ({"tokenizer_config.json": {"additional_special_tokens": "x"}}, "expected a list"),
+        ({"tokenizer_config.json": {"split_special_tokens": True}}, "split_special_tokens is true"),
         ({"tokenizer.json": {"added_tokens": 3}}, "added_tokens is no list"),
     ],
 )
@@ -119,6 +132,15 @@ def test_damaged(files, words, tmp_path):
     with pytest.raises(CheckpointError, match=words) as caught:
         read_tokenizer(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_setting_that_tokenizer_json_contradicts_is_said(tmp_path, caplog):
+    path = _directory(tmp_path / "m", {"tokenizer_config.json": {"add_prefix_space": False}})
+    read_tokenizer(path)
+    assert not caplog.records
+    (path / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    read_tokenizer(path)
+    assert "add_prefix_space is true" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
