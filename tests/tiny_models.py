@@ -104,7 +104,6 @@ CASES: dict[str, dict[str, Any]] = {
         "layer_types": ("sliding_attention", "full_attention"),
         "rope_scaling": RopeScaling("linear", 8.0),
         "multipliers": (
-            ("attn_logit_softcapping", None),
             ("final_logit_softcapping", None),
             ("query_pre_attn_scalar", 40.0),
         ),

@@ -166,7 +166,7 @@ _ROWS = (
     Architecture(  # its text models; of those with images the language model is another class
         "gemma3_text", "Gemma3ForCausalLM", "gemma3", qkv_bias=None, o_bias=None, qk_norm=True, window_pattern=6,
         local_rope=True,
-        multipliers={"query_pre_attn_scalar": 256, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        multipliers={"query_pre_attn_scalar": 256, "final_logit_softcapping": None},  # transformers reads no other cap
         defaults=_GEMMA_DEFAULTS
         | {"max_position_embeddings": 131072, "rope_theta": 1e6, "rope_local_base_freq": 10000.0}, **_GEMMA,
     ),

@@ -20,19 +20,13 @@ _log = logging.getLogger(__name__)
 Windows = tuple[int | None, tuple[str, ...]]  # sliding_window, layer_types
 FULL, SLIDING = "full_attention", "sliding_attention"  # values of layer_types
 # Spelling in config.json -> the function that kernels compute; all of transformers' spellings of these, and fatrelu.
+# fmt: off
 ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-    "relu2": "relu2",
-    "fatrelu": "fatrelu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
-    "gelu_python_tanh": "gelu_pytorch_tanh",
-    "gelu_new": "gelu_pytorch_tanh",
-    "gelu_fast": "gelu_pytorch_tanh",
+    "silu": "silu", "swish": "silu", "relu": "relu", "relu2": "relu2", "fatrelu": "fatrelu", "gelu": "gelu",
+    "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_pytorch_tanh", "gelu_python_tanh": "gelu_pytorch_tanh",
+    "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh",
 }
+# fmt: on
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _MOST_LAYERS = 1 << 16  # of which a list is made
 _KV_HEADS = "num_key_value_heads"
@@ -299,7 +293,7 @@ def _windows(fields: Mapping[str, Any], row: Architecture, layers: int, position
                 raise CheckpointError(f"num_hidden_layers is {layers}, expected at most {_MOST_LAYERS}")
             types = given or (FULL,) * first + (SLIDING,) * (layers - first)
     elif row.window is WindowRule.BY_LAYER:
-        types = given or pattern_of(row, layers, _pattern(fields))
+        types = given or pattern_of(row, layers, _pattern(fields, row))
     elif (
         row.window is WindowRule.NONE
         and fields.get("use_sliding_window") is not False
@@ -334,11 +328,17 @@ def pattern_of(row: Architecture, layers: int, pattern: int | None = None) -> tu
     return tuple(SLIDING if (layer + 1) % every else FULL for layer in range(layers))
 
 
-def _pattern(fields: Mapping[str, Any]) -> int | None:
-    given = [name for name in ("sliding_window_pattern", "_sliding_window_pattern") if fields.get(name) is not None]
-    if given and _whole(fields, given[0]) < 1:
-        raise CheckpointError(f"{given[0]} is {fields[given[0]]}, expected a positive whole number")
-    return _whole(fields, given[0]) if given else None
+def _pattern(fields: Mapping[str, Any], row: Architecture) -> int:
+    """Every how many layers one sees everything. transformers writes the name with `_` and does not read it."""
+    every = _whole(fields, "sliding_window_pattern", row.window_pattern)
+    if every < 1:
+        raise CheckpointError(f"sliding_window_pattern is {every}, expected a positive whole number")
+    if _whole(fields, "_sliding_window_pattern", every) != every:
+        raise CheckpointError(
+            f"_sliding_window_pattern is {fields['_sliding_window_pattern']}, but without layer_types transformers "
+            f"takes {every}; say it as sliding_window_pattern or as layer_types"
+        )
+    return every
 
 
 def _multipliers(fields: Mapping[str, Any], row: Architecture) -> tuple[tuple[str, float | None], ...]:

@@ -123,6 +123,8 @@ def test_eos(value, expected):
         ({**GEMMA3, "rope_local_base_freq": 0}, "rope_local_base_freq is 0"),
         ({**GEMMA3, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
         ({**GEMMA3, "final_logit_softcapping": -1}, "final_logit_softcapping is -1"),
+        ({**GEMMA3, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+        ({**GEMMA3, "_sliding_window_pattern": 3, "layer_types": ...}, "_sliding_window_pattern is 3"),
         ({**GEMMA3, "sliding_window_pattern": 0, "layer_types": ...}, "sliding_window_pattern is 0"),
         ({**GEMMA3, "rope_parameters": {"sliding_attention": {"factor": 2.0}}}, "rope_parameters.sliding_attention"),
         ({**GRANITE, "logits_scaling": None}, "logits_scaling is None"),
