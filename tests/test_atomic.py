@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from spqt_ti.atomic import written_whole
+from spqt_ti import atomic
+from spqt_ti.atomic import locked, written_whole
 
 
 def test_a_new_file_and_a_replaced_one(tmp_path: Path) -> None:
@@ -39,3 +43,57 @@ def test_what_fails_leaves_the_old_file(error: BaseException, tmp_path: Path) ->
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"), written_whole(tmp_path / "missing" / "file") as temporary:
         temporary.write_text("x")
+
+
+needs_locks = pytest.mark.skipif(atomic.fcntl is None, reason="a system without fcntl has no such locks")
+
+
+@needs_locks
+def test_a_lock_is_one_caller_s_and_goes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with locked(path) as first:
+        assert first
+        for _ in range(2):  # who did not get it leaves it to the one that has it
+            with locked(path, wait=False) as second:
+                assert not second
+    assert list(tmp_path.iterdir()) == []
+    with locked(path, wait=False) as third:
+        assert third
+
+
+@needs_locks
+def test_a_lock_file_that_went_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened while another one had it, locked when that one had removed it: a third may hold a new file then."""
+    path, flock, opened = tmp_path / "file", atomic.fcntl.flock, []
+
+    def removed_meanwhile(file: object, operation: int) -> None:
+        if not opened:
+            os.unlink(f"{path}.lock")
+        opened.append(file)
+        flock(file, operation)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", removed_meanwhile)
+    with locked(path) as alone:
+        assert (alone, len(opened)) == (True, 2)
+        assert os.path.samestat(os.stat(f"{path}.lock"), os.fstat(opened[1].fileno()))
+
+
+@needs_locks
+def test_many_callers_wait_for_one_another(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "file", [], []
+
+    def work() -> None:
+        for _ in range(20):
+            with locked(path) as alone:
+                assert alone
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0005)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(most), max(most)) == (120, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from spqt_ti import __version__
+from spqt_ti.atomic import locked
 from spqt_ti.backend import Runtime, ti
 from spqt_ti.benchmark.divisions import measure_divisions
 from spqt_ti.benchmark.gemv_drivers import Zigzag, interleaved
@@ -44,12 +45,18 @@ def keep(shapes: Sequence[TunedShape], device: str) -> Path:
     """Add to this device's file, or replace it where it is not one of this version; returns where it is. Raises
     TuningError where it cannot be written.
     """
-    try:
-        before = Tuning.load(device)
-    except TuningError:
-        before = Tuning(device, {}, "")
     versions = {"spqt-ti": __version__, "taichi": ".".join(map(str, ti.__version__))}
-    return before.updated(shapes, versions, date.today().isoformat()).save()
+    path = tuning_path(device)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path):  # what another process measures now is not to be lost
+            try:
+                before = Tuning.load(device)
+            except TuningError:
+                before = Tuning(device, {}, "")
+            return before.updated(shapes, versions, date.today().isoformat()).save()
+    except OSError as error:
+        raise TuningError(f"{path}: cannot write the tuning: {error}") from error
 
 
 def forget(device: str) -> str:

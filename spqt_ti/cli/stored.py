@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import shutil
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Stored:
     made_from: str = ""
 
     def remove(self) -> None:
-        """Delete it."""
+        """Delete it, unless another process was faster. A model's name is free at once, for whoever makes it anew."""
         if self.kind == "hub":
             from spqt_ti.sources import hub
 
@@ -46,9 +47,12 @@ class Stored:
                 if repository.repository == self.name:
                     hub.remove(repository)
         elif Path(self.path).is_dir():
-            shutil.rmtree(self.path)
+            with held_back():
+                from spqt_ti.container.directories import discard
+            with contextlib.suppress(FileNotFoundError):
+                discard(Path(self.path))
         else:
-            Path(self.path).unlink()
+            Path(self.path).unlink(missing_ok=True)
 
 
 def add_parser(commands: Any) -> None:
@@ -176,5 +180,10 @@ def _entries(folder: str) -> list[Path]:
 
 
 def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if not file.is_dir())
+    """Bytes of the files in a folder, or of one; those that another process removes meanwhile count nothing."""
+    inside = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    total = 0
+    for file in inside if path.is_dir() else [path]:
+        with contextlib.suppress(FileNotFoundError):
+            total += file.lstat().st_size
+    return total

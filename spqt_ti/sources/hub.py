@@ -10,9 +10,10 @@ import glob
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from spqt_ti.errors import CheckpointError
@@ -30,6 +31,7 @@ _BESIDE = re.compile(r"[^/]+\.(json|jinja)|additional_chat_templates/[^/]+\.jinj
 _WEIGHTS = re.compile(r"[^/]+\.safetensors")
 _SAME_AGAIN = re.compile(r"consolidated.*")  # the weights once more, in Mistral's own names
 _NO_MODEL = re.compile(r"(.*/)?(mmproj|[^/]*imatrix)[^/]*", re.IGNORECASE)  # GGUF files beside the models
+_LONGEST_NAME = 255  # bytes, of most file systems
 _NO_FILES = "the repository has no GGUF file"
 
 
@@ -62,6 +64,8 @@ def parse(name: str) -> HubId | None:
     found = _ID.fullmatch(name)
     if found is None or (not found["choice"] and found["repository"].endswith((".gguf", ".safetensors", ".json"))):
         return None
+    if any({".", ".."} & set((part or "").split("/")) for part in found.groups()):  # a path, not an id
+        return None
     return HubId(found["repository"], found["choice"] or "", found["revision"] or "main")
 
 
@@ -92,19 +96,31 @@ def chosen_files(wanted: HubId, files: Mapping[str, int]) -> list[str]:
     models = _gguf_models(files)
     weights = [name for name in files if _WEIGHTS.fullmatch(name) and not _SAME_AGAIN.fullmatch(name)]
     if not wanted.choice and weights:
-        return sorted([*weights, *(name for name in files if _BESIDE.fullmatch(name))])
+        return _distinct(wanted, sorted([*weights, *(name for name in files if _BESIDE.fullmatch(name))]))
     if not models:
         what = f"{_NO_FILES} to choose from" if weights else f"neither safetensors nor GGUF files are in {wanted}"
         raise CheckpointError(f"{wanted}: {what}{'; ask for ' + wanted.repository if weights else ''}")
     matching = _matching(wanted.choice, models)
     if len(matching) == 1:
-        return models[matching[0]]
+        return _distinct(wanted, models[matching[0]])
     listed = [
         f"{_label(name)} ({sum(files[part] for part in models[name]) / 1e6:,.0f} MB)" for name in matching or models
     ]
     problem = "is in more than one file" if wanted.choice and matching else "is not there" if wanted.choice else ""
     first = f"{wanted.repository}: {wanted.choice} {problem}" if problem else f"{wanted.repository} has several models"
     raise CheckpointError(f"{first}; choose one as {wanted.repository}:NAME from {', '.join(listed)}")
+
+
+def _distinct(wanted: HubId, names: list[str]) -> list[str]:
+    """The names; CheckpointError for two that many file systems take for one, where the second would be the first."""
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise CheckpointError(
+                f"{wanted}: the files {other} and {name} differ in the case of letters, or the form of accents, alone"
+            )
+    return names
 
 
 def cached_repositories() -> list[CachedRepository]:
@@ -160,8 +176,11 @@ def _label(name: str) -> str:
 
 
 def _inside(name: str) -> bool:
-    """Whether a file of this name lies in the repository's folder: another server may list any."""
-    return name.isprintable() and not name.startswith("/") and ".." not in PurePosixPath(name).parts
+    """Whether a file of this name lies in the repository's folder on every system: another server may list any."""
+    if not name.isprintable() or "\\" in name or PureWindowsPath(name).drive:
+        return False
+    parts = name.split("/")
+    return not {"", ".", ".."} & set(parts) and all(len(part.encode()) <= _LONGEST_NAME for part in parts)
 
 
 def _is_safetensors(names: list[str]) -> bool:

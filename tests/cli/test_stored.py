@@ -6,13 +6,17 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_models import random_weights, tiny_config, write_huggingface
 
 from spqt_ti import api
 from spqt_ti.cli import main as cli
+from spqt_ti.cli import stored
+from spqt_ti.container import Container
 from spqt_ti.convert.identity import cached_copy
+from spqt_ti.errors import ContainerError
 
 constants = pytest.importorskip("huggingface_hub.constants")
 CONFIG = tiny_config(num_hidden_layers=1)
@@ -76,3 +80,20 @@ def test_another_revision_with_the_same_content_is_not_quantised_again(cache):
     assert cached_copy(other) == copy
     renamed = shutil.copytree(cache, cache.parents[2] / "mine")
     assert cached_copy(renamed) == copy
+
+
+def test_what_another_process_removes_meanwhile(cache, capsys, monkeypatch):
+    """Two `spqt rm` at once, a model that goes while it is listed, and one that is read while it is removed."""
+    (copy,) = [one for one in stored.stored() if one.kind == "quantised"]
+    opened = Container.open(copy.path)
+    (source,) = [one for one in stored.stored() if one.kind == "hub"]
+    for one in (copy, source):
+        one.remove()
+        one.remove()
+    assert not Path(copy.path).exists()
+    with pytest.raises(ContainerError, match="cannot be read"):
+        opened.read("model.norm.weight")
+    monkeypatch.setattr(stored, "_entries", lambda folder: [Path(copy.path)] if folder == "quantized" else [])
+    assert listed(capsys)[copy.name] | {"path": ""} == {
+        "name": copy.name, "kind": "quantised", "bytes": 0, "path": "", "made_from": "damaged",
+    }  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +94,26 @@ def test_newer_measurements_replace_older_ones() -> None:
     assert tuning.find(384, 192, 2) == newer
     assert tuning.find(384, 192, None) == ON_GPU
     assert tuning.find(384, 193, 2) is None
+
+
+def test_two_that_measure_at_once_keep_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads the file, adds to it and writes it."""
+    load = Tuning.load
+
+    def slowly(device: str) -> Tuning:
+        found = load(device)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(Tuning, "load", slowly)
+    shapes = [dataclasses.replace(ON_CPU, rows=rows) for rows in (256, 512, 768, 1024)]
+    threads = [threading.Thread(target=tune.keep, args=([shape], "cpu")) for shape in shapes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(load("cpu").shapes, key=lambda shape: shape.rows) == shapes
+    assert [path.name for path in tuning_path("cpu").parent.iterdir()] == [tuning_path("cpu").name]
 
 
 @pytest.mark.parametrize(

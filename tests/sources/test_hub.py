@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_hub import FakeHub
@@ -67,6 +68,9 @@ def server(files, tmp_path, monkeypatch):
         ("C:/model", None),
         ("a/b/c", None),
         ("../org/name", None),
+        ("org/..", None),
+        ("org/name@../../../x", None),
+        ("org/name:../m.gguf", None),
     ],
 )
 def test_ids(text, expected):
@@ -96,6 +100,37 @@ def test_a_choice_among_gguf_files(choice, expected):
 def test_a_wrong_choice_lists_what_there_is(choice, message):
     with pytest.raises(CheckpointError, match=message):
         hub.chosen_files(hub.HubId("org/m", choice), NAMES)
+
+
+# Absolute, upwards, Windows' separators and drives, control characters, parts of nothing, names that cannot be.
+HOSTILE = ["/m.gguf", "../m.gguf", "a/../../m.gguf", "..", "", "a//m.gguf", "./m.gguf", "a/", "..\\m.gguf", "a\\m.gguf",
+           "\\\\host\\share\\m.gguf", "C:m.gguf", "C:/m.gguf", "c:\\m.gguf", "m\0.gguf", "m\n.gguf", "\x1b[2Jm.gguf",
+           "m\u202e.gguf", f"{'m' * 300}.gguf", f"{'é' * 130}.gguf"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_listing_may_not_lead_out_of_the_folder(name, monkeypatch):
+    listed = [SimpleNamespace(rfilename=one, size=1) for one in ("a/..b/m.gguf", name)]
+    api = SimpleNamespace(repo_info=lambda *unused, **options: SimpleNamespace(siblings=listed))
+    monkeypatch.setattr(hub, "_api", lambda: api)
+    monkeypatch.setattr(hub, "_cached", lambda wanted: None)
+    assert hub._listing(hub.HubId("org/m")) == ({"a/..b/m.gguf": 1}, None)
+
+
+@pytest.mark.parametrize(
+    "pair", [("model.safetensors", "Model.safetensors"), ("\u00e9.safetensors", "e\u0301.safetensors")]
+)
+def test_names_that_some_file_systems_take_for_one(pair):
+    with pytest.raises(CheckpointError, match="differ in the case of letters"):
+        hub.chosen_files(hub.HubId("org/m"), dict.fromkeys(pair, 1))
+
+
+def test_what_is_listed_and_hostile_is_not_fetched(server, files):
+    server.repositories["org/hostile"] = {"main": {"../../../escaped.safetensors": b"x", **files["hf"]}}
+    path = registry.resolve("org/hostile")
+    assert sorted(server.downloads()) == sorted(files["hf"])
+    assert sorted(entry.name for entry in path.iterdir()) == sorted(files["hf"])
+    assert not list(Path(constants.HF_HUB_CACHE).parent.rglob("escaped*"))
 
 
 def test_safetensors_are_fetched_once_without_pickles_and_code(server, files):
