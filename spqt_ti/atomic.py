@@ -5,6 +5,7 @@ for what several processes change.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -20,8 +21,13 @@ except ImportError:  # Windows
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield the temporary path to write to; it becomes `path` at the end, or is removed if anything is raised.
 
-    The folder must exist. OSError of writing and of renaming passes through, for the caller to say what was lost.
+    The folder must exist. OSError of writing and of renaming passes through, for the caller to say what was lost; so it
+    is for a folder, and for a device or a pipe, which the file would take the place of.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         yield temporary

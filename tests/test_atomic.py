@@ -40,6 +40,16 @@ def test_what_fails_leaves_the_old_file(error: BaseException, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_only_a_file_is_replaced(tmp_path: Path) -> None:
+    """A device's place would be taken where the user may write there: root may."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("."), Path("/")):
+        with pytest.raises(OSError, match=r"not a regular file|Is a directory"), written_whole(path) as temporary:
+            temporary.write_text("x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"), written_whole(tmp_path / "missing" / "file") as temporary:
         temporary.write_text("x")

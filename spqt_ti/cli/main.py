@@ -62,20 +62,20 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> NoReturn:
         from spqt_ti import __version__
 
-        print(f"spqt {__version__}")
+        print(f"spqt {__version__}", flush=True)  # a full disk is noticed here, and not when Python ends
         parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return its exit code."""
     open_streams()
-    arguments = _parse(sys.argv[1:] if argv is None else argv)
     # A terminal that cannot show a character gets a replacement, not an exception.
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure:
         reconfigure(errors="replace")
     print_log()
     try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
         with terminate_cleanly():
             arguments.run(arguments)
             sys.stdout.flush()

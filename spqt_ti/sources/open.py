@@ -31,6 +31,8 @@ def model_files(path: str | Path) -> list[Path]:
     A README, an editor's lock or a dangling link beside them is none. CheckpointError where no model is there.
     """
     path = expanded(path)
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise CheckpointError(f"{path}: not a regular file")  # a device, or a pipe, may have no end
     try:
         return sorted(huggingface.model_files(path) if path.is_dir() else named_parts(path))
     except OSError as error:

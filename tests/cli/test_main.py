@@ -348,11 +348,12 @@ def test_reader_of_stdout_goes_away(source):
     assert result.stdout in ("0\n", "141\n")  # 0 where everything fitted into the pipe before it closed
 
 
-def test_full_stdout(source):
+@pytest.mark.parametrize("arguments", [lambda source: ["info", source], lambda source: ["--version"]])
+def test_full_stdout(arguments, source):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "spqt_ti.cli.main", "info", source]
+        command = [sys.executable, "-m", "spqt_ti.cli.main", *arguments(source)]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1
     assert result.stderr == "spqt: error: [Errno 28] No space left on device\n"

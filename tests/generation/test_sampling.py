@@ -68,6 +68,17 @@ def test_the_last_token_that_can_be_drawn_ends_the_draw():
     assert draw(logits, Sampling(temperature=1.0), Largest(np.random.PCG64())) == 99
 
 
+def test_a_token_without_probability_is_never_drawn():
+    """Not even by the smallest number that a generator gives, which is 0."""
+
+    class Smallest(np.random.Generator):
+        def random(self, *_args, **_options):
+            return 0.0
+
+    logits = np.where(np.arange(600) < 300, -np.float32(np.inf), np.float32(0))
+    assert draw(logits, Sampling(temperature=1.0), Smallest(np.random.PCG64())) == 300
+
+
 # Probabilities --------------------------------------------------------------------------------------------------------
 
 
@@ -106,6 +117,9 @@ def test_top_k_keeps_the_k_likeliest_in_proportion(k):
 def test_top_k_among_equals_keeps_the_lowest_ids():
     p = probabilities(np.array([1, 2, 2, 2, 0], np.float32), Sampling(1.0, top_k=2))
     np.testing.assert_array_equal(p, [0, 0.5, 0.5, 0, 0])
+    # Sorting a few entries keeps the order of equals by chance.
+    logits = np.tile(np.array([0, 1], np.float32), 500)
+    assert np.flatnonzero(probabilities(logits, Sampling(1.0, top_k=20))).tolist() == list(range(1, 40, 2))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +208,15 @@ def test_frequency_and_presence_penalties_are_of_the_answer():
 def test_a_sampler_counts_what_it_draws():
     sampler = Sampler(Sampling(presence_penalty=1.5), [1], 3)
     assert [sampler.draw(np.array([1.0, 3.0, 2.0], np.float32)) for _ in range(4)] == [1, 2, 1, 1]
+
+
+def test_a_sampler_counts_how_often_it_draws():
+    """0.6 is taken off for each time: after two of them 3.0 is below 2.0."""
+    sampler = Sampler(Sampling(frequency_penalty=0.6), [1], 3)
+    assert [sampler.draw(np.array([0.0, 3.0, 2.0], np.float32)) for _ in range(4)] == [1, 1, 2, 1]
+    sampler = Sampler(Sampling(frequency_penalty=0.6), [], 3)
+    sampler.note([1, 1])
+    assert sampler.draw(np.array([0.0, 3.0, 2.0], np.float32)) == 2
 
 
 def test_a_sampler_penalises_the_prompt_for_repetition():

@@ -75,6 +75,13 @@ def test_dense(storage: tuple[str, str]) -> None:
     assert_close(model.prefill(TOKENS, logits="all"), expected)
 
 
+def test_a_head_of_several_panels() -> None:
+    """The workers share a head's panels, of which a small vocabulary has but one."""
+    model, weights = model_of(STORAGES[1], True, vocab_size=9236)
+    model.selectors.clear()
+    assert_close(decode_all(model), llama_float64.forward(model.config, weights, TOKENS))
+
+
 @pytest.mark.parametrize("storage", [CASES[1], CASES[3]], ids=str)
 def test_by_default(storage: tuple[str, str]) -> None:
     model, weights = model_of(storage, False)

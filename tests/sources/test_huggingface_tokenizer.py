@@ -184,6 +184,15 @@ def test_what_makes_the_model(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_what_has_no_end_is_no_model(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        for read in (model_files, open_checkpoint):
+            with pytest.raises(CheckpointError, match="not a regular file"):
+                read(path)
+
+
 def test_home_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_huggingface(tmp_path / "m", tiny_config(), WEIGHTS)

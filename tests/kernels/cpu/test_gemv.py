@@ -212,6 +212,12 @@ def test_wrong_sizes() -> None:
         ZigzagGemv(matrix.data, ZigzagShape(300, 41))
 
 
+@pytest.mark.parametrize("column", [-1, 40, 2**31 - 1])
+def test_columns_that_there_are_not(column: int) -> None:
+    with pytest.raises(ValueError, match="active columns must be between 0 and 39"):
+        gemv_of(random_matrix(300, 40, "zigzag"), True)(normal(40), np.array([3, column], np.int32))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 200), st.floats(0, 1), st.integers(0, 2**32 - 1), st.booleans())
 def test_any_shape_and_density(rows, cols, density, seed, exact) -> None:

@@ -57,6 +57,13 @@ def test_ties_in_the_middle_are_kept_until_they_fit() -> None:
     assert (thresholds[51:] >= 1).all()
 
 
+def test_few_ties_are_kept_until_they_fit() -> None:
+    """One value in twenty is the same one, less than a level's bin of a narrow range would hide."""
+    generator = np.random.default_rng(1)
+    values = np.concatenate([generator.uniform(0.1, 1.4, 4800), np.full(500, 1.5), generator.uniform(1.6, 9, 4700)])
+    assert (kept(values.astype(np.float32))[:53] < 1.5).all()
+
+
 def test_zeros_are_skipped_where_there_is_more() -> None:
     """An inactive zero costs nothing and changes nothing; where all are zero there is no threshold."""
     half = np.concatenate([np.zeros(500), np.linspace(1, 2, 500)])
