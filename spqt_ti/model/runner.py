@@ -20,7 +20,7 @@ from spqt_ti.container import Container
 from spqt_ti.errors import BackendError, GenerationError
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.dispatch import choose
-from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Observer, Tokens
+from spqt_ti.model.engine import CHUNK, MOST_TOKENS, Decode, Observer, Prefill, Tokens
 from spqt_ti.model.engines import engine_for
 from spqt_ti.model.faults import all_finite, explain
 from spqt_ti.model.neurons import PredictedLayers, check_predictors, executor_of
@@ -90,6 +90,7 @@ class Llama:
         self._predicted: PredictedLayers | None = None
         self._position = self.sequence = self._decoded = 0
         self._prefilled: list[int] = []  # tokens of the positions from 0 on that `prefill` has filled densely
+        self._warm: list[Decode | Prefill] = []  # what is compiled
         self._lock = threading.RLock()
 
     @property
@@ -178,6 +179,7 @@ class Llama:
         if not predictors and not self.predictors:
             return
         self.traffic, nbytes = self._neurons.set(predictors, executor)
+        self._warm.clear()  # there are other kernels now
         sizes = self.config.hidden_size, self.config.intermediate_size
         self._predicted = PredictedLayers(self.traffic, nbytes, *sizes) if predictors else None
         self.predictors, self.executor = predictors, executor
@@ -212,8 +214,7 @@ class Llama:
         """
         self._check_room(1)
         self._forget_from(self.position)
-        with says_if_slow(COMPILING):
-            self._prefill.warm_up(self.position)
+        self._compile(self._prefill)
 
     def warm_up_decode(self) -> None:
         """Compile the decode kernel, which otherwise happens inside the first `decode`.
@@ -222,8 +223,14 @@ class Llama:
         """
         self._check_room(1)
         self._forget_from(self.position)
+        self._compile(self._decode)
+
+    def _compile(self, part: Decode | Prefill) -> None:
+        if part in self._warm:  # asked before every token: a thread that waits to say something would cost 80 us
+            return
         with says_if_slow(COMPILING):
-            self._decode.warm_up(self.position)
+            part.warm_up(self.position)
+        self._warm.append(part)
 
     def prefill(
         self,

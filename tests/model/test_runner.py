@@ -7,6 +7,7 @@ allowed. Logits here are below 20.
 from __future__ import annotations
 
 import gc
+import threading
 import tracemalloc
 from typing import Any
 
@@ -148,6 +149,20 @@ def test_warming_up_needs_a_free_position(warm_up: str) -> None:
     model.prefill([7] * model.context, "none")
     with pytest.raises(GenerationError, match="65 tokens do not fit the context of 64"):
         getattr(model, warm_up)()
+
+
+def test_a_token_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may have something to say of compiling is not needed once that is over."""
+    model = fresh("gqa")
+    model.warm_up_prefill()
+    model.warm_up_decode()
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    model.warm_up_prefill()
+    model.prefill(TOKENS[:3])
+    model.warm_up_decode()
+    model.decode(TOKENS[3])
+    assert not started
 
 
 def test_best_token_is_the_argmax() -> None:
