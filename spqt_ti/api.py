@@ -304,8 +304,9 @@ class Model:
         matcher = None if request.constraint is None else self.matcher(request.constraint)
         keep = request.keep(self.tokenizer)
         for step in generate_tokens(
-            self.llama, tokens, request.max_new_tokens, request.sampling, answer.ends, matcher=matcher, keep=keep
-        ):
+            self.llama, tokens, request.max_new_tokens, request.sampling, answer.ends, matcher=matcher, keep=keep,
+            spelled=self.tokenizer.spelled,
+        ):  # fmt: skip
             text = answer.take(last=step.finish_reason is not None)
             yield Piece(text, step.token, step.finish_reason, step.stats)
 

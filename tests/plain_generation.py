@@ -19,7 +19,7 @@ class Logits:
     """Logits f32 [vocab] after the tokens of an answer: the prompt densely, its tokens one by one from the start."""
 
     def __init__(self, llama: Llama, prompt: list[int]) -> None:
-        self._llama, self._prompt, self._known = llama, prompt, dict[Tokens, np.ndarray]()
+        self._llama, self.prompt, self._known = llama, prompt, dict[Tokens, np.ndarray]()
         self._held: Tokens | None = None
 
     def __call__(self, tokens: Tokens) -> np.ndarray:
@@ -27,7 +27,7 @@ class Logits:
             todo = tokens[-1:]
             if self._held != tokens[:-1] or not tokens:
                 self._llama.reset()
-                self._known[()] = self._llama.prefill(self._prompt)[0].copy()
+                self._known[()] = self._llama.prefill(self.prompt)[0].copy()
                 todo = tokens
             for token in todo:
                 self._known[tokens] = self._llama.decode(token).copy()
@@ -54,8 +54,41 @@ def drawn(logits: np.ndarray, share: float, temperature: float, top_k: int, top_
     return int(left[np.searchsorted(up_to / up_to[-1], share, side="right")])
 
 
+def dry(
+    tokens: list[int],
+    spelled: Callable[[int], bytes],
+    multiplier: float,
+    base: float = 1.75,
+    allowed: int = 2,
+    last_n: int = 10**9,
+    breakers: Collection[bytes] = (b"\n", b":", b'"', b"*"),
+) -> dict[int, float]:
+    """Penalties of tokens after a text: p-e-w's definition, by trying every length at every place."""
+    window, text, ends = tokens[-last_n:], b"", list[int]()
+    for at, token in enumerate(tokens):
+        text += spelled(token)
+        broken = any(text[: len(text) - cut].endswith(one) for one in breakers for cut in range(len(spelled(token))))
+        ends += [at] if broken else []
+    since = len(tokens) - 1 - ends[-1] if ends else len(window)
+    penalties = {}
+    for length in range(allowed, min(since, len(window) - 1) + 1):
+        last = window[len(window) - length :]
+        for end in range(max(1, length), len(window)):
+            if window[end - length : end] == last and not any(one in spelled(window[end]) for one in breakers):
+                penalties[window[end]] = multiplier * base ** (length - allowed)
+    return penalties
+
+
 def sample(
-    logits: Logits, count: int, eos: Collection[int], seed: int, allowed: Allowed | None = None, **chain: Any
+    logits: Logits,
+    count: int,
+    eos: Collection[int],
+    seed: int,
+    allowed: Allowed | None = None,
+    spelled: Callable[[int], bytes] | None = None,
+    dry_multiplier: float = 0.0,
+    dry_allowed_length: int = 2,
+    **chain: Any,
 ) -> list[int]:
     """Tokens of an answer. `allowed`: which tokens may follow those so far; it ends where only `eos` may."""
     generator, made = np.random.default_rng(seed), ()
@@ -67,6 +100,12 @@ def sample(
             if made and set(np.flatnonzero(mask)) <= set(eos):
                 break
             row = np.where(mask, row, np.float32(-np.inf))
+        if dry_multiplier:
+            assert spelled is not None
+            row = row.astype(np.float64)
+            penalties = dry([*logits.prompt, *made], spelled, dry_multiplier, allowed=dry_allowed_length)
+            for token, penalty in penalties.items():
+                row[token] -= penalty
         share = generator.random() if chain["temperature"] else 0.0
         made = (*made, drawn(row, share, **chain))
     return list(made)

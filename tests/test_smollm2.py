@@ -230,6 +230,7 @@ CHAINS = (
     {"temperature": 1.0},
     {"temperature": 0.8, "top_k": 50},
     {"temperature": 1.2, "top_p": 0.9},
+    {"dry_multiplier": 0.8},
     {"temperature": 1.0, "top_k": 200, "top_p": 0.95, "min_p": 0.02},
 )
 
@@ -238,13 +239,13 @@ def check_against_plain(model: spqt_ti.Model, chains: Any, seeds: int, count: in
     """Sampled, constrained and beam-searched tokens are those that plain NumPy takes on the same logits."""
     text = RECORDED["prompt"]
     prompt, eos = model.tokenizer.encode(text), model.tokenizer.eos_ids
-    logits = plain_generation.Logits(model.llama, prompt)
+    logits, spelled = plain_generation.Logits(model.llama, prompt), model.tokenizer.spelled
     words = tuple(map("".join, itertools.product(("Par", "Lyo"), "iea", "sn ", "!.")))
     allowed = plain_generation.one_of(words, model.tokenizer, model.container.config.vocab_size)
     for chain, seed in itertools.product(chains, range(seeds)):
-        expected = plain_generation.sample(logits, count, eos, seed, **chain)
+        expected = plain_generation.sample(logits, count, eos, seed, spelled=spelled, **chain)
         assert model.generate(text, max_new_tokens=count, seed=seed, **chain).token_ids == expected
-        expected = plain_generation.sample(logits, count, eos, seed, allowed, **chain)
+        expected = plain_generation.sample(logits, count, eos, seed, allowed, spelled, **chain)
         constraint = spqt_ti.Constraint("regex", "(Par|Lyo)[iea][sn ][!.]")
         found = model.generate(text, max_new_tokens=count, seed=seed, constraint=constraint, **chain)
         assert found.token_ids == expected
@@ -259,7 +260,7 @@ def check_against_plain(model: spqt_ti.Model, chains: Any, seeds: int, count: in
 def test_generation_is_the_plain_one(model: spqt_ti.Model, level: str) -> None:
     pytest.importorskip("llguidance")
     apply(model, level)
-    check_against_plain(model, CHAINS[-1:], seeds=1, count=12, width=3, most=4)
+    check_against_plain(model, CHAINS[-2:], seeds=1, count=12, width=3, most=4)
 
 
 @pytest.mark.slow

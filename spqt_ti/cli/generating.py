@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -56,12 +57,38 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{name}-penalty", *also, type=float, default=default, metavar="X", help=f"{what} (default: %(default)s)"
         )
+    _add_dry(group)
     group.add_argument(
         "-s", "--seed", type=_seed, default=0, metavar="N", help="of the random draws (default: %(default)s)"
     )
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
     )
+
+
+def _add_dry(group: argparse._ArgumentGroup) -> None:
+    """The penalty of repetitions, as llama.cpp calls it."""
+    group.add_argument(
+        "--dry-multiplier", type=float, default=0.0, metavar="X",
+        help="DRY, against repetitions of several tokens: 0.8 is usual, 0 is off (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dry-base", type=float, default=1.75, metavar="X",
+        help="by which the penalty grows with each token of a repetition (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dry-allowed-length", type=int, default=2, metavar="N",
+        help="from this length on, a repetition's next token is penalised (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dry-penalty-last-n", type=int, default=-1, metavar="N",
+        help="tokens to look for repetitions in, -1: as many as the context has (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dry-sequence-breaker", dest="dry_sequence_breakers", action="append", metavar="TEXT",
+        help=r"repetitions do not reach back over it; may be repeated, `none` for no such text "
+        r'(default: \n : " *)',
+    )  # fmt: skip
 
 
 def add_form(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +161,10 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
     """What `add_sampling` was given. Raises GenerationError for values out of range."""
     from spqt_ti.generation.sampling import Sampling, field_names
 
-    given = vars(arguments)
+    given = dict(vars(arguments))
+    breakers = given.pop("dry_sequence_breakers", None)
+    if breakers is not None:
+        given["dry_sequence_breakers"] = () if breakers == ["none"] else tuple(map(_unescaped, breakers))
     return Sampling(**{name: given[name] for name in field_names() if name in given})
 
 
@@ -151,6 +181,11 @@ def load(arguments: argparse.Namespace, container: Container) -> Model:
         calibration_text=arguments.calibration_text,
         exact=arguments.exact,
     )
+
+
+def _unescaped(text: str) -> str:
+    r"""A text in which \n, \t, \", \' and \\ are one character, as llama.cpp reads breakers."""
+    return re.sub(r"\\([nt\"'\\])", lambda found: {"n": "\n", "t": "\t"}.get(found[1], found[1]), text)
 
 
 def _seed(text: str) -> int:

@@ -183,7 +183,8 @@ class SpqtLM(TemplateLM):
         stop = [string for string in options["until"] if string]
         answer = Answer(self.tokenizer.stream(continues=True), self.tokenizer.eos_ids, stop)
         self._cached = []
-        for _ in generate_tokens(self._llama, tokens, options["max_gen_toks"], sampling, answer.ends):
+        most, spelled = options["max_gen_toks"], self.tokenizer.spelled
+        for _ in generate_tokens(self._llama, tokens, most, sampling, answer.ends, spelled=spelled):
             pass
         return postprocess_generated_text(answer.take(last=True), options["until"], None)
 

@@ -11,6 +11,7 @@ import numpy as np
 from spqt_ti import checks
 from spqt_ti.errors import GenerationError
 from spqt_ti.generation.constraint import Matcher
+from spqt_ti.generation.dry import Dry
 from spqt_ti.generation.overflow import fitting, window
 from spqt_ti.generation.sampling import Sampler, Sampling
 from spqt_ti.model.engine import MOST_TOKENS
@@ -138,6 +139,7 @@ def generate_tokens(
     launch_seconds: float = LAUNCH_SECONDS,
     matcher: Matcher | None = None,
     keep: int | None = None,
+    spelled: Callable[[int], bytes] | None = None,
 ) -> Iterator[Step]:
     """Prefill what the cache does not have of `prompt`, then yield tokens until `ends` of one is true, the number asked
     for is reached, or the context is full. `ends` is asked once of each token that is yielded, in order, before that.
@@ -148,11 +150,12 @@ def generate_tokens(
     be. Its tokens come one at a time, and the answer ends where nothing may follow.
 
     `keep`: instead of ending, a full context goes on as a window that begins with so many of the prompt's tokens (see
-    overflow.window), computed again; a prompt that is too long is cut in the same way.
+    overflow.window), computed again; a prompt that is too long is cut in the same way. `spelled`: the text of a token,
+    which DRY's sequence breakers are looked for in.
 
     Between two steps the runner is free: who uses it meanwhile ends this generation, which then raises GenerationError
     at its next step. Raises GenerationError, too, for an empty prompt, an id outside the vocabulary, a prompt that
-    leaves no room for a token, and logits that are not numbers.
+    leaves no room for a token, logits that are not numbers, and DRY without `spelled`.
     """
     max_new_tokens = checks.whole_number("max_new_tokens", max_new_tokens, 1)
     with llama.exclusive():
@@ -160,7 +163,8 @@ def generate_tokens(
         sequence = list(prompt)
         meter = Meter(llama)
         meter.reused = llama.rewind(prompt)
-        sampler = Sampler(sampling, prompt, llama.config.vocab_size, matcher)
+        dry = _dry(sampling, spelled, llama.context, prompt)
+        sampler = Sampler(sampling, prompt, llama.config.vocab_size, matcher, dry)
         llama.warm_up_prefill()
         start = time.perf_counter()
         new = [_drawn(sampler, llama.prefill(prompt[meter.reused :])[0], watch)]
@@ -196,6 +200,14 @@ def generate_tokens(
                 new = [_drawn(sampler, llama.decode(token), watch)]
             meter.count(len(new), time.perf_counter() - start)
             turn.keep()
+
+
+def _dry(sampling: Sampling, spelled: Callable[[int], bytes] | None, context: int, prompt: Sequence[int]) -> Dry | None:
+    if not sampling.dry:
+        return None
+    if spelled is None:
+        raise GenerationError("dry_multiplier needs the text of tokens, for the sequence breakers")
+    return Dry(sampling, spelled, context, prompt)
 
 
 def _drawn(sampler: Sampler, logits: np.ndarray, watch: Watcher | None) -> int:

@@ -2,14 +2,14 @@
 
 Each step is that of transformers' processor of the same name, in its order: penalties and biases, temperature, top-k,
 top-p, min-p, typical-p. Tokens that a constraint forbids are taken out before all of them. Penalties of frequency and
-presence are OpenAI's.
+presence are OpenAI's, and the last one, of repetitions, is DRY (see dry.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,13 @@ from spqt_ti import checks
 from spqt_ti.errors import GenerationError
 from spqt_ti.generation.constraint import Matcher
 
+if TYPE_CHECKING:
+    from spqt_ti.generation.dry import Dry
+
 F64Array = npt.NDArray[np.float64]
 
 _PART = 256  # tokens
+_MOST_BREAKERS, _LONGEST_BREAKER = 64, 256
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Sampling:
     nearest to the expected one (arXiv 2202.00666), up to this probability. `repetition_penalty` divides positive logits
     of the tokens of prompt and answer, and multiplies negative ones. `frequency_penalty` is taken off the logit of a
     token for each time that the answer has it, `presence_penalty` once. `logit_bias`: token id -> what is added.
+
+    `dry_multiplier` above 0 takes multiplier * base^(n - allowed length) off the logit of a token that would make a
+    repetition of n tokens longer, n being the allowed length or more. Repetitions are looked for in the last
+    `dry_penalty_last_n` tokens of prompt and answer (-1: as many as the context has, 0: none), and do not reach back
+    over a text of `dry_sequence_breakers`.
 
     Raises GenerationError for values of another type or outside their range.
     """
@@ -45,6 +54,11 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
 
     def __post_init__(self) -> None:
         if checks.real_number("temperature", self.temperature) < 0:
@@ -65,6 +79,22 @@ class Sampling:
         for token, bias in self.logit_bias.items():
             checks.whole_number("a token id of logit_bias", token, 0)
             checks.real_number(f"logit_bias of token {token}", bias)
+        self._check_dry()
+
+    def _check_dry(self) -> None:
+        for name, least in (("dry_multiplier", 0), ("dry_base", 1)):
+            if checks.real_number(name, getattr(self, name)) < least:
+                raise GenerationError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        checks.whole_number("dry_allowed_length", self.dry_allowed_length, 0)
+        checks.whole_number("dry_penalty_last_n", self.dry_penalty_last_n, -1)
+        breakers = self.dry_sequence_breakers
+        if not isinstance(breakers, Sequence) or isinstance(breakers, str | bytes):
+            raise GenerationError(f"dry_sequence_breakers is a list of strings, not {type(breakers).__name__}")
+        if len(breakers) > _MOST_BREAKERS:
+            raise GenerationError(f"dry_sequence_breakers has {len(breakers)} strings, of {_MOST_BREAKERS} at most")
+        for breaker in breakers:
+            if not 0 < len(checks.text("a string of dry_sequence_breakers", breaker)) <= _LONGEST_BREAKER:
+                raise GenerationError(f"dry_sequence_breakers has strings of 1 to {_LONGEST_BREAKER} characters")
 
     @property
     def greedy(self) -> bool:
@@ -80,24 +110,34 @@ class Sampling:
     def changes_logits(self) -> bool:
         """True where the tokens so far or biases change the logits: then the device's own argmax will not do."""
         penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
-        return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias)
+        return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias) or self.dry
+
+    @property
+    def dry(self) -> bool:
+        """True where repetitions are penalised."""
+        return self.dry_multiplier > 0 and self.dry_penalty_last_n != 0
 
 
 class Sampler:
     """Draws the tokens of one generation.
 
-    `prompt`: its token ids; `matcher`: what the answer has to be, from its start. Raises GenerationError for a biased
-    token outside the vocabulary of `vocab_size`.
+    `prompt`: its token ids; `matcher`: what the answer has to be, from its start; `dry`: the penalty of repetitions
+    after the prompt. Raises GenerationError for a biased token outside the vocabulary of `vocab_size`.
     """
 
     def __init__(
-        self, sampling: Sampling, prompt: Iterable[int], vocab_size: int, matcher: Matcher | None = None
+        self,
+        sampling: Sampling,
+        prompt: Iterable[int],
+        vocab_size: int,
+        matcher: Matcher | None = None,
+        dry: Dry | None = None,
     ) -> None:
         for token in sampling.logit_bias:
             if token >= vocab_size:
                 raise GenerationError(f"logit_bias has token {token}, outside the vocabulary of {vocab_size}")
         self._sampling, self._generator = sampling, np.random.default_rng(sampling.seed)
-        self._matcher = matcher
+        self._matcher, self._dry = matcher, dry
         self._seen, self._made = np.zeros(vocab_size, bool), np.zeros(vocab_size, np.int64)
         self._seen[list(prompt)] = True
 
@@ -107,6 +147,8 @@ class Sampler:
             logits = self._matcher.masked(logits)
         if self._sampling.changes_logits:
             logits = changed(logits, self._sampling, self._seen, self._made)
+        if self._dry is not None:
+            logits = self._dry.penalised(logits)
         token = draw(logits, self._sampling, self._generator)
         self.note([token])
         return token
@@ -118,6 +160,8 @@ class Sampler:
             self._made[token] += 1
             if self._matcher is not None:
                 self._matcher.take(token)
+            if self._dry is not None:
+                self._dry.note(token)
 
 
 def changed(logits: np.ndarray, sampling: Sampling, seen: np.ndarray, made: np.ndarray) -> F64Array:

@@ -150,6 +150,10 @@ class Tokenizer:
             self._bytes[token] = added.encode() if added else b"" if name is None else self._to_bytes(name)
         return self._bytes[token]
 
+    def spelled(self, token: int) -> bytes:
+        """The text of a token, control tokens spelled out."""
+        return self.token_bytes(token, skip_special=False)
+
     def _to_bytes(self, name: str) -> bytes:
         if self._byte_level:
             mapped = [_BYTE_OF.get(character) for character in name]

@@ -125,7 +125,7 @@ class Answerer:
         steps = generate_tokens(
             llama, prompt, order.max_tokens, order.sampling, answer.ends,
             watch=_watcher(order, watched), launch_seconds=LAUNCH_SECONDS, matcher=matcher,
-            keep=order.keep,
+            keep=order.keep, spelled=tokenizer.spelled,
         )  # fmt: skip
         for made, step in enumerate(steps, 1):
             job.check()

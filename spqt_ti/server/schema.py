@@ -9,12 +9,13 @@ import msgspec
 
 from spqt_ti.bounded_json import JsonError, parse_object
 from spqt_ti.generation.constraint import Constraint
-from spqt_ti.generation.sampling import Sampling
+from spqt_ti.generation.sampling import Sampling, field_names
 from spqt_ti.generation.tool_calls import names_of
 from spqt_ti.server.errors import ApiError
 
 MOST_LOGPROBS = 20
 MOST_TOOLS = 128  # as OpenAI has it
+_DRY = tuple(name for name in field_names() if name.startswith("dry_"))  # llama-server has the same names
 Body = TypeVar("Body")
 
 
@@ -62,6 +63,11 @@ class Asked(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     frequency_penalty: float | None = 0.0
     presence_penalty: float | None = 0.0
     logit_bias: dict[str, float] | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: list[str] | None = None
     seed: int | None = None
     spqt: Skipping | None = None
 
@@ -77,6 +83,7 @@ class Asked(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         bias = self.logit_bias or {}
         if not all(token.isascii() and token.isdecimal() and len(token) < 10 for token in bias):
             raise ApiError(400, "logit_bias maps token ids to numbers", param="logit_bias")
+        dry = {name: value for name in _DRY if (value := getattr(self, name)) is not None}
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=None if self.top_k in (None, 0, -1) else self.top_k,
@@ -88,6 +95,7 @@ class Asked(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             frequency_penalty=self.frequency_penalty or 0.0,
             presence_penalty=self.presence_penalty or 0.0,
             logit_bias={int(token): value for token, value in bias.items()},
+            **dry,
         )
 
 

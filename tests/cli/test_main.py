@@ -19,10 +19,12 @@ from tiny_models import random_weights, tiny_config, write_gguf, write_huggingfa
 
 import spqt_ti
 from spqt_ti import api
+from spqt_ti.cli import generating
 from spqt_ti.cli import main as cli
 from spqt_ti.cli.output import print_json
 from spqt_ti.container import writer as writer_module
 from spqt_ti.errors import SpqtError
+from spqt_ti.generation.sampling import Sampling
 from spqt_ti.sources.checkpoint import Checkpoint
 
 CONFIG = tiny_config()
@@ -443,3 +445,19 @@ def test_an_empty_message_is_refused_before_the_model_is_loaded(capsys, gguf_sou
 
 def test_the_repetition_penalty_by_the_name_of_llama_cpp():
     assert cli._parse(["generate", "x", "hi", "--repeat-penalty", "1.1"]).repetition_penalty == 1.1
+
+
+@pytest.mark.parametrize(
+    ("options", "breakers"),
+    [
+        ([], ("\n", ":", '"', "*")),
+        (["--dry-sequence-breaker", "none"], ()),
+        (["--dry-sequence-breaker", "\\n", "--dry-sequence-breaker", "a\\\\"], ("\n", "a\\")),
+    ],
+)
+def test_options_of_dry_are_those_of_llama_cpp(options: list[str], breakers: tuple[str, ...]) -> None:
+    given = ["--dry-multiplier", "0.8", "--dry-base", "2", "--dry-allowed-length", "3", "--dry-penalty-last-n", "64"]
+    sampling = generating.sampling_of(cli._parse(["generate", "x", "hi", *given, *options]))
+    assert sampling == Sampling(
+        dry_multiplier=0.8, dry_base=2.0, dry_allowed_length=3, dry_penalty_last_n=64, dry_sequence_breakers=breakers
+    )

@@ -52,6 +52,19 @@ def test_chat_is_the_models_own(client: openai.OpenAI, model: Model, more: dict[
     assert found.usage.prompt_tokens_details.cached_tokens == expected.stats.prompt_tokens - 1  # of `generate` above
 
 
+def test_dry_by_the_names_of_llama_server(client: openai.OpenAI, model: Model) -> None:
+    dry: Any = {
+        "dry_multiplier": 5.0, "dry_base": 2.0, "dry_allowed_length": 0, "dry_penalty_last_n": 20,
+        "dry_sequence_breakers": ["q"],
+    }  # fmt: skip
+    asked: Any = {"model": served.NAME, "messages": MESSAGES, "max_tokens": 30, "temperature": 0}
+    expected = model.generate(MESSAGES, max_new_tokens=30, **dry).text
+    assert client.chat.completions.create(**asked, extra_body=dry).choices[0].message.content == expected
+    assert client.chat.completions.create(**asked).choices[0].message.content != expected
+    with pytest.raises(openai.BadRequestError, match="dry_base must be 1 or more"):
+        client.chat.completions.create(**asked, extra_body={"dry_base": 0.5})
+
+
 def test_streaming_has_the_same_text_and_the_usage_last(client: openai.OpenAI, model: Model) -> None:
     expected = model.generate(MESSAGES, max_new_tokens=12)
     asked: Any = {"model": served.NAME, "messages": MESSAGES, "max_tokens": 12, "temperature": 0, "stream": True}
