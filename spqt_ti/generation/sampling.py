@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,6 @@ import numpy.typing as npt
 from spqt_ti import checks
 from spqt_ti.errors import GenerationError
 from spqt_ti.generation.constraint import Matcher
-
-if TYPE_CHECKING:
-    from spqt_ti.generation.dry import Dry
 
 F64Array = npt.NDArray[np.float64]
 
@@ -118,6 +115,16 @@ class Sampling:
         return self.dry_multiplier > 0 and self.dry_penalty_last_n != 0
 
 
+class RepetitionPenalty(Protocol):
+    """What takes repetitions off the logits while a text grows (see dry.py)."""
+
+    def penalised(self, values: np.ndarray) -> np.ndarray:
+        """Logits f64 [vocab] less the penalties, in place."""
+
+    def note(self, token: int) -> None:
+        """The text's next token."""
+
+
 class Sampler:
     """Draws the tokens of one generation.
 
@@ -131,7 +138,7 @@ class Sampler:
         prompt: Iterable[int],
         vocab_size: int,
         matcher: Matcher | None = None,
-        dry: Dry | None = None,
+        dry: RepetitionPenalty | None = None,
     ) -> None:
         for token in sampling.logit_bias:
             if token >= vocab_size:
