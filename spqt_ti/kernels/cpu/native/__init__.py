@@ -25,11 +25,21 @@ _WANTED = {"0": (), "fma": ("x86_64",), "avx2": tuple(set(_NEEDS) - {"x86_64_vnn
 
 
 @functools.cache
-def cpu_flags() -> frozenset[str]:
-    """Of /proc/cpuinfo; none elsewhere."""
+def _of_cpu(field: str) -> str:
+    """What /proc/cpuinfo says of the first CPU; nothing elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == field), "")
+
+
+def cpu_flags() -> frozenset[str]:
+    """Of /proc/cpuinfo; none elsewhere."""
+    return frozenset(_of_cpu("flags").split())
+
+
+def prefetches_into() -> str:
+    """The cache that weights are fetched into: "l1" on AMD's CPUs, else "l2" (figures: docs/performance.md)."""
+    return "l1" if _of_cpu("vendor_id") == "AuthenticAMD" else "l2"
 
 
 def available(name: str) -> bool:
@@ -69,10 +79,11 @@ def _builder(name: str):
 
 
 def load():
-    """`prefetch64`, `prefetch128`, `prefetch_listed128`, `write_run`, `fma8`, `fma16`, `scales_and_minima`, `relax`,
-    `read_clock`; None where they are not available.
+    """`prefetch64`, `prefetch128`, `prefetch_listed64`, `prefetch_listed128` into the cache that `prefetches_into`
+    says, and `write_run`, `fma8`, `fma16`, `scales_and_minima`, `relax`, `read_clock`; None where they are not
+    available.
     """
-    return _load("x86_64")
+    return _Joined(f"x86_64_prefetch_{prefetches_into()}", "x86_64") if available("x86_64") else None
 
 
 def load_vnni():

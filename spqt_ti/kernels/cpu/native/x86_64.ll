@@ -1,4 +1,4 @@
-; What Taichi cannot say on x86-64 Linux: prefetch, fused multiply-add, giving way while waiting. Every function is inlined
+; What Taichi cannot say on x86-64 Linux: fused multiply-add, giving way while waiting. Every function is inlined
 ; into its caller.
 ; Assembled by: llvm-as-15 --opaque-pointers=0 x86_64.ll -o x86_64.bc   (LLVM 15 is what Taichi 1.7.4 links)
 target datalayout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-f80:128-n8:16:32:64-S128"
@@ -6,28 +6,8 @@ target triple = "x86_64-pc-linux-gnu"
 
 declare void @llvm.x86.sse2.pause()
 declare i64 @llvm.readcyclecounter()
-declare void @llvm.prefetch.p0i8(i8*, i32, i32, i32)
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
-
-; Ask for the two cache lines (128 bytes) at *address, into L2: requests for L1 occupy its few miss buffers.
-define void @prefetch128(i64* %address) alwaysinline {
-  %a = load i64, i64* %address
-  %p = inttoptr i64 %a to i8*
-  call void @llvm.prefetch.p0i8(i8* %p, i32 0, i32 2, i32 1)
-  %b = add i64 %a, 64
-  %q = inttoptr i64 %b to i8*
-  call void @llvm.prefetch.p0i8(i8* %q, i32 0, i32 2, i32 1)
-  ret void
-}
-
-; Ask for the cache line (64 bytes) at *address, into L2.
-define void @prefetch64(i64* %address) alwaysinline {
-  %a = load i64, i64* %address
-  %p = inttoptr i64 %a to i8*
-  call void @llvm.prefetch.p0i8(i8* %p, i32 0, i32 2, i32 1)
-  ret void
-}
 
 ; Addresses, *first and seven more, *step bytes apart, as 64-bit integers at *address.
 define void @write_run(i64* %address, i64* %first, i64* %step) alwaysinline {
@@ -42,26 +22,6 @@ define void @write_run(i64* %address, i64* %first, i64* %step) alwaysinline {
   %o = mul <8 x i64> %ds, <i64 0, i64 1, i64 2, i64 3, i64 4, i64 5, i64 6, i64 7>
   %r = add <8 x i64> %v, %o
   store <8 x i64> %r, <8 x i64>* %p, align 8
-  ret void
-}
-
-; Ask for the two cache lines whose address stands at *place, into L2.
-define void @prefetch_listed128(i64* %place) alwaysinline {
-  %a = load i64, i64* %place
-  %p = inttoptr i64 %a to i64*
-  call void @prefetch128(i64* %p)
-  ret void
-}
-
-; Ask for the cache line that is *offset bytes behind the address at *place, into L2.
-define void @prefetch_listed64(i64* %place, i64* %offset) alwaysinline {
-  %a = load i64, i64* %place
-  %p = inttoptr i64 %a to i64*
-  %b = load i64, i64* %p
-  %o = load i64, i64* %offset
-  %c = add i64 %b, %o
-  %q = inttoptr i64 %c to i8*
-  call void @llvm.prefetch.p0i8(i8* %q, i32 0, i32 2, i32 1)
   ret void
 }
 
