@@ -45,18 +45,20 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The conversation as text, with the JSON schemas of `tools` for a template that has a place for them.
+        """The conversation as text, with the JSON schemas of `tools` and with `documents` to answer from (usually of a
+        `title` and a `text`) for a template that has a place for them.
 
         GenerationError for messages that the template does not take, whatever it does."""
         with self._lock:
-            given = [dict(part) for part in (*messages, *(tools or ()))]
+            given = [dict(part) for part in (*messages, *(tools or ()), *(documents or ()))]
             self._environment.budget = Budget(weight_of(given, 1 << 30))
             try:
                 return self._template.render(
                     messages=messages,
                     tools=list(tools) if tools else None,
-                    documents=None,
+                    documents=None if documents is None else list(documents),
                     add_generation_prompt=add_generation_prompt,
                     **self._names,
                 )

@@ -110,10 +110,12 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The conversation as the model's chat template writes it; for `encode_chat`, or to look at.
 
-        A message has `role` and `content`; `tools` are JSON schemas of functions, for templates that show them.
+        A message has `role` and `content`; `tools` are JSON schemas of functions, and `documents` what is to be
+        answered from, usually of a `title` and a `text` each, for templates that show them.
 
         GenerationError without a template, or when it refuses the messages.
         """
@@ -122,9 +124,14 @@ class Tokenizer:
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
                 raise GenerationError(f"a chat message needs 'role' and 'content', got {message!r}")
+        for document in documents or ():
+            if not isinstance(document, Mapping):
+                raise GenerationError(
+                    f"a document is an object such as {{'title': ..., 'text': ...}}, got {document!r:.80}"
+                )
         if self._template is None:
             self._template = ChatTemplate(self.chat_template, self._names)
-        return self._template.render(messages, add_generation_prompt, tools)
+        return self._template.render(messages, add_generation_prompt, tools, documents)
 
     def encode_chat(
         self,
@@ -132,9 +139,10 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """Token ids of a conversation. The template itself writes BOS where the model wants one, so none is added."""
-        text = self.chat(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        text = self.chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, documents=documents)
         return self.encode(text, parse_special=True, add_special=False)
 
     def token_bytes(self, token: int, *, skip_special: bool = True) -> bytes:

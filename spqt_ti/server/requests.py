@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,8 +41,11 @@ class Orders:
         choice, name = schema.tool_choice(asked)
         tools = None if choice is ToolChoice.NONE else asked.tools
         calls, constraint = self._calls(asked, choice, name)
-        messages, keep = self._recent(asked.messages, tools)
-        prompt = self.encode_chat(messages, True, tools)
+        if asked.documents and not self._shows(asked.messages, documents=asked.documents):
+            raise ApiError(400, "this model's chat template has no place for documents", param="documents")
+        encode = functools.partial(self.encode_chat, add_generation_prompt=True, tools=tools, documents=asked.documents)
+        messages, keep = self._recent(asked.messages, encode)
+        prompt = encode(messages)
         count = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         order = self._order(asked, [prompt], count, logprobs, echo=False, continues=False, keep=keep)
@@ -62,15 +66,15 @@ class Orders:
         if choice is ToolChoice.AUTO:
             assert form is not None
             return Tools(form, names, 1 if several is False else None), None
-        if form is None or not self._shows(asked.messages, tools):
+        if form is None or not self._shows(asked.messages, tools=tools):
             raise ApiError(400, f"tool_choice: this model's chat template {self._lacks(form)}", param="tool_choice")
         chosen = [tool for tool, its in zip(tools, names, strict=True) if name in (None, its)][: 1 if name else None]
         constraint = must_call(form, chosen, self._tokenizer, several=bool(several) and name is None)
         return Tools(form, names, None if several and name is None else 1, name is not None), constraint
 
-    def _shows(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> bool:
-        """True where the template has a place for tools."""
-        return self.encode_chat(messages, True, tools) != self.encode_chat(messages, True)
+    def _shows(self, messages: list[dict[str, Any]], **given: list[dict[str, Any]]) -> bool:
+        """True where the template has a place for these `tools` or `documents`."""
+        return self.encode_chat(messages, True, **given) != self.encode_chat(messages, True)
 
     def _lacks(self, form: Form | None) -> str:
         known = ", ".join(form.title for form in FORMS)
@@ -113,12 +117,18 @@ class Orders:
             return self._tokenizer.encode(text, parse_special=True)
 
     def encode_chat(
-        self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: list[dict[str, Any]] | None = None
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
     ) -> list[int]:
         """Token ids of a conversation."""
         plain = schema.plain_messages(messages)
         with self._lock:
-            return self._tokenizer.encode_chat(plain, add_generation_prompt=add_generation_prompt, tools=tools)
+            return self._tokenizer.encode_chat(
+                plain, add_generation_prompt=add_generation_prompt, tools=tools, documents=documents
+            )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, control tokens spelled out."""
@@ -167,7 +177,7 @@ class Orders:
         return [int(token) for token in checks.token_ids(prompt, self._vocab)]
 
     def _recent(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+        self, messages: list[dict[str, Any]], encode_chat: Callable[[list[Any]], list[int]]
     ) -> tuple[list[dict[str, Any]], int | None]:
         """What of a conversation is answered, and how many tokens a sliding window begins with."""
         if self._settings.on_overflow == "stop":
@@ -175,7 +185,7 @@ class Orders:
         plain = schema.plain_messages(messages)
 
         def encode(some: Any) -> list[int]:
-            return self.encode_chat(list(some), True, tools)
+            return encode_chat(list(some))
 
         kept = recent(plain, encode, self._context)
         return [dict(message) for message in kept], start_of(kept, encode)

@@ -49,6 +49,8 @@ SAMPLES = {
     "undefined": "{{ nothing }}{{ messages[0].nothing }}{% if nothing is not defined %}yes{% endif %}{{ pad_token }}",
     "joiner": "{% set c = joiner(', ') %}{% for m in messages %}{{ c() }}{{ m.role }}{% endfor %}{{ dict(a=1) }}"
     "{% for m in messages %}{{ loop.cycle('a', 'b') }}{{ loop.previtem.role if loop.previtem }}{% endfor %}",
+    "documents": "{% if documents %}{% for d in documents %}[{{ d['title'] }}: {{ d.text | trim }}]{% endfor %}{% endif %}"
+    "{% if documents is not none %}{{ documents | length }}{% endif %}{{ documents | tojson }}",
     "ranges": "{% for i in range(3) %}{{ i }}{% else %}none{% endfor %}{% for i in [] %}{% else %}none{% endfor %}",
 }
 
@@ -61,6 +63,17 @@ def test_as_transformers(name, prompt):
         [MESSAGES], chat_template=SAMPLES[name], add_generation_prompt=prompt, **NAMES
     )
     assert ChatTemplate(SAMPLES[name], NAMES).render(MESSAGES, prompt) == theirs
+
+
+@pytest.mark.parametrize(
+    "documents", [None, [], [{"title": "<A>", "text": " é\n"}, {"title": "B", "text": "", "n": 1}]]
+)
+def test_documents_as_transformers(documents):
+    utils = pytest.importorskip("transformers.utils.chat_template_utils", reason="the reference for chat templates")
+    (theirs,), _ = utils.render_jinja_template(
+        [MESSAGES], documents=documents, chat_template=SAMPLES["documents"], add_generation_prompt=True, **NAMES
+    )
+    assert ChatTemplate(SAMPLES["documents"], NAMES).render(MESSAGES, True, documents=documents) == theirs
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,18 @@ def test_templates_that_fail(template, error, words):
         Tokenizer(tiny_tokenizer_json(), tiny_config(), template).chat(MESSAGES)
 
 
+def test_documents_of_a_conversation():
+    template = "{% for d in documents or [] %}{{ d.title }}={{ d.text }};{% endfor %}{{ messages[0].content }}"
+    tokenizer = Tokenizer(tiny_tokenizer_json(), tiny_config(), template)
+    text = tokenizer.chat(MESSAGES, documents=[{"title": "t", "text": "x"}])
+    assert text == "t=x;" + tokenizer.chat(MESSAGES)
+    assert tokenizer.encode_chat(MESSAGES, documents=[{"title": "t", "text": "x"}]) == tokenizer.encode(
+        text, parse_special=True, add_special=False
+    )
+    with pytest.raises(GenerationError, match="a document is an object .* got 'a text'"):
+        tokenizer.chat(MESSAGES, documents=["a text"])
+
+
 @pytest.mark.parametrize("message", ["hello", {"role": "user"}, {"content": "x"}])
 def test_messages_that_are_none(message):
     with pytest.raises(GenerationError, match="needs 'role' and 'content'"):

@@ -242,6 +242,24 @@ def test_tools_reach_the_template(client: openai.OpenAI, model: Model, monkeypat
     assert seen == [tools, None]
 
 
+def test_documents_reach_the_template(client: openai.OpenAI, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for d in documents or [] %}{{ d.text }}{% endfor %}{{ messages[-1].content }}"
+    monkeypatch.setattr(model.tokenizer, "chat_template", template)
+    monkeypatch.setattr(model.tokenizer, "_template", None)
+    documents = [{"title": "a", "text": "The quick brown "}]
+    asked: Any = {"model": served.NAME, "messages": MESSAGES, "max_tokens": 1, "extra_body": {"documents": documents}}
+    used = client.chat.completions.create(**asked).usage.prompt_tokens
+    assert (
+        used
+        == len(model.tokenizer.encode_chat(MESSAGES, documents=documents))
+        > len(model.tokenizer.encode_chat(MESSAGES))
+    )
+    monkeypatch.setattr(model.tokenizer, "chat_template", "{{ messages[-1].content }}")
+    monkeypatch.setattr(model.tokenizer, "_template", None)
+    with pytest.raises(openai.BadRequestError, match="no place for documents"):
+        client.chat.completions.create(**asked)
+
+
 def test_embeddings(client: openai.OpenAI, address: str, model: Model) -> None:
     """The client asks for base64 unless told otherwise."""
     texts = [TEXT, "jumps over"]
@@ -327,6 +345,7 @@ def test_models_and_health(client: openai.OpenAI, address: str) -> None:
         ("chat/", {"logit_bias": {"99999": 1}}, 400, "outside the vocabulary"),
         ("chat/", {"logit_bias": {"9" * 5000: 1}}, 400, "token ids"),
         ("chat/", {"tools": [{}] * 129}, 400, "there may be 128 tools, not 129"),
+        ("chat/", {"documents": ["a text"]}, 400, "Expected `object`, got `str`"),
         ("chat/", {"spqt": {"policy": "yours"}}, 400, "there are: mine"),
         ("chat/", {"spqt": {"sparsity": 40}}, 400, "did you mean 0.4"),
         ("chat/", {"spqt": {"sparsity": 0.4, "policy": "mine"}}, 400, "not both"),
