@@ -376,7 +376,7 @@ def test_documents_of_a_conversation():
     assert tokenizer.encode_chat(MESSAGES, documents=[{"title": "t", "text": "x"}]) == tokenizer.encode(
         text, parse_special=True, add_special=False
     )
-    with pytest.raises(GenerationError, match="a document is an object .* got 'a text'"):
+    with pytest.raises(GenerationError, match=r"a document is an object .* got 'a text'"):
         tokenizer.chat(MESSAGES, documents=["a text"])
 
 
