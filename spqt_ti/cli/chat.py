@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from spqt_ti.cli import generating, options
+from spqt_ti.cli import chat_files, generating, options
 from spqt_ti.cli.generate import ended, print_stream
 from spqt_ti.cli.output import megabytes, print_error
 from spqt_ti.cli.signals import held_back
@@ -26,6 +26,8 @@ _HELP = f"""\
 /system TEXT     begin anew with this system prompt (none without TEXT)
 /clear           begin anew
 /again           answer the last message once more
+/save FILE       write the conversation to a file
+/load FILE       go on with the conversation of a file
 /sparsity S      skip this share of the inputs from now on
 /help            this list
 /exit            leave, as Ctrl-D does
@@ -50,6 +52,9 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="of an answer (default: %(default)s)",
     )
+    parser.add_argument(
+        "--no-history", action="store_true", help="neither read nor keep the lines that are typed (arrow keys)"
+    )
     generating.add_sparsity(parser)
     generating.add_sampling(parser)
     generating.add_machine(parser)
@@ -71,11 +76,11 @@ def run(arguments: argparse.Namespace) -> None:
     conversation = Conversation(
         model, sampling, arguments.stop, arguments.max_new_tokens, arguments.system, arguments.on_overflow
     )
-    if sys.stdin.isatty():
-        with contextlib.suppress(ImportError):  # line editing and history, where the system has them
-            import readline  # noqa: F401
-        print(f"{arguments.model}: /help lists commands, Ctrl-D leaves", file=sys.stderr)
-    with generating.prefix_cache(model, arguments.prefix_cache):
+    with contextlib.ExitStack() as opened:
+        if sys.stdin.isatty():
+            opened.enter_context(chat_files.line_history(keep=not arguments.no_history))
+            print(f"{arguments.model}: /help lists commands, Ctrl-D leaves", file=sys.stderr)
+        opened.enter_context(generating.prefix_cache(model, arguments.prefix_cache))
         for message in _messages():
             _turn(conversation, message)
 
@@ -219,6 +224,23 @@ def _again(conversation: Conversation, rest: str) -> None:
     _answer(conversation, message)
 
 
+def _save(conversation: Conversation, name: str) -> None:
+    path = chat_files.save_conversation(name, conversation.messages)
+    print(f"{path}: {_count(conversation)}", file=sys.stderr)
+
+
+def _load(conversation: Conversation, name: str) -> None:
+    messages = chat_files.load_conversation(name)
+    conversation.system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+    conversation.messages = messages
+    print(f"{name}: {_count(conversation)}", file=sys.stderr)
+
+
+def _count(conversation: Conversation) -> str:
+    count = len(conversation.messages)
+    return "1 message" if count == 1 else f"{count} messages"
+
+
 def _set_sparsity(conversation: Conversation, text: str) -> None:
     from spqt_ti import api
 
@@ -238,6 +260,8 @@ _COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
     "system": _begin_anew,
     "clear": lambda conversation, rest: conversation.clear(),
     "again": _again,
+    "save": _save,
+    "load": _load,
     "sparsity": _set_sparsity,
     "help": lambda conversation, rest: print(_HELP, file=sys.stderr),
     "exit": _exit,

@@ -9,6 +9,7 @@ import pytest
 
 from spqt_ti import api
 from spqt_ti.api import Piece
+from spqt_ti.cli import chat_files
 from spqt_ti.cli import main as cli
 from spqt_ti.errors import GenerationError
 from spqt_ti.generation.loop import Stats
@@ -104,6 +105,102 @@ def test_sparsity(fake, monkeypatch, capsys):
         "sparsity must be between 0 and 0.99, not",
         "/sparsity takes a share such as 0.4, not",
     ]
+
+
+def test_a_conversation_is_saved_and_goes_on(fake, monkeypatch, tmp_path, capsys):
+    file = tmp_path / "saved.json"
+    assert chat(monkeypatch, f"one\n/save {file}\n", "--system", "Be brief.") == 0
+    assert f"{file}: 3 messages" in capsys.readouterr().err
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert chat(monkeypatch, f"other\n/load {file}\ntwo\n/clear\nthree\n") == 0
+    brief = ("system", "Be brief.")
+    assert fake.asked[2] == [brief, ("user", "one"), ("assistant", "answer 1"), ("user", "two")]
+    assert fake.asked[3] == [brief, ("user", "three")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        ("", "not a conversation that /save wrote"),
+        ("[]", "expected a JSON object"),
+        ('{"format": 2, "messages": []}', "format is 2, not 1"),
+        ('{"format": 1, "messages": {}}', "messages are no list"),
+        ('{"format": 1, "messages": [3]}', "message 0 is no object of role and content"),
+        (
+            '{"format": 1, "messages": [{"role": "tool", "content": ""}]}',
+            "message 0 has the role 'tool', not system or",
+        ),
+        ('{"format": 1, "messages": [{"role": "user", "content": []}]}', "message 0 has no text"),
+        (
+            '{"format": 1, "messages": [{"role": "user", "content": ""}, {"role": "system", "content": ""}]}',
+            "message 1 has the role 'system', not user or assistant",
+        ),
+    ],
+)
+def test_files_that_are_no_conversation(content, said, fake, monkeypatch, tmp_path, capsys):
+    file = tmp_path / "saved.json"
+    if content is not None:
+        file.write_text(content)
+    assert chat(monkeypatch, f"one\n/load {file}\ntwo\n") == 0
+    assert said in capsys.readouterr().err
+    assert fake.asked[1][0] == ("user", "one")  # what was said is still there
+
+
+@pytest.mark.parametrize("command", ["/save", "/load", "/save /nowhere/file", "/load /dev/null", "/save /dev/null"])
+def test_files_that_cannot_be(command, fake, monkeypatch, capsys):
+    assert chat(monkeypatch, f"{command}\none\n") == 0
+    error = capsys.readouterr().err
+    assert error.startswith("spqt: error: ")
+    assert len(fake.asked) == 1
+
+
+@pytest.fixture
+def no_lines(monkeypatch, tmp_path):
+    """Readline without lines, and a cache folder of its own."""
+    readline = pytest.importorskip("readline", reason="this Python has no readline")
+    monkeypatch.setenv("SPQT_CACHE_DIR", str(tmp_path / "cache"))
+    readline.clear_history()
+    yield readline
+    readline.clear_history()
+
+
+def _typed(readline, *lines: str, keep: bool = True) -> list[str]:
+    """The lines that a conversation begins with, after which these are typed."""
+    with chat_files.line_history(keep):
+        begun = [readline.get_history_item(i + 1) for i in range(readline.get_current_history_length())]
+        for line in lines:
+            readline.add_history(line)
+    readline.clear_history()
+    return begun
+
+
+def test_lines_come_back(no_lines, tmp_path):
+    assert _typed(no_lines, "one", "zwei é") == []
+    assert _typed(no_lines, "secret", keep=False) == []
+    assert _typed(no_lines, *(str(i) for i in range(chat_files.MOST_LINES - 1)), "x" * 5000) == ["one", "zwei é"]
+    assert _typed(no_lines)[:2] == ["zwei é", "0"]
+    file = tmp_path / "cache" / "chat" / "history"
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert len(file.read_text().splitlines()) == chat_files.MOST_LINES
+
+
+def test_lines_of_two_conversations_at_once(no_lines, tmp_path):
+    with chat_files.line_history():
+        no_lines.add_history("mine")
+        chat_files._keep(tmp_path / "cache" / "chat" / "history", ["theirs"])
+    no_lines.clear_history()
+    assert _typed(no_lines) == ["theirs", "mine"]
+
+
+def test_a_history_that_is_none(no_lines, tmp_path):
+    assert _typed(no_lines, "one") == []
+    file = tmp_path / "cache" / "chat" / "history"
+    file.write_bytes(b"\xff\x1b[2J\nfine\n\0")
+    assert _typed(no_lines) == ["fine"]
+    file.unlink()
+    file.mkdir()
+    assert _typed(no_lines, "lost") == []
 
 
 def test_exit_and_unknown_commands(fake, monkeypatch, capsys):
