@@ -18,12 +18,13 @@ from spqt_ti.kernels.simt.active_list import ActiveList, Segments, make_list_rea
 from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment
 from spqt_ti.kernels.simt.division import LANES, Division, default_division
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
-from spqt_ti.kernels.simt.schemes.decoder import PARTS, Matrix, words4
+from spqt_ti.kernels.simt.schemes.decoder import ONE, PARTS, Matrix, words4
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, SLOTS, ZigzagWords
 
 IN_FLIGHT = 2  # columns of a lane
+_ROWS = 8  # of a part, that are added up at a time
 _REDUCE_THREADS = 256
 _COLLECT_THREADS = 256
 _ARRAYS = ("quants", "headers", "a", "integers")  # that the kernels below take
@@ -60,7 +61,7 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
     of the paper) no list is read: all columns are split over the simdgroups, which leave out those with |x| <=
     threshold. Raises ValueError for more segments than a group can add up, and for more than four simdgroups.
     """
-    if division.simdgroups * BAND > SHARED:
+    if division.simdgroups * SLOTS * PARTS * _ROWS > SHARED:
         raise ValueError(f"the sums of {division.simdgroups} simdgroups do not fit the shared memory of a task")
     segments = segments or whole(shape.cols)
     sum_lengths, segment_of, place_of = make_list_reader(segments, division.threads)
@@ -68,7 +69,7 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
     decoder = shape.decoder
     loads, has_minimum, units, half_stride = decoder.loads, decoder.has_minimum, decoder.units, decoder.half_stride
     entry, load_header, step_and_minimum = decoder.entry, decoder.load_header, decoder.step_and_minimum
-    packed, quant, first_value = decoder.packed, decoder.quant, decoder.first_value
+    packed, quant, first_value, bias = decoder.packed, decoder.quant, decoder.first_value, decoder.bias
     whole_entries, last_entries = decoder.entries(PARTS), decoder.entries(last_parts)
     workers, threads = division.groups * division.simdgroups, division.threads
     simdgroups = division.simdgroups
@@ -77,9 +78,12 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
 
     @ti.func
     def add_columns(
-        columns: ti.template(), inputs: ti.template(), band: ti.template(), sums: ti.template(), minima: ti.template()
+        columns: ti.template(), inputs: ti.template(), band: ti.template(), sums: ti.template(),
+        offsets: ti.template(), one,
     ):  # fmt: skip
-        """Add some columns of a band, times their inputs, to a lane's 32 rows: all loads first."""
+        """Add some columns of a band, times their inputs, to a lane's 32 rows: all loads first. `offsets`: of the
+        halves' sums, for the bias of quants and for minima.
+        """
         count = ti.static(inputs.n)
         words = ti.Matrix.zero(ti.u32, count * loads, 4)
         heads = ti.Matrix.zero(ti.u32, count, decoder.header_words)
@@ -90,11 +94,13 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
         for u in ti.static(range(count)):
             for half in ti.static(range(2)):
                 step, minimum = step_and_minimum(heads[u, :], band.part, half)
+                if ti.static(bias > 0.0):
+                    offsets[half] += step * inputs[u]
                 if ti.static(has_minimum):
-                    minima[half] += minimum * inputs[u]
+                    offsets[2 + half] += minimum * inputs[u]
                 quants = packed(words, u * loads, band.part, half)
                 for byte in ti.static(range(4)):
-                    sums[2 * byte + half, :] += (step * inputs[u]) * quant(quants, byte, half)
+                    sums[2 * byte + half, :] += (step * inputs[u]) * quant(quants, byte, half, one)
 
     @ti.func
     def columns_at(k, end, listed, active: ti.template(), starts: ti.template(), segment: ti.template()):
@@ -108,10 +114,31 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
         return columns
 
     @ti.func
+    def add_up(
+        shared: ti.template(), t, part, sums: ti.template(), a: ti.template(), target
+    ):  # fmt: skip
+        """The sums of a group's lanes, in order, to a[target:]: eight rows of each part at a time."""
+        simdgroup_slot = t >> 3
+        for word in ti.static(range(4)):
+            ti.simt.block.sync()
+            for byte, half in ti.static(ti.ndrange(4, 2)):
+                # Turned about by part and slot, so that the lanes of a simdgroup write to different banks.
+                place = (byte + 4 * half) ^ part ^ (simdgroup_slot & 3)
+                shared[(simdgroup_slot * PARTS + part) * _ROWS + place] = sums[2 * byte + half, word]
+            ti.simt.block.sync()
+            for turn in ti.static(range(-(-PARTS * _ROWS // threads))):
+                row = turn * threads + t
+                if row < PARTS * _ROWS:
+                    total, of_part, k = 0.0, row >> 3, row & (_ROWS - 1)
+                    for s in ti.static(range(simdgroups * SLOTS)):
+                        total += shared[(s * PARTS + of_part) * _ROWS + (k ^ of_part ^ (s & 3))]
+                    a[target + first_value(of_part) + 4 * word + (k & 3) + half_stride * (k >> 2)] = total
+
+    @ti.func
     def gemv(
         i, matrix: ti.template(), a: ti.template(), x, active: ti.template(), listed, threshold, partial
     ):  # fmt: skip
-        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # simdgroups * BAND
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # simdgroups * SLOTS * PARTS * _ROWS
         starts = ti.simt.block.SharedArray((SHARED,), ti.i32)
         t = i & (threads - 1)
         group = i >> threads_log2
@@ -137,15 +164,22 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
         )
         piece, headers_at = band * cols, matrix.headers_at
         lane = ti.static(_Band(matrix.quants, entries, stride, matrix.headers, headers_at, piece, part))
+        # Through shared memory, because of and-or with two constants compilers make two instructions.
+        one = ti.cast(ONE, ti.u32)
+        if ti.static(bias > 0.0):
+            ti.simt.block.sync()
+            shared[t] = ti.bit_cast(one, ti.f32)
+            ti.simt.block.sync()
+            one = ti.bit_cast(shared[t], ti.u32)
         sums = ti.Matrix.zero(ti.f32, 8, 4)  # [2 byte + half][word]
-        minima = ti.Vector([0.0] * 2)
+        offsets = ti.Vector([0.0] * 4)  # of biases, then minima
         k = first + slot
         if ti.static(skips_on_the_fly):
             while k < end:
                 value = a[x + k]
                 if ti.max(value, 0.0 - value) > threshold:
                     column, single = ti.Vector([k]), ti.Vector([value])
-                    add_columns(column, single, lane, sums, minima)
+                    add_columns(column, single, lane, sums, offsets, one)
                 k += SLOTS
         else:
             segment = 0
@@ -161,28 +195,12 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
                 k += IN_FLIGHT * SLOTS
                 # The list is read one turn ahead, so that no weight waits for its index.
                 following = columns_at(k, end, listed, active, starts, segment)
-                add_columns(columns, inputs, lane, sums, minima)
+                add_columns(columns, inputs, lane, sums, offsets, one)
                 columns = following
-        ti.simt.block.sync()
-        for turn in ti.static(range(BAND // LANES)):
-            shared[turn * threads + t] = 0.0
-        offset = (t >> 5) * BAND + first_value(part)
         for byte, half in ti.static(ti.ndrange(4, 2)):
-            sums[2 * byte + half, :] = sums[2 * byte + half, :] * units[2 * byte + half] - minima[half]
-        for turn in range(SLOTS):
-            ti.simt.block.sync()
-            if slot == turn:
-                for word, byte, half in ti.static(ti.ndrange(4, 4, 2)):
-                    at = offset + (4 * word + byte + half_stride * half)
-                    shared[at] = shared[at] + sums[2 * byte + half, word]
-        ti.simt.block.sync()
-        for turn in ti.static(range(-(-BAND // threads))):
-            row = turn * threads + t
-            if row < BAND:
-                total = 0.0
-                for s in ti.static(range(simdgroups)):
-                    total += shared[s * BAND + row]
-                a[partial + ((group & (division.groups - 1)) * bands + band) * BAND + row] = total
+            unit = ti.static(units[2 * byte + half])
+            sums[2 * byte + half, :] = (sums[2 * byte + half, :] - bias * offsets[half]) * unit - offsets[2 + half]
+        add_up(shared, t, part, sums, a, partial + ((group & (division.groups - 1)) * bands + band) * BAND)
         return count
 
     return gemv

@@ -12,7 +12,7 @@ from spqt_ti.kernels.simt.collect import Inputs, Rule, satisfies
 from spqt_ti.kernels.simt.division import LANES
 from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
 from spqt_ti.kernels.simt.row_words import ROWS, RowWords
-from spqt_ti.kernels.simt.schemes.decoder import PARTS, PIECE, Matrix, words4
+from spqt_ti.kernels.simt.schemes.decoder import ONE, PARTS, PIECE, Matrix, words4
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 
@@ -49,6 +49,7 @@ def make_row_dot(shape: RowWords, skips: bool):
     decoder = shape.decoder
     loads, has_minimum, units, half_stride = decoder.loads, decoder.has_minimum, decoder.units, decoder.half_stride
     entry, load_header, step_and_minimum = decoder.entry, decoder.load_header, decoder.step_and_minimum
+    bias = decoder.bias
     packed, quant, first_value, entries = decoder.packed, decoder.quant, decoder.first_value, decoder.entries(PARTS)
     padded = cols % PIECE > 0
 
@@ -81,9 +82,9 @@ def make_row_dot(shape: RowWords, skips: bool):
             for half in ti.static(range(2)):
                 step, minimum = step_and_minimum(header, part, half)
                 quants = packed(words, 0, part, half)
-                levels_of = [quant(quants, byte, half) for byte in ti.static(range(4))]
+                levels_of = [quant(quants, byte, half, ONE) for byte in ti.static(range(4))]
                 for word, byte in ti.static(ti.ndrange(4, 4)):
-                    weight = step * (levels_of[byte][word] * units[2 * byte + half])
+                    weight = step * ((levels_of[byte][word] - bias) * units[2 * byte + half])
                     if ti.static(has_minimum):
                         weight -= minimum
                     total += product(weight, inputs, first + (4 * word + byte + half_stride * half), rule)

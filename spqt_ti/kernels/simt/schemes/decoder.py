@@ -22,6 +22,7 @@ from spqt_ti.formats.scheme import U8Array
 PIECE = 256  # values
 PARTS = 8  # lanes that share a piece
 HALF = 16  # values
+ONE = 0x3F800000  # the bits of 1.0
 words4 = ti.types.vector(4, ti.u32)
 U32Array = npt.NDArray[np.uint32]
 
@@ -44,7 +45,7 @@ class Decoder:
     header_words: int  # that a lane keeps of a header
     half_stride: int  # values from a part's first half to its second
     has_minimum: bool  # a value is step * quant - minimum, otherwise step * quant
-    units: tuple[float, ...]  # what `quant` returns is to be multiplied by, at [2 byte + half]
+    units: tuple[float, ...]  # what `quant` returns, less the bias, is to be multiplied by, at [2 byte + half]
 
     # Superblocks u8 [pieces, superblocks of a piece, bytes] and how many parts they have -> u8 [pieces, bytes].
     unpack_quants: Callable[[U8Array, int], U8Array]
@@ -56,10 +57,13 @@ class Decoder:
     load_header: Any  # (headers, at, piece, pieces) -> header_words words of one of a matrix's pieces
     step_and_minimum: Any  # (header, part, half)
     packed: Any  # (words [.., n], first, part, half) -> n words: of four quants each, from `loads` rows of words
-    quant: Any  # (packed, byte, half) -> f32: one quant of each word, divided by its unit
+    quant: (
+        Any  # (packed, byte, half, the bits of 1.0) -> f32: one quant of each word, divided by its unit, plus the bias
+    )
     first_value: Any  # (part) -> index of a part's first value in its piece
 
     shared_entries: int = 0  # of a plane of bits that is whole in any piece, behind the other entries
+    bias: float = 0.0  # of what `quant` returns
 
     def entries(self, parts: int) -> int:
         """Entries of quants in a piece of so many parts."""
@@ -91,12 +95,18 @@ def same_entry(part, parts, load: ti.template()):
     return ti.min(part, parts - 1)
 
 
+@ti.func
+def first_of_pair(part):
+    """The first value of a lane that has 16 values of each of two neighbouring sub-blocks of 32."""
+    return (part >> 1) * 64 + (part & 1) * 16
+
+
 _TOP_BYTE = 0xFF000000 - (1 << 32)  # as Taichi takes it: an i32
 SIGNED_UNITS = (2.0**-24,) * 8  # of `signed_byte`
 
 
 @ti.func
-def signed_byte(packed, byte: ti.template(), half: ti.template()):
+def signed_byte(packed, byte: ti.template(), half: ti.template(), one: ti.template()):
     """One i8 of each word as f32, divided by its unit."""
     # Element by element: Taichi does not convert vectors that it keeps (CUDA).
     return ti.Vector(
@@ -108,14 +118,14 @@ UNSIGNED_UNITS = tuple(2.0 ** (-8 * k) for k in (0, 0, 1, 1, 2, 2, 3, 3))  # of 
 
 
 @ti.func
-def unsigned_byte(packed, byte: ti.template(), half: ti.template()):
+def unsigned_byte(packed, byte: ti.template(), half: ti.template(), one: ti.template()):
     """One byte below 128 of each word as f32, divided by its unit."""
     return (packed & (127 << (8 * byte))) * 1.0
 
 
 def make_decode_half(decoder: Decoder):
     """Build the ti.func that a thread decodes half of a lane's values with: those of two of each four words."""
-    loads, has_minimum, units = decoder.loads, decoder.has_minimum, decoder.units
+    loads, has_minimum, units, bias = decoder.loads, decoder.has_minimum, decoder.units, decoder.bias
     step_and_minimum, packed, quant = decoder.step_and_minimum, decoder.packed, decoder.quant
 
     @ti.func
@@ -132,9 +142,9 @@ def make_decode_half(decoder: Decoder):
             step, minimum = step_and_minimum(header, part, half)
             quants = packed(words, 0, part, half)
             for byte in ti.static(range(4)):
-                values = quant(quants, byte, half)
+                values = quant(quants, byte, half, ONE)
                 for k in ti.static(range(2)):
-                    value = values[k] * units[2 * byte + half] * step
+                    value = (values[k] - bias) * units[2 * byte + half] * step
                     if ti.static(has_minimum):
                         value -= minimum
                     target[at.first + at.stride * (4 * (first_word + k) + byte + at.half_stride * half)] = value

@@ -10,9 +10,8 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.formats.scheme import U8Array
 from spqt_ti.kernels.shared.words import half
-from spqt_ti.kernels.simt.schemes.decoder import UNSIGNED_UNITS, Decoder, unsigned_byte
+from spqt_ti.kernels.simt.schemes.decoder import UNSIGNED_UNITS, Decoder, first_of_pair, unsigned_byte
 from spqt_ti.kernels.simt.schemes.q3_k import pair_entry, pair_number
-from spqt_ti.kernels.simt.schemes.q4_k import first_value
 
 _PAIRS, _D = 16, 80  # first bytes of the fields of a superblock, after the scales
 
@@ -72,5 +71,5 @@ DECODER = Decoder(
     bits=2, loads=1, header_words=5, half_stride=32, has_minimum=True, units=UNSIGNED_UNITS,
     unpack_quants=unpack_quants, unpack_headers=unpack_headers,
     header_entries=header_entries, entry=entry, load_header=load_header,
-    step_and_minimum=step_and_minimum, packed=packed, quant=unsigned_byte, first_value=first_value,
+    step_and_minimum=step_and_minimum, packed=packed, quant=unsigned_byte, first_value=first_of_pair,
 )  # fmt: skip

@@ -11,8 +11,7 @@ import numpy as np
 from spqt_ti.backend import ti
 from spqt_ti.formats.scheme import U8Array
 from spqt_ti.kernels.shared.words import half
-from spqt_ti.kernels.simt.schemes.decoder import SIGNED_UNITS, Decoder, load_one, one_each, signed_byte
-from spqt_ti.kernels.simt.schemes.q4_k import first_value
+from spqt_ti.kernels.simt.schemes.decoder import SIGNED_UNITS, Decoder, first_of_pair, load_one, one_each, signed_byte
 
 _PAIRS, _SCALES = 32, 96  # first bytes of the fields of a superblock, after the bits
 _UNITS = tuple(unit / 32 for unit in SIGNED_UNITS)  # quants stand in the upper three bits of a byte
@@ -74,5 +73,5 @@ DECODER = Decoder(
     bits=2, loads=2, header_words=4, half_stride=32, has_minimum=False, units=_UNITS,
     unpack_quants=unpack_quants, unpack_headers=unpack_headers,
     header_entries=one_each, entry=entry, load_header=load_one,
-    step_and_minimum=step_and_minimum, packed=packed, quant=signed_byte, first_value=first_value, shared_entries=2,
+    step_and_minimum=step_and_minimum, packed=packed, quant=signed_byte, first_value=first_of_pair, shared_entries=2,
 )  # fmt: skip

@@ -1,31 +1,45 @@
-"""Q4_K for GPUs: quants and headers as they are stored. A lane has 32 nibbles, the low ones of two sub-blocks' words
-being its first half, the high ones its second.
+"""Q4_K for GPUs: a lane has a sub-block, whose 32 nibbles stand in its 128 bits: values `4 word + byte` low, those 16
+further on high. A header has d and dmin in its first word. Byte k of the next two is the scale of sub-block k and the
+low two bits of its minimum, nibble k of the last word the upper four.
+
+A nibble becomes a float without a conversion, of which many GPUs do a fraction per clock: its bits replace the top of
+the mantissa of 1, which gives 1 + q / 16. The sum of the steps is taken off once per row (the bias).
 """
 
+import numpy as np
+
 from spqt_ti.backend import ti
+from spqt_ti.formats import affine
 from spqt_ti.formats.scheme import U8Array
-from spqt_ti.kernels.shared.words import NIBBLE_UNIT, half, nibbles_in_place
-from spqt_ti.kernels.simt.schemes.decoder import Decoder, load_one, one_each, same_entry
+from spqt_ti.kernels.shared.words import half
+from spqt_ti.kernels.simt.schemes.decoder import PARTS, Decoder, load_one, one_each, same_entry
+
+_TOP = 19  # where the upper four bits of a mantissa begin
 
 
 def unpack_quants(superblocks: U8Array, parts: int) -> U8Array:
-    return superblocks[:, 0, 16 : 16 + 16 * parts]
+    """Sub-blocks' values v and v + 16 side by side in a byte; stored are those of two sub-blocks."""
+    pairs = superblocks[:, 0, affine.HEADER_BYTES :].reshape(-1, PARTS // 2, 2, 16)[:, : parts // 2]
+    low, high = pairs & 15, pairs >> 4
+    packed = np.stack([low[:, :, 0] | (low[:, :, 1] << 4), high[:, :, 0] | (high[:, :, 1] << 4)], axis=2)
+    return packed.reshape(len(superblocks), 16 * parts)
 
 
 def unpack_headers(superblocks: U8Array) -> U8Array:
-    return superblocks[:, 0, :16]
+    stored = superblocks[:, 0, : affine.HEADER_BYTES]
+    header = affine.unpack_header(stored)
+    upper = header.mins >> 2
+    fields = [stored[:, :4], header.scales | (header.mins << 6), upper[:, ::2] | (upper[:, 1::2] << 4)]
+    return np.concatenate(fields, axis=1)
 
 
 @ti.func
 def step_and_minimum(header: ti.template(), part, half_index: ti.template()):
-    """d * scale and dmin * min of the lane's sub-block of this half."""
-    sub_block = (part & -2) + half_index
-    shift = ti.cast((sub_block & 3) * 8, ti.u32)
-    low, high, both = header[1] >> shift, header[2] >> shift, header[3] >> shift
-    # Without a branch, which loads would not be moved across.
-    scale = ti.select(sub_block >= 4, (both & 15) | ((low >> 2) & 48), low & 63)
-    minimum = ti.select(sub_block >= 4, ((both >> 4) & 15) | ((high >> 2) & 48), high & 63)
-    return half(header[0]) * ti.cast(scale, ti.f32), half(header[0] >> 16) * ti.cast(minimum, ti.f32)
+    """d * scale and dmin * min of the lane's sub-block."""
+    scales = ti.select(part >= 4, header[2], header[1]) >> ti.cast((part & 3) * 8, ti.u32)
+    upper = header[3] >> ti.cast(part * 4, ti.u32)
+    minimum = ((scales >> 6) & 3) | ((upper & 15) << 2)
+    return half(header[0]) * ti.cast(scales & 63, ti.f32), half(header[0] >> 16) * ti.cast(minimum, ti.f32)
 
 
 @ti.func
@@ -34,12 +48,21 @@ def packed(words: ti.template(), first: ti.template(), part, half_index: ti.temp
 
 
 @ti.func
+def quant(packed, byte: ti.template(), half: ti.template(), one: ti.template()):
+    """1 + q / 16 for one nibble of each word."""
+    shift = ti.static(_TOP - (8 * byte + 4 * half))
+    # Element by element: Taichi does not convert vectors that it keeps (CUDA).
+    moved = [packed[k] << shift if shift > 0 else packed[k] >> -shift for k in ti.static(range(packed.n))]
+    return ti.Vector([ti.bit_cast((word & (15 << _TOP)) | one, ti.f32) for word in ti.static(moved)])
+
+
+@ti.func
 def first_value(part):
-    return (part >> 1) * 64 + (part & 1) * 16
+    return part * 32
 
 
 DECODER = Decoder(
-    bits=4, loads=1, header_words=4, half_stride=32, has_minimum=True, units=NIBBLE_UNIT, unpack_quants=unpack_quants,
+    bits=4, loads=1, header_words=4, half_stride=16, has_minimum=True, units=(16.0,) * 8, unpack_quants=unpack_quants,
     unpack_headers=unpack_headers, header_entries=one_each, entry=same_entry, load_header=load_one,
-    step_and_minimum=step_and_minimum, packed=packed, quant=nibbles_in_place, first_value=first_value,
+    step_and_minimum=step_and_minimum, packed=packed, quant=quant, first_value=first_value, bias=1.0,
 )  # fmt: skip
