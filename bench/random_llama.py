@@ -48,13 +48,17 @@ def add_tensors(writer: gguf.GGUFWriter, sizes: argparse.Namespace) -> Iterator[
         "ffn_up": (sizes.intermediate, sizes.hidden),
         "ffn_down": (sizes.hidden, sizes.intermediate),
     }
+    drawn: list[dict[str, np.ndarray]] = []
     for layer in range(sizes.layers):
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(sizes.hidden, np.float32))
-        for name, (rows, cols) in matrices.items():
-            writer.add_tensor(
-                f"blk.{layer}.{name}.weight", q4_k_rows(rng, rows, cols), raw_dtype=gguf.GGMLQuantizationType.Q4_K
-            )
+        if not sizes.drawn_layers or layer < sizes.drawn_layers:
+            data = {name: q4_k_rows(rng, *shape) for name, shape in matrices.items()}
+            drawn += [data] * bool(sizes.drawn_layers)
+        else:
+            data = drawn[layer % sizes.drawn_layers]
+        for name, rows in data.items():
+            writer.add_tensor(f"blk.{layer}.{name}.weight", rows, raw_dtype=gguf.GGMLQuantizationType.Q4_K)
         yield f"blk.{layer}"
 
 
@@ -90,6 +94,7 @@ def main() -> None:
     defaults = {"hidden": 2048, "intermediate": 8192, "layers": 16, "heads": 32, "kv_heads": 8, "vocabulary": 32000}
     for name, default in {**defaults, "seed": 0}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--drawn-layers", type=int, help="that differ; later ones repeat them (default: all differ)")
     sizes = parser.parse_args()
     if sizes.hidden % 256 or sizes.intermediate % 256 or sizes.vocabulary < 300:
         parser.error("Q4_K rows need sizes that are multiples of 256, and the vocabulary 300 tokens or more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,11 +178,14 @@ def read_words(container: Container, weight_map: WeightMap) -> dict[str, np.ndar
         _put(arrays["quants"], layer_quants + matrix_map.quants, quants)
         _put(arrays["headers"], layer_headers + matrix_map.headers, headers)
 
-    for layer in range(weight_map.config.num_hidden_layers):
+    def put_layer(layer: int) -> None:
         span = weight_map.span(layer)
         starts = span.quants + layer * span.quants_stride, span.headers + layer * span.headers_stride
         for site in Site:
             put_matrix(container.matrix(layer, site), span.matrices[site.label], *starts)
+
+    with ThreadPoolExecutor() as pool:  # NumPy lets other threads compute meanwhile
+        list(pool.map(put_layer, range(weight_map.config.num_hidden_layers)))
     if weight_map.head is not None:
         put_matrix(container.head, weight_map.head)
     tiled = [container.embedding, container.head] if weight_map.head_tile else [container.embedding]

@@ -12,17 +12,25 @@ from spqt_ti.backend import ti
 from spqt_ti.formats import affine
 from spqt_ti.formats.scheme import U8Array
 from spqt_ti.kernels.shared.words import half
-from spqt_ti.kernels.simt.schemes.decoder import PARTS, Decoder, load_one, one_each, same_entry
+from spqt_ti.kernels.simt.schemes.decoder import Decoder, load_one, one_each, same_entry
 
+_CHUNK = 2048  # pieces at a time: what they need stays in the cache
+_LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
 _TOP = 19  # where the upper four bits of a mantissa begin
 
 
 def unpack_quants(superblocks: U8Array, parts: int) -> U8Array:
-    """Sub-blocks' values v and v + 16 side by side in a byte; stored are those of two sub-blocks."""
-    pairs = superblocks[:, 0, affine.HEADER_BYTES :].reshape(-1, PARTS // 2, 2, 16)[:, : parts // 2]
-    low, high = pairs & 15, pairs >> 4
-    packed = np.stack([low[:, :, 0] | (low[:, :, 1] << 4), high[:, :, 0] | (high[:, :, 1] << 4)], axis=2)
-    return packed.reshape(len(superblocks), 16 * parts)
+    """Two sub-blocks are stored as the low and the high nibbles of 32 bytes; here each has 16 bytes of its own."""
+    result = np.empty((len(superblocks), 16 * parts), np.uint8)
+    for begin in range(0, len(superblocks), _CHUNK):
+        rows = slice(begin, begin + _CHUNK)
+        stored = np.ascontiguousarray(superblocks[rows, 0, affine.HEADER_BYTES : affine.HEADER_BYTES + 16 * parts])
+        pairs = stored.view("<u8").reshape(len(stored), parts // 2, 2, 2)
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        target = result[rows].view("<u8").reshape(pairs.shape)
+        target[:, :, 0] = (first & _LOW) | ((second & _LOW) << 4)
+        target[:, :, 1] = ((first >> 4) & _LOW) | (second & ~_LOW)
+    return result
 
 
 def unpack_headers(superblocks: U8Array) -> U8Array:
