@@ -131,6 +131,13 @@ def runtime() -> Runtime:
     return _runtime
 
 
+def processors() -> int | None:
+    """That the device's groups of threads run on side by side; None where no runtime is up, or its driver does not
+    tell.
+    """
+    return _runtime.capabilities.processors if _runtime is not None else None
+
+
 def check_memory(what: str, sizes: dict[str, int]) -> None:
     """Raise BackendError unless arrays of these sizes (name -> bytes) fit the device, one by one and together."""
     limits = runtime().capabilities

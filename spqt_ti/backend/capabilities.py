@@ -12,8 +12,9 @@ class Capabilities:
     """Limits that kernels are written against. Sizes in bytes; 0 where there is no such thing.
 
     `groups`: threads come in groups with shared memory and barriers (SIMT); otherwise they are a few workers that each
-    run a whole loop. `host_memory`: an ndarray's memory can be read and written in place. `memory` and
-    `max_array_bytes` are None where only the system knows.
+    run a whole loop. `processors`: that run groups side by side, None where the driver does not tell. `host_memory`: an
+    ndarray's memory can be read and written in place. `memory` and `max_array_bytes` are None where only the system
+    knows.
     """
 
     groups: bool
@@ -23,6 +24,7 @@ class Capabilities:
     max_arrays_per_task: int
     memory: int | None
     max_array_bytes: int | None
+    processors: int | None = None
 
 
 # Taichi's: an ndarray's elements, words in all that is large here, are counted in i32.
@@ -47,4 +49,5 @@ def of_device(backend: str, device: Device) -> Capabilities:
         max_arrays_per_task=29 if backend == "metal" else 64,
         memory=device.memory,
         max_array_bytes=min(device.max_array_bytes, 4 * MAX_ELEMENTS),
+        processors=device.processors,
     )

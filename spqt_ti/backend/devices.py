@@ -20,7 +20,9 @@ from spqt_ti.errors import BackendError
 
 @dataclass(frozen=True)
 class Device:
-    """A device as its driver describes it. Sizes in bytes; `hardware` is False where a driver computes on the CPU."""
+    """A device as its driver describes it. Sizes in bytes; `hardware` is False where a driver computes on the CPU.
+    `processors`: that run threadgroups side by side (multiprocessors of CUDA), None where the driver does not tell.
+    """
 
     name: str
     hardware: bool
@@ -28,6 +30,7 @@ class Device:
     shared_memory: int
     max_group: int
     max_array_bytes: int
+    processors: int | None = None
 
 
 def find(backend: str) -> Device:
@@ -57,7 +60,7 @@ def _library(names: Sequence[str], problem: str) -> ctypes.CDLL:
 
 # CUDA -----------------------------------------------------------------------------------------------------------------
 
-_CU_SHARED_MEMORY_PER_BLOCK, _CU_THREADS_PER_BLOCK = 8, 1
+_CU_SHARED_MEMORY_PER_BLOCK, _CU_THREADS_PER_BLOCK, _CU_PROCESSORS = 8, 1, 16
 
 
 def _cuda() -> Device:
@@ -79,7 +82,8 @@ def _cuda() -> Device:
         return value.value
 
     shared, group = attribute(_CU_SHARED_MEMORY_PER_BLOCK), attribute(_CU_THREADS_PER_BLOCK)
-    return Device(name.value.decode(), True, memory.value, shared, group, memory.value)
+    processors = attribute(_CU_PROCESSORS)
+    return Device(name.value.decode(), True, memory.value, shared, group, memory.value, processors)
 
 
 # Metal ----------------------------------------------------------------------------------------------------------------

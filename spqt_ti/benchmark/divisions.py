@@ -53,7 +53,7 @@ class _Matrix:
         self._copies = _copies(words, data.size)
         sizes = {"quants": 16 * words.quants, "headers": 16 * words.headers}
         check_memory(f"{shape[0]}x{shape[1]}", {name: self._copies * size for name, size in sizes.items()})
-        self.divisions = candidates(words.bands, words.cols, limits.max_group)
+        self.divisions = candidates(words.bands, words.cols, limits.max_group, limits.processors)
         x = normal_x(words.cols, vectors_for(words.cols)).reshape(-1)[: words.cols]
         first = ZigzagGemv(data, words, self.divisions[0], copies=self._copies)
         self._drivers = {division: first.with_division(division) for division in self.divisions}

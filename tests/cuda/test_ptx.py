@@ -94,22 +94,30 @@ def entries(ptx: str) -> dict[str, str]:
 
 def test_every_kernel_compiles(modules: dict[str, str]) -> None:
     assert modules.keys() >= KERNELS
-    assert len(entries(modules["run_layer"])) == 8
+    assert len(entries(modules["run_layer"])) == 10
+
+
+WIDE = "ld.v4.u32"
+
+
+def wide_loads(modules: dict[str, str], name: str) -> list[tuple[str, list[int]]]:
+    """A kernel's tasks that read weights, with where in them."""
+    bodies = [body for body in entries(modules[name]).values() if WIDE in body]
+    return [(body, [found.start() for found in re.finditer(re.escape(WIDE), body)]) for body in bodies]
 
 
 def test_weights_are_read_128_bits_at_a_time(any_modules: dict[str, str]) -> None:
-    """Quants and header of two columns (in row layout of one stretch of a row), all before the first product; in a
-    prompt's kernel of one column.
+    """Quants and headers of three columns of Q4_K, of two of others, before the loop and again in it, for its next
+    turn. In row layout of one stretch of a row, in a prompt's kernel of one column.
     """
-    wide, loads = "ld.v4.u32", []
-    for name in ("run_layer", *PRODUCTS):
-        bodies = [body for body in entries(any_modules[name]).values() if wide in body]
-        loads.append([body.count(wide) for body in bodies])
-        for body in bodies:
-            *_, last = (at.start() for at in re.finditer(re.escape(wide), body))
-            assert "cvt" not in body[body.index(wide) : last]
+    loads = [[len(at) for _, at in wide_loads(any_modules, name)] for name in ("run_layer", *PRODUCTS)]
     # By site: Q4_K; then Q8_0, Q6_K, Q8_0 and rows of Q8_0.
-    assert loads in ([[4, 4, 4, 4], [2], [2], [2], [2]], [[6, 8, 6, 3], [3], [4], [3], [3]])
+    assert loads in ([[12, 12, 12, 12], [2], [2], [2], [2]], [[12, 16, 12, 3], [3], [4], [3], [3]])
+
+
+def test_no_product_stands_between_the_loads_of_a_turn(modules: dict[str, str]) -> None:
+    for body, at in wide_loads(modules, "run_layer"):
+        assert "cvt" not in body[at[len(at) // 2] : at[-1]]
 
 
 def test_shared_arrays_are_as_large_as_they_should_be(any_modules: dict[str, str]) -> None:

@@ -136,8 +136,8 @@ def test_damaged_file(text: str) -> None:
     [
         (ON_CPU, "33", "between 1 and 32 bands can be side by side, not '33'"),
         (ON_CPU, "8x2", "between 1 and 32 bands can be side by side, not '8x2'"),
-        (ON_GPU, "3x4", "a division must be one of 1x1, .*, not '3x4'"),
-        (ON_GPU, "1x16", "a division must be one of 1x1, .*, not '1x16'"),
+        (ON_GPU, "3x5", "a division must be threadgroups x .*, not '3x5'"),
+        (ON_GPU, "1x16", "a division must be threadgroups x .*, not '1x16'"),
     ],
 )
 def test_what_kernels_do_not_do(shape: TunedShape, division: str, message: str) -> None:

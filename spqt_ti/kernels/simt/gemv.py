@@ -2,9 +2,10 @@
 
 A band has `groups` threadgroups of `simdgroups` times 32 lanes (n_tg and n_sg of the paper). The simdgroups of all a
 band's groups split the inputs evenly. Eight lanes have a column at work, 128 bits of it each, so that a simdgroup has
-four; every lane loads two columns' words before it multiplies, and keeps the sums of its 32 rows in registers. A group
-adds its lanes' sums up through shared memory, in order, and writes 256 partial sums; whoever needs y adds the groups
-up, in order. So a result repeats bit for bit, and depends on (groups, simdgroups) by rounding only.
+four. A lane loads the words of two or three columns while it multiplies those of the columns before, and keeps the sums
+of its 32 rows in registers. A group adds its lanes' sums up through shared memory, in order, and writes 256 partial
+sums; whoever needs y adds the groups up, in order. So a result repeats bit for bit, and depends on (groups, simdgroups)
+by rounding only.
 """
 
 import copy
@@ -13,21 +14,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spqt_ti.backend import ti
+from spqt_ti.backend import processors, ti
 from spqt_ti.kernels.simt.active_list import ActiveList, Segments, make_list_reader, spread, whole
 from spqt_ti.kernels.simt.collect import Inputs, Rule, make_collect_segment
 from spqt_ti.kernels.simt.division import LANES, Division, default_division
-from spqt_ti.kernels.simt.groups import SHARED, array_of, log2
-from spqt_ti.kernels.simt.schemes.decoder import ONE, PARTS, Matrix, words4
+from spqt_ti.kernels.simt.groups import SHARED, array_of, log2, quotient
+from spqt_ti.kernels.simt.schemes.decoder import ONE, PARTS, PIECE, Matrix, words4
 from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import upload, zeros
 from spqt_ti.kernels.simt.zigzag import BAND, SLOTS, ZigzagWords
 
-IN_FLIGHT = 2  # columns of a lane
-_ROWS = 8  # of a part, that are added up at a time
 _REDUCE_THREADS = 256
 _COLLECT_THREADS = 256
 _ARRAYS = ("quants", "headers", "a", "integers")  # that the kernels below take
+
+
+def columns_in_flight(loads: int) -> int:
+    """Of a lane that reads `loads` times 128 bits of each: as many as fit the 128 registers of a thread with which a
+    processor runs 16 simdgroups side by side.
+    """
+    return 3 if loads == 1 else 2
 
 
 def group_count(shape: ZigzagWords, division: Division) -> int:
@@ -59,9 +65,11 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
     Arguments: i; the matrix; a and the offset of x in it; the active list (`listed` 0: every input, in order); a
     threshold; the offset of the partial sums in a. `segments`: of the list, by default one. With `skips_on_the_fly` (B2
     of the paper) no list is read: all columns are split over the simdgroups, which leave out those with |x| <=
-    threshold. Raises ValueError for more segments than a group can add up, and for more than four simdgroups.
+    threshold. Raises ValueError for more segments than a group can add up, and for more than eight simdgroups.
     """
-    if division.simdgroups * SLOTS * PARTS * _ROWS > SHARED:
+    at_once = min(8, SHARED // (division.simdgroups * SLOTS * PARTS))  # rows of a part that are added up
+    totals_at_once = min(BAND // LANES, SHARED // division.threads)  # of a lane
+    if at_once < 4:
         raise ValueError(f"the sums of {division.simdgroups} simdgroups do not fit the shared memory of a task")
     segments = segments or whole(shape.cols)
     sum_lengths, segment_of, place_of = make_list_reader(segments, division.threads)
@@ -71,85 +79,121 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
     entry, load_header, step_and_minimum = decoder.entry, decoder.load_header, decoder.step_and_minimum
     packed, quant, first_value, bias = decoder.packed, decoder.quant, decoder.first_value, decoder.bias
     whole_entries, last_entries = decoder.entries(PARTS), decoder.entries(last_parts)
+    in_flight = columns_in_flight(loads)
     workers, threads = division.groups * division.simdgroups, division.threads
     simdgroups = division.simdgroups
-    # Shifts, because // on i32 is Python's, which is slow.
-    threads_log2, groups_log2, workers_log2 = log2(threads), log2(division.groups), log2(workers)
+    threads_log2, at_once_log2 = log2(threads), log2(at_once)
 
     @ti.func
-    def add_columns(
-        columns: ti.template(), inputs: ti.template(), band: ti.template(), sums: ti.template(),
-        offsets: ti.template(), one,
-    ):  # fmt: skip
-        """Add some columns of a band, times their inputs, to a lane's 32 rows: all loads first. `offsets`: of the
-        halves' sums, for the bias of quants and for minima.
+    def turned(part, slot):
+        """By which rows of a part change places in shared memory, so that the lanes of a simdgroup write to different
+        banks.
         """
-        count = ti.static(inputs.n)
+        return (slot & 3) ^ (((part * at_once) >> 5) << 2)
+
+    @ti.func
+    def load_columns(columns: ti.template(), band: ti.template()):
+        """The words of some columns of a band that a lane multiplies, and their headers."""
+        count = ti.static(columns.n)
         words = ti.Matrix.zero(ti.u32, count * loads, 4)
         heads = ti.Matrix.zero(ti.u32, count, decoder.header_words)
         for u in ti.static(range(count)):
             for load in ti.static(range(loads)):
                 words[u * loads + load, :] = band.quants[band.entries[load] + columns[u] * band.stride]
             heads[u, :] = load_header(band.headers, band.headers_at, band.piece + columns[u], pieces)
-        for u in ti.static(range(count)):
+        return words, heads
+
+    @ti.func
+    def add_columns(
+        words: ti.template(), heads: ti.template(), inputs: ti.template(), part, sums: ti.template(),
+        offsets: ti.template(), one,
+    ):  # fmt: skip
+        """Add columns, times their inputs, to a lane's 32 rows. `offsets`: of the halves' sums, for the bias of quants,
+        then for minima.
+        """
+        for u in ti.static(range(inputs.n)):
             for half in ti.static(range(2)):
-                step, minimum = step_and_minimum(heads[u, :], band.part, half)
+                step, minimum = step_and_minimum(heads[u, :], part, half)
                 if ti.static(bias > 0.0):
                     offsets[half] += step * inputs[u]
                 if ti.static(has_minimum):
                     offsets[2 + half] += minimum * inputs[u]
-                quants = packed(words, u * loads, band.part, half)
+                quants = packed(words, u * loads, part, half)
                 for byte in ti.static(range(4)):
                     sums[2 * byte + half, :] += (step * inputs[u]) * quant(quants, byte, half, one)
 
     @ti.func
     def columns_at(k, end, listed, active: ti.template(), starts: ti.template(), segment: ti.template()):
         """The columns of a lane's next turn, which begins at k; beyond the end the last one."""
-        columns = ti.Vector([ti.min(k + u * SLOTS, end - 1) for u in ti.static(range(IN_FLIGHT))])
+        columns = ti.Vector([ti.min(k + u * SLOTS, end - 1) for u in ti.static(range(in_flight))])
         if listed:
-            for u in ti.static(range(IN_FLIGHT)):
+            for u in ti.static(range(in_flight)):
                 columns[u] = place_of(starts, segment, columns[u])
-            for u in ti.static(range(IN_FLIGHT)):
+            for u in ti.static(range(in_flight)):
                 columns[u] = active.integers[active.entries + columns[u]]
         return columns
 
     @ti.func
-    def add_up(
-        shared: ti.template(), t, part, sums: ti.template(), a: ti.template(), target
-    ):  # fmt: skip
-        """The sums of a group's lanes, in order, to a[target:]: eight rows of each part at a time."""
-        simdgroup_slot = t >> 3
-        for word in ti.static(range(4)):
+    def add_slots(shared: ti.template(), t, part, sums: ti.template(), totals: ti.template()):
+        """The sums of a simdgroup's slots, in order: a lane's eight become totals, of every 32nd of the places that
+        `row_of` counts. Some places of each part at a time.
+        """
+        slot, lane, first_of_simdgroup = (t & (LANES - 1)) >> 3, t & (LANES - 1), (t >> 5) * (SLOTS * PARTS * at_once)
+        for turn in ti.static(range(PIECE // PARTS // at_once)):
             ti.simt.block.sync()
-            for byte, half in ti.static(ti.ndrange(4, 2)):
-                # Turned about by part and slot, so that the lanes of a simdgroup write to different banks.
-                place = (byte + 4 * half) ^ part ^ (simdgroup_slot & 3)
-                shared[(simdgroup_slot * PARTS + part) * _ROWS + place] = sums[2 * byte + half, word]
+            for k in ti.static(range(at_once)):
+                word, half, byte = ti.static((turn * at_once + k) // 8, (turn * at_once + k) // 4 % 2, k % 4)
+                at = (slot * PARTS + part) * at_once + (k ^ turned(part, slot))
+                shared[first_of_simdgroup + at] = sums[2 * byte + half, word]
             ti.simt.block.sync()
-            for turn in ti.static(range(-(-PARTS * _ROWS // threads))):
-                row = turn * threads + t
-                if row < PARTS * _ROWS:
-                    total, of_part, k = 0.0, row >> 3, row & (_ROWS - 1)
-                    for s in ti.static(range(simdgroups * SLOTS)):
-                        total += shared[(s * PARTS + of_part) * _ROWS + (k ^ of_part ^ (s & 3))]
-                    a[target + first_value(of_part) + 4 * word + (k & 3) + half_stride * (k >> 2)] = total
+            for j in ti.static(range(PARTS * at_once // LANES)):
+                place, total = j * LANES + lane, 0.0
+                of_part = place >> at_once_log2
+                for s in ti.static(range(SLOTS)):
+                    at = (s * PARTS + of_part) * at_once + ((place & (at_once - 1)) ^ turned(of_part, s))
+                    total += shared[first_of_simdgroup + at]
+                totals[turn * (PARTS * at_once // LANES) + j] = total
+
+    @ti.func
+    def row_of(place):
+        """The row of a band that has this place: `at_once` of each part follow one another."""
+        turn, rest = place >> (at_once_log2 + 3), place & (PARTS * at_once - 1)
+        value = (turn << at_once_log2) + (rest & (at_once - 1))
+        return first_value(rest >> at_once_log2) + (value >> 3) * 4 + (value & 3) + half_stride * (value >> 2 & 1)
+
+    @ti.func
+    def add_simdgroups(shared: ti.template(), t, totals: ti.template(), a: ti.template(), target):
+        """The sums of a group's simdgroups, in order, to a[target:]."""
+        for turn in ti.static(range(BAND // LANES // totals_at_once)):
+            ti.simt.block.sync()
+            for k in ti.static(range(totals_at_once)):
+                shared[((t >> 5) * totals_at_once + k) * LANES + (t & (LANES - 1))] = totals[turn * totals_at_once + k]
+            ti.simt.block.sync()
+            for part in ti.static(range(-(-totals_at_once // simdgroups))):
+                place = part * threads + t
+                if place < totals_at_once * LANES:
+                    total = 0.0
+                    for s in ti.static(range(simdgroups)):
+                        total += shared[s * totals_at_once * LANES + place]
+                    a[target + row_of(turn * totals_at_once * LANES + place)] = total
 
     @ti.func
     def gemv(
         i, matrix: ti.template(), a: ti.template(), x, active: ti.template(), listed, threshold, partial
     ):  # fmt: skip
-        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # simdgroups * SLOTS * PARTS * _ROWS
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # simdgroups * SLOTS * PARTS * at_once
         starts = ti.simt.block.SharedArray((SHARED,), ti.i32)
         t = i & (threads - 1)
         group = i >> threads_log2
-        band = group >> groups_log2
+        band = quotient(group, division.groups)
+        group_of_band = group - band * division.groups
         slot, part = (t & (LANES - 1)) >> 3, t & (PARTS - 1)
-        worker = (group & (division.groups - 1)) * simdgroups + (t >> 5)
+        worker = group_of_band * simdgroups + (t >> 5)
         count = 0 + cols
         if listed:  # the same for all groups
             count = sum_lengths(active, starts, t)
         # Shares of the columns that differ by at most one.
-        each = count >> workers_log2
+        each = quotient(count, workers)
         extra = count - each * workers
         first = worker * each + ti.min(worker, extra)
         end = first + each + ti.select(worker < extra, 1, 0)
@@ -178,29 +222,34 @@ def make_gemv(shape: ZigzagWords, division: Division, segments: Segments | None 
             while k < end:
                 value = a[x + k]
                 if ti.max(value, 0.0 - value) > threshold:
-                    column, single = ti.Vector([k]), ti.Vector([value])
-                    add_columns(column, single, lane, sums, offsets, one)
+                    words, heads = load_columns(ti.Vector([k]), lane)
+                    add_columns(words, heads, ti.Vector([value]), part, sums, offsets, one)
                 k += SLOTS
-        else:
+        elif first < end:
+            # Weights are loaded one turn ahead, and the list two turns: nothing waits for the index of a weight, and
+            # the weights of a turn come from memory while those of the one before are multiplied.
             segment = 0
-            columns = ti.Vector([0] * IN_FLIGHT)
-            if k < end:
-                if listed:
-                    segment = segment_of(starts, k)
-                columns = columns_at(k, end, listed, active, starts, segment)
+            if listed:
+                segment = segment_of(starts, k)
+            columns = columns_at(k, end, listed, active, starts, segment)
+            words, heads = load_columns(columns, lane)
+            inputs = ti.Vector([a[x + columns[u]] for u in ti.static(range(in_flight))])
+            columns = columns_at(k + in_flight * SLOTS, end, listed, active, starts, segment)
             while k < end:
-                inputs = ti.Vector(
-                    [ti.select(k + u * SLOTS < end, a[x + columns[u]], 0.0) for u in ti.static(range(IN_FLIGHT))]
-                )
-                k += IN_FLIGHT * SLOTS
-                # The list is read one turn ahead, so that no weight waits for its index.
-                following = columns_at(k, end, listed, active, starts, segment)
-                add_columns(columns, inputs, lane, sums, offsets, one)
-                columns = following
+                next_words, next_heads = load_columns(columns, lane)
+                next_inputs = ti.Vector([a[x + columns[u]] for u in ti.static(range(in_flight))])
+                columns = columns_at(k + 2 * in_flight * SLOTS, end, listed, active, starts, segment)
+                for u in ti.static(range(in_flight)):
+                    inputs[u] = ti.select(k + u * SLOTS < end, inputs[u], 0.0)
+                add_columns(words, heads, inputs, part, sums, offsets, one)
+                words, heads, inputs = next_words, next_heads, next_inputs
+                k += in_flight * SLOTS
         for byte, half in ti.static(ti.ndrange(4, 2)):
             unit = ti.static(units[2 * byte + half])
             sums[2 * byte + half, :] = (sums[2 * byte + half, :] - bias * offsets[half]) * unit - offsets[2 + half]
-        add_up(shared, t, part, sums, a, partial + ((group & (division.groups - 1)) * bands + band) * BAND)
+        totals = ti.Vector([0.0] * (BAND // LANES))
+        add_slots(shared, t, part, sums, totals)
+        add_simdgroups(shared, t, totals, a, partial + (group_of_band * bands + band) * BAND)
         return count
 
     return gemv
@@ -304,7 +353,7 @@ class ZigzagGemv:
             "integers": zeros(ti.i32, shape.cols + spread(shape.cols).count),
         }
         self._listed = 0
-        self._divide(division or default_division(shape.bands, shape.cols))
+        self._divide(division or default_division(shape.bands, shape.cols, processors()))
 
     def _divide(self, division: Division) -> None:
         shape, self.division = self.shape, division

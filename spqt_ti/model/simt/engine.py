@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from spqt_ti.backend import processors
 from spqt_ti.container import Container
 from spqt_ti.kernels.simt.division import Division, default_division
 from spqt_ti.model.config import ModelConfig
@@ -47,7 +48,7 @@ def divide(config: ModelConfig, site: str, measured: str | None) -> str:
             "%s: the tuned division %s cannot add up a list of %d segments, so the default is taken",
             site, division, segments,
         )  # fmt: skip
-    return str(default_division(shape.bands, shape.cols))
+    return str(default_division(shape.bands, shape.cols, processors()))
 
 
 KIND = EngineKind(build, divide, "division", traffic_of)

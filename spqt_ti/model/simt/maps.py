@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from spqt_ti.kernels.shared.geometry import LANES
 from spqt_ti.kernels.simt.hadamard import Runs
 from spqt_ti.kernels.simt.heads import HeadConstants
+from spqt_ti.kernels.simt.norm import norm_groups
 from spqt_ti.kernels.simt.products import partial_size
 from spqt_ti.model.config import ModelConfig
 from spqt_ti.model.constants import Constants
@@ -34,6 +35,7 @@ class FloatMap:
     attention: int  # input of o
     activation: int  # input of down
     partial: int  # partial sums of the GEMV at work
+    squares: int  # [2][groups of NORM_GROUP], sums of squares of their rows: of the residual stream, and before it
     best: int  # [tiles], highest logit of each
     activated: int  # of down's input before it is turned, where it is
 
@@ -58,6 +60,7 @@ class FloatMap:
             "attention": attention,
             "activation": config.intermediate_size,
             "partial": max(partial_size(matrix_map.shape, matrix_map.division) for matrix_map in multiplied),
+            "squares": 2 * norm_groups(config.hidden_size),
             "best": weight_map.tiles,
             "activated": config.intermediate_size if config.rotates_down else 0,
             "chunk_hidden": CHUNK * config.hidden_size,

@@ -15,9 +15,8 @@ from spqt_ti.model.simt.maps import FloatMap, IntegerMap
 from spqt_ti.model.simt.weights import LayerSpan
 from spqt_ti.model.sites import SITE_COUNT, Site
 
-ONE_GROUP = 512  # threads of the tasks that are one group's
 ATTEND = 512  # threads that attend with a head
-_COLLECTORS = (ONE_GROUP, ATTEND, ONE_GROUP, SEGMENT)  # threads of the groups that collect a site's segment
+_COLLECTORS = (SEGMENT, ATTEND, SEGMENT, SEGMENT)  # threads of the groups that collect a site's segment
 
 
 @dataclass(frozen=True)

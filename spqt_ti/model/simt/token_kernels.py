@@ -1,8 +1,8 @@
 """The kernels of a token on a GPU: `begin_token`, `run_layer` once per layer, `end_token`.
 
-A layer is eight tasks. A norm needs the whole of a vector at once and is one group's work, where each thread has a run
-of neighbouring values through residual, norm and collection; everything else is spread over groups. What attention and
-SwiGLU compute, they collect, a segment of the list per group.
+A layer is ten tasks, each spread over groups: residual, norm, qkv, attention, o; residual, norm, gate and up, SwiGLU,
+down. A norm needs the whole of a vector, so the task before it leaves each group's sum of squares. What norms,
+attention and SwiGLU compute, they collect, a segment of the list per group.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ from spqt_ti.kernels.simt.hadamard import BLOCK, BLOCK_THREADS, make_combine_run
 from spqt_ti.kernels.simt.head import THREADS as HEAD_THREADS
 from spqt_ti.kernels.simt.head import Best, make_embed
 from spqt_ti.kernels.simt.heads import Squares, make_entries, make_first_seen, make_place_own, make_place_pair
-from spqt_ti.kernels.simt.norm import make_norm
+from spqt_ti.kernels.simt.norm import NORM_GROUP, make_norm_factor, norm_groups
 from spqt_ti.kernels.simt.schemes.decoder import words4
 from spqt_ti.model.constants import Constants
 from spqt_ti.model.engine import MOST_TOKENS
 from spqt_ti.model.selectors import SelectorMap
 from spqt_ti.model.simt.head_tasks import make_head_tasks
 from spqt_ti.model.simt.maps import FloatMap, IntegerMap
-from spqt_ti.model.simt.site_tasks import ATTEND, ONE_GROUP, make_site_tasks
+from spqt_ti.model.simt.site_tasks import ATTEND, make_site_tasks
 from spqt_ti.model.simt.weights import LayerSpan, WeightMap
 from spqt_ti.model.sites import SITE_COUNT, Site
 
@@ -46,7 +46,12 @@ def make_token_kernels(
     collect, multiply, threads, block_dims = tasks.collect, tasks.multiply, tasks.threads, tasks.groups
     segments, rows_of = tasks.segments, [product.row_of for product in tasks.products]
     biases = [constants.layer.get(f"{site.label}_bias", -1) for site in Site]
-    norm = make_norm(hidden, ONE_GROUP, config.rms_norm_eps)
+    output_factor = make_norm_factor(hidden, NORM_GROUP, config.rms_norm_eps)
+    input_factor = make_norm_factor(hidden, SEGMENT, config.rms_norm_eps)
+    norm_threads, norm_log2 = norm_groups(hidden) * NORM_GROUP, log2(NORM_GROUP)
+    output_squares = floats.squares + norm_groups(hidden)
+    input_length, input_threads = segments[Site.QKV].length, segments[Site.QKV].count * SEGMENT
+    input_run = input_length // SEGMENT
     attend = make_attention(cache_shape, ATTEND, config.scales.attention, config.scales.attention_cap)
     append_own = make_append_own(cache_shape)
     store_own = make_store_own(head_dim)
@@ -68,7 +73,6 @@ def make_token_kernels(
     transform_block: Any = runs and make_transform_block(runs)
     combine_runs: Any = runs and make_combine_runs(runs)
     block_groups, block_log2, turns = runs.blocks if runs else 0, log2(BLOCK_THREADS), runs is not None
-    run = -(-hidden // ONE_GROUP)
     attend_log2, segment_log2 = log2(ATTEND), log2(SEGMENT)
     per_thread = segments[Site.DOWN].length // SEGMENT
     hidden_threads = round_up(hidden, _SPREAD)
@@ -83,42 +87,56 @@ def make_token_kernels(
         return total
 
     @ti.func
-    def add_residual(a: ti.template(), layer, site: ti.template(), t):
-        """hidden += the site's output, normalised where the model does that, on a thread's run; nothing before the
-        first layer.
-        """
-        factor = scales.residual
+    def sum_squares(a: ti.template(), value, squares, i):
+        """The sum of squares of a group's values, one per thread, to a[squares + group]."""
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+        t = i & (NORM_GROUP - 1)
+        total = group_sum(shared, t, value * value, NORM_GROUP)
+        if t == 0:
+            a[squares + (i >> norm_log2)] = total
+
+    @ti.func
+    def take_output(a: ti.template(), layer, site: ti.template(), i):
+        """Of a model that normalises what a block puts out: that, to where the next input will be."""
+        value = 0.0
+        if i < hidden and layer >= 0:
+            value = output(a, layer, site, i)
+            a[floats.x + i] = value
+        sum_squares(a, value, output_squares, i)
+
+    @ti.func
+    def add_residual(a: ti.template(), layer, site: ti.template(), i):
+        """hidden += the site's output, normalised where the model does that; nothing before the first layer."""
+        factor, value = scales.residual, 0.0
         if ti.static(after_norms[site] >= 0):
             # Not inside a condition, as in `collect`.
             shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
-            squares = 0.0
-            for k in range(run):
-                i = t * run + k
-                if i < hidden and layer >= 0:
-                    value = output(a, layer, site, i)
-                    squares += value * value
-            factor /= ti.sqrt(group_sum(shared, t, squares, ONE_GROUP) / hidden + config.rms_norm_eps)
-        if layer >= 0:  # the same for all of the group
-            for k in range(run):
-                i = t * run + k
-                if i < hidden:
-                    added = output(a, layer, site, i)
-                    if ti.static(after_norms[site] >= 0):
-                        added *= factor * a[floats.constants + layer * constants.stride + after_norms[site] + i]
-                    elif ti.static(scales.residual != 1.0):
-                        added *= factor
-                    a[floats.hidden + i] = a[floats.hidden + i] + added
+            factor *= output_factor(a, output_squares, shared, i & (NORM_GROUP - 1))
+        if i < hidden:
+            value = a[floats.hidden + i]
+            if layer >= 0:
+                if ti.static(after_norms[site] >= 0):
+                    weight = a[floats.constants + layer * constants.stride + after_norms[site] + i]
+                    value += a[floats.x + i] * (factor * weight)
+                elif ti.static(scales.residual != 1.0):
+                    value += output(a, layer, site, i) * factor
+                else:
+                    value += output(a, layer, site, i)
+                a[floats.hidden + i] = value
+        sum_squares(a, value, floats.squares, i)
 
     @ti.func
-    def normalise(a: ti.template(), layer, weight: ti.template(), t):
-        """x = RMSNorm(hidden), or hidden itself where the layer has no such norm."""
-        if ti.static(weight < 0):
-            for k in range(run):
-                i = t * run + k
-                if i < hidden:
-                    a[floats.x + i] = a[floats.hidden + i]
-        else:
-            norm(a, floats.hidden, floats.constants + layer * constants.stride + weight, floats.x, t)
+    def normalise(a: ti.template(), weights, has_norm: ti.template(), i):
+        """x = RMSNorm(hidden), a thread's `input_run` values, or hidden itself where there is no such norm."""
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
+        factor = input_factor(a, floats.squares, shared, i & (SEGMENT - 1))
+        for k in range(input_run):
+            j = i * input_run + k
+            if j < hidden:
+                value = a[floats.hidden + j]
+                if ti.static(has_norm):
+                    value = (value * factor) * a[weights + j]
+                a[floats.x + j] = value
 
     @ti.kernel
     def begin_token(
@@ -182,11 +200,18 @@ def make_token_kernels(
         integers: array_of(ti.i32), layer: ti.i32,
     ):  # fmt: skip
         """A layer, except that its last residual is added by the next layer, or by end_token."""
-        ti.loop_config(block_dim=ONE_GROUP)
-        for t in range(ONE_GROUP):
-            add_residual(a, layer - 1, Site.DOWN, t)
-            normalise(a, layer, attention_norm, t)
-            collect(a, floats.x, a, integers, layer, Site.QKV, 0, t, 0.0)
+        if ti.static(after_norms[Site.DOWN] >= 0):
+            ti.loop_config(block_dim=NORM_GROUP)
+            for i in range(norm_threads):
+                take_output(a, layer - 1, Site.DOWN, i)
+        ti.loop_config(block_dim=NORM_GROUP)
+        for i in range(norm_threads):
+            add_residual(a, layer - 1, Site.DOWN, i)
+        ti.loop_config(block_dim=SEGMENT)
+        for i in range(input_threads):
+            normalise(a, floats.constants + layer * constants.stride + attention_norm, attention_norm >= 0, i)
+            segment, t = i >> segment_log2, i & (SEGMENT - 1)
+            collect(a, floats.x + segment * input_length, a, integers, layer, Site.QKV, segment, t, 0.0)
         ti.loop_config(block_dim=block_dims[Site.QKV])
         for i in range(threads[Site.QKV]):
             multiply(i, quants, headers, a, integers, layer, Site.QKV, floats.x, 0.0)
@@ -204,12 +229,19 @@ def make_token_kernels(
         ti.loop_config(block_dim=block_dims[Site.O])
         for i in range(threads[Site.O]):
             multiply(i, quants, headers, a, integers, layer, Site.O, floats.attention, 0.0)
-        ti.loop_config(block_dim=ONE_GROUP)
-        for t in range(ONE_GROUP):
-            add_residual(a, layer, Site.O, t)
-            normalise(a, layer, ffn_norm, t)
+        if ti.static(after_norms[Site.O] >= 0):
+            ti.loop_config(block_dim=NORM_GROUP)
+            for i in range(norm_threads):
+                take_output(a, layer, Site.O, i)
+        ti.loop_config(block_dim=NORM_GROUP)
+        for i in range(norm_threads):
+            add_residual(a, layer, Site.O, i)
+        ti.loop_config(block_dim=SEGMENT)
+        for i in range(input_threads):
+            normalise(a, floats.constants + layer * constants.stride + ffn_norm, ffn_norm >= 0, i)
             if ti.static(feed_forward):
-                collect(a, floats.x, a, integers, layer, Site.GATE_UP, 0, t, 0.0)
+                segment, t = i >> segment_log2, i & (SEGMENT - 1)
+                collect(a, floats.x + segment * input_length, a, integers, layer, Site.GATE_UP, segment, t, 0.0)
         if ti.static(feed_forward):
             ti.loop_config(block_dim=block_dims[Site.GATE_UP])
             for i in range(threads[Site.GATE_UP]):
@@ -254,10 +286,16 @@ def make_token_kernels(
         """Logits [tiles * 64]; among the results [MOST_TOKENS + layers * SITE_COUNT] the best token of this step of a
         run, and its numbers of active inputs, added to those of the steps before.
         """
-        ti.loop_config(block_dim=ONE_GROUP)
-        for t in range(ONE_GROUP):
-            add_residual(a, layers - 1, Site.DOWN, t)
-            norm(a, floats.hidden, floats.constants + constants.final_norm, floats.x, t)
+        if ti.static(after_norms[Site.DOWN] >= 0):
+            ti.loop_config(block_dim=NORM_GROUP)
+            for i in range(norm_threads):
+                take_output(a, layers - 1, Site.DOWN, i)
+        ti.loop_config(block_dim=NORM_GROUP)
+        for i in range(norm_threads):
+            add_residual(a, layers - 1, Site.DOWN, i)
+        ti.loop_config(block_dim=SEGMENT)
+        for i in range(input_threads):
+            normalise(a, floats.constants + constants.final_norm, True, i)
         if ti.static(head.product_threads > 0):
             ti.loop_config(block_dim=head.product_group)
             for i in range(head.product_threads):

@@ -165,7 +165,7 @@ def traffic(config: ModelConfig, matrices: Mapping[str, MatrixInfo] | None = Non
 def segments_of(config: ModelConfig, site: str) -> Segments:
     """Segments of a site's active list in the widest layer: what a group computes of its inputs, it collects."""
     cols = matrix_shapes(config)[site].cols
-    return {"o": Segments(cols, config.head_dim), "down": spread(cols)}.get(site, whole(cols))
+    return Segments(cols, config.head_dim) if site == Site.O.label else spread(cols)
 
 
 def read_words(container: Container, weight_map: WeightMap) -> dict[str, np.ndarray]:

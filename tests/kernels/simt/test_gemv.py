@@ -62,11 +62,11 @@ def test_dense_and_sparse(shape: tuple[int, int]) -> None:
             np.testing.assert_array_equal(y, gemv_of(*shape)(x))
 
 
-@pytest.mark.parametrize("division", [Division(1, 1), Division(1, 4), Division(4, 2), Division(32, 2)], ids=str)
-def test_divisions_matter_by_rounding_only(division: Division) -> None:
+@pytest.mark.parametrize("division", [(1, 1), (1, 4), (4, 2), (3, 8), (32, 2)], ids=str)
+def test_divisions_matter_by_rounding_only(division: tuple[int, int]) -> None:
     matrix, x, active = matrix_of(300, 301), normal(301), choose(301, 150)
-    assert_product(gemv_of(300, 301, division)(x), matrix, x)
-    assert_product(gemv_of(300, 301, division)(x, active), matrix, kept(x, active))
+    assert_product(gemv_of(300, 301, Division(*division))(x), matrix, x)
+    assert_product(gemv_of(300, 301, Division(*division))(x, active), matrix, kept(x, active))
 
 
 def test_one_matrix_in_several_ways() -> None:
@@ -152,8 +152,8 @@ def test_row_layout(shape: tuple[int, int]) -> None:
 
 
 def test_too_many_simdgroups() -> None:
-    with pytest.raises(ValueError, match="the sums of 8 simdgroups do not fit"):
-        ZigzagGemv(matrix_of(300, 301).data, ZigzagWords(300, 301), Division(1, 8))(normal(301))
+    with pytest.raises(ValueError, match="the sums of 16 simdgroups do not fit"):
+        ZigzagGemv(matrix_of(300, 301).data, ZigzagWords(300, 301), Division(1, 16))(normal(301))
 
 
 def test_wrong_sizes() -> None:
