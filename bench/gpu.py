@@ -34,13 +34,16 @@ def main() -> int:
     shapes = parse_shapes(arguments.shapes) if arguments.shapes else []
     if arguments.model and shapes:  # the clock that GEMVs are measured by would slow decoding down
         _decode_elsewhere(60 * arguments.minutes / 2)
-    runtime = start(arguments.backend, profiler=bool(shapes))
+    runtime = start(arguments.backend, profiler=bool(shapes) and arguments.events)
     if arguments.model and not shapes:
         _decode(arguments)
         return 0
     print(f"{runtime.backend}: {runtime.device}; {ti.__name__} {'.'.join(map(str, ti.__version__))}, ", end="")
     print(f"Python {platform.python_version()}, {_driver()}; device times: ", end="")
-    print("from submission to end" if kernel_seconds() is None else "the GPU's clock, summed over tasks", flush=True)
+    print(
+        "from submission to end of a graph" if kernel_seconds() is None else "the GPU's clock, summed over tasks",
+        flush=True,
+    )
     if shapes:
         _gemvs(arguments, shapes, begin + 60 * arguments.minutes)
     return 0
@@ -117,6 +120,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--density", type=numbers, default=[0.75, 0.6, 0.5, 0.35])
     parser.add_argument("--division", help="threadgroups per band x simdgroups, such as 32x2 (default: by shape)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--events", action="store_true", help="time each task by the GPU's events (CUDA), which add 4 us to it"
+    )
     parser.add_argument("--cold-megabytes", type=int, default=512, help="of all copies of a matrix together")
     parser.add_argument("--copy-megabytes", type=int, default=1024)
     parser.add_argument("--model", default="smollm2-135m", help='to decode; "" for none')

@@ -1,9 +1,10 @@
 """Speed of a GPU: copy bandwidth, the Q4_K GEMVs on it, and decoding.
 
-Weights are cold: launches go in turn through as many copies of the matrix as exceed the caches. Device time is by the
-device's own clock where Taichi has one (`backend.kernel_seconds`), summed over tasks; elsewhere that of one graph of
-all launches, from submission to end, which includes waiting for the host where that is the slower. Wall time is that
-of launches one by one from Python. Rounds are interleaved; a figure is the median of the rounds.
+Weights are cold: launches go in turn through as many copies of the matrix as exceed the caches. Device time is that of
+one graph of all launches, from submission to end, with the gaps between tasks, and with waiting for the host where that
+is the slower; or, where a profiler was asked for, that of the device's events (`backend.kernel_seconds`), summed over
+tasks. Wall time is that of launches one by one from Python. Rounds are interleaved; a figure is the median of the
+rounds.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         config = open_quantized(arguments.model, arguments.backend).config
         shapes = list(dict.fromkeys((shape.rows, shape.cols) for shape in matrix_shapes(config).values()))
     warn_if_busy()
-    runtime = start(arguments.backend, arguments.threads, profiler=True)
+    runtime = start(arguments.backend, arguments.threads)
     measured = list(tune_shapes(shapes, runtime, arguments.threads, arguments.rounds))
     title = engine_for(runtime.capabilities).division_title
     kept = "kept nowhere (--dry-run)" if arguments.dry_run else f"kept in {keep(measured, runtime.name)}"
