@@ -40,10 +40,7 @@ def main() -> int:
         return 0
     print(f"{runtime.backend}: {runtime.device}; {ti.__name__} {'.'.join(map(str, ti.__version__))}, ", end="")
     print(f"Python {platform.python_version()}, {_driver()}; device times: ", end="")
-    print(
-        "from submission to end of a graph" if kernel_seconds() is None else "the GPU's clock, summed over tasks",
-        flush=True,
-    )
+    print("of a graph, from submission to end" if kernel_seconds() is None else "events, summed over tasks", flush=True)
     if shapes:
         _gemvs(arguments, shapes, begin + 60 * arguments.minutes)
     return 0
