@@ -58,7 +58,9 @@ def _decode_elsewhere(seconds: float) -> None:
 
 def _decode(arguments: argparse.Namespace) -> None:
     try:
-        rows = gpu.measure_decode(arguments.model, arguments.sparsity, arguments.backend, arguments.tokens)
+        rows = gpu.measure_decode(
+            arguments.model, arguments.sparsity, arguments.backend, arguments.tokens, arguments.bisect
+        )
         for i, row in enumerate(rows):
             _print_rows([dataclasses.asdict(row)], titles=i == 0)
         print(flush=True)
@@ -123,6 +125,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cold-megabytes", type=int, default=512, help="of all copies of a matrix together")
     parser.add_argument("--copy-megabytes", type=int, default=1024)
     parser.add_argument("--model", default="smollm2-135m", help='to decode; "" for none')
+    parser.add_argument(
+        "--bisect", action="store_true", help="thresholds for a model of random weights, by numbers of active inputs"
+    )
     parser.add_argument("--sparsity", type=numbers, default=[0.0, 0.25, 0.4, 0.5])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--minutes", type=float, default=7, help="after which nothing more is measured")

@@ -27,7 +27,7 @@ from spqt_ti.kernels.simt.submission import Launch, Submission
 from spqt_ti.kernels.simt.transfer import floats4, make_copy_all, zeros
 from spqt_ti.kernels.simt.zigzag import ZigzagWords
 from spqt_ti.model.engine import MOST_TOKENS
-from spqt_ti.model.sites import realised_sparsity
+from spqt_ti.model.sites import Site, matrix_shapes, realised_sparsity
 
 LARGE = 64e6  # bytes of a matrix from which on the targets hold
 COLD_SECONDS = 0.05  # in which a device reads its cold copies: a slow one, with its small cache, needs no more than two
@@ -158,17 +158,39 @@ def _run_rounds(timings: Sequence[_Timing], copies: int, rounds: int, end: float
             timing.run(copies, counts=round_ > 0)
 
 
-def measure_decode(name: str, sparsities: Sequence[float], backend: str, tokens: int) -> Iterator[GpuDecodeRow]:
-    """Greedy decoding of `tokens`, on a slow device fewer, after a short prompt."""
+def measure_decode(
+    name: str, sparsities: Sequence[float], backend: str, tokens: int, bisects: bool = False
+) -> Iterator[GpuDecodeRow]:
+    """Greedy decoding of `tokens`, on a slow device fewer, after a short prompt. `bisects`: see `bisect_thresholds`."""
     model = load(name, backend=backend)
     prompt = model.tokenizer.encode(PROMPT)
     for sparsity in sparsities:
+        if not bisects:
+            model.apply(model.calibrate().policy(sparsity) if sparsity else None)
+        elif sparsity:
+            bisect_thresholds(model, sparsity)
         yield _decode_row(model, name, sparsity, prompt, tokens)
+
+
+def bisect_thresholds(model: Model, sparsity: float, steps: int = 24) -> None:
+    """For models of random weights, which no text calibrates: set each site's threshold, by bisection on the numbers of
+    active inputs of single tokens, to where it leaves this share of its inputs out.
+    """
+    llama = model.llama
+    shapes = matrix_shapes(llama.config)
+    wanted = np.array([shapes[site.label].cols for site in Site]) * (1 - sparsity)
+    low, high = np.full(llama.thresholds.shape, 1e-6), np.full(llama.thresholds.shape, 64.0)
+    for _ in range(steps):
+        middle = np.sqrt(low * high)
+        llama.reset()
+        llama.thresholds[:] = middle
+        llama.decode_greedy(0, 1)
+        too_many = llama.active > wanted
+        low, high = np.where(too_many, middle, low), np.where(too_many, high, middle)
 
 
 def _decode_row(model: Model, name: str, sparsity: float, prompt: Sequence[int], tokens: int) -> GpuDecodeRow:
     llama = model.llama
-    model.apply(model.calibrate().policy(sparsity) if sparsity else None)
     llama.reset()
     token = int(llama.prefill(prompt)[0].argmax())
     llama.decode_greedy(token, 1)
