@@ -55,7 +55,7 @@ def make_listed_neurons(shape: RowWords, segments: Segments, activate: Any, para
         i, matrix: ti.template(), inputs: ti.template(), active: ti.template(), biases: ti.template(), biases_at,
         outputs: ti.template(),
     ):  # fmt: skip
-        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # THREADS
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)
         starts = ti.simt.block.SharedArray((SHARED,), ti.i32)
         t = i & (THREADS - 1)
         lane = t & (LANES - 1)
@@ -64,26 +64,24 @@ def make_listed_neurons(shape: RowWords, segments: Segments, activate: Any, para
         first = (i >> threads_log2) * ROWS
         while first < count:  # the same for all of the group
             k = first + (t >> 5)
-            neuron, gate, up = 0, 0.0, 0.0
+            neuron, listed = 0, 0
             if k < count:
                 segment = segment_of(starts, k)
                 place = place_of(starts, segment, k)
-                neuron = active.integers[active.entries + place]
-                gate = row_dot(matrix, neuron, inputs, rule, lane)
-                if ti.static(parallel):
-                    up = row_dot(matrix, neuron + neurons, inputs, rule, lane)
-            gate = simdgroup_sum(shared, t, gate)
+                neuron, listed = active.integers[active.entries + place], 1
+            gate = simdgroup_sum(shared, t, row_dot(matrix, neuron, listed, inputs, rule, shared, t))
             if ti.static(has_bias):
                 gate += biases[biases_at + neuron]
             survives = 0
-            if k < count and activate(gate, 1.0) != 0.0:
+            if listed == 1 and activate(gate, 1.0) != 0.0:
                 survives = 1
-                if ti.static(not parallel):
-                    up = row_dot(matrix, neuron + neurons, inputs, rule, lane)
-            up = simdgroup_sum(shared, t, up)
+            wanted = survives
+            if ti.static(parallel):
+                wanted = listed
+            up = simdgroup_sum(shared, t, row_dot(matrix, neuron + neurons, wanted, inputs, rule, shared, t))
             if ti.static(has_bias):
                 up += biases[biases_at + neurons + neuron]
-            if lane == 0 and k < count:
+            if lane == 0 and listed == 1:
                 result = 0.0
                 if survives == 1:
                     result = activate(gate, up)

@@ -1,8 +1,9 @@
 """GEMV on the row layout (ggml's rows) on GPUs: y = W x, for one token.
 
-A simdgroup of 32 lanes has a row, four pieces of 256 columns at a time: eight lanes have one. The lanes' sums are added
-through shared memory, as a tree. Every weight is read. With `skips`, inputs that are not active count as zero and their
-multiplications are left out: naive sparsity on the row layout (B1 of the paper).
+A simdgroup of 32 lanes has a row, four pieces of 256 columns at a time: eight lanes have one. A group brings the inputs
+of four pieces to shared memory: a lane's are 32 columns from its neighbour's, and from the cache each of them would be
+a line of its own (138 GB/s on an H200). The lanes' sums are added through shared memory, as a tree. Every weight is
+read. With `skips`, inputs that are not active count as zero: naive sparsity on the row layout (B1 of the paper).
 """
 
 import numpy as np
@@ -18,6 +19,7 @@ from spqt_ti.kernels.simt.transfer import upload, zeros
 
 THREADS = ROWS * LANES  # of a group
 _SLOTS = LANES // PARTS
+_STRETCH = _SLOTS * PIECE  # columns, whose inputs SHARED holds
 
 
 def row_gemv_threads(shape: RowWords) -> int:
@@ -42,53 +44,67 @@ def simdgroup_sum(shared: ti.template(), t, value):
 
 
 def make_row_dot(shape: RowWords, skips: bool):
-    """Build the ti.func (matrix, row, inputs, rule, lane): a lane's part of a row times the inputs; a simdgroup's lanes
-    have all of it. No barrier is in it.
+    """Build the ti.func (matrix, row, wanted, inputs, rule, shared, t) of thread t of a group of THREADS: a lane's part
+    of its simdgroup's row times the inputs; a simdgroup's lanes have all of it. 0, and no weight is read, where the row
+    is not `wanted` (the same for a simdgroup). Every thread of a group calls it. `shared`: f32 [SHARED], for inputs.
+
+    With `skips`, inputs that do not satisfy the rule count as zero; a threshold below 0: all do.
     """
     cols, pieces, per_row = shape.cols, shape.pieces, shape.per_row
     decoder = shape.decoder
     loads, has_minimum, units, half_stride = decoder.loads, decoder.has_minimum, decoder.units, decoder.half_stride
     entry, load_header, step_and_minimum = decoder.entry, decoder.load_header, decoder.step_and_minimum
-    bias = decoder.bias
+    bias, header_words = decoder.bias, decoder.header_words
     packed, quant, first_value, entries = decoder.packed, decoder.quant, decoder.first_value, decoder.entries(PARTS)
-    padded = cols % PIECE > 0
 
     @ti.func
-    def product(weight, inputs: ti.template(), column, rule: ti.template()):
-        """weight * x[column], 0 for what is not active and beyond the last column."""
-        result, at = 0.0, column
-        if ti.static(padded):
-            at = ti.min(column, cols - 1)
-        value = inputs.values[inputs.at + at]
-        if ti.static(skips):
-            if rule.threshold < 0.0 or satisfies(inputs, at, rule, at):
-                result = weight * value
-        else:
-            result = weight * value
-        if ti.static(padded):
-            result = ti.select(column < cols, result, 0.0)
-        return result
+    def place(column):
+        """Of a stretch's input in shared memory: turned about, so that the lanes' inputs, 32 columns from one another,
+        are in different banks.
+        """
+        return column ^ (column >> 5)
 
     @ti.func
-    def row_dot(matrix: ti.template(), row, inputs: ti.template(), rule: ti.template(), lane):
-        part, total = lane & (PARTS - 1), 0.0
-        stored, piece = row * per_row, lane >> 3
-        while piece < per_row:
-            words = ti.Matrix.zero(ti.u32, loads, 4)
-            for load in ti.static(range(loads)):
-                words[load, :] = matrix.quants[matrix.quants_at + (stored + piece) * entries + entry(part, PARTS, load)]
-            header = load_header(matrix.headers, matrix.headers_at, stored + piece, pieces)
-            first = piece * PIECE + first_value(part)
-            for half in ti.static(range(2)):
-                step, minimum = step_and_minimum(header, part, half)
-                quants = packed(words, 0, part, half)
-                levels_of = [quant(quants, byte, half, ONE) for byte in ti.static(range(4))]
-                for word, byte in ti.static(ti.ndrange(4, 4)):
-                    weight = step * ((levels_of[byte][word] - bias) * units[2 * byte + half])
-                    if ti.static(has_minimum):
-                        weight -= minimum
-                    total += product(weight, inputs, first + (4 * word + byte + half_stride * half), rule)
-            piece += _SLOTS
+    def put_inputs(inputs: ti.template(), rule: ti.template(), first, shared: ti.template(), t):
+        """A stretch of the inputs from column `first` on, 0 beyond the last, to shared memory."""
+        ti.simt.block.sync()
+        for turn in ti.static(range(_STRETCH // THREADS)):
+            column, value = first + turn * THREADS + t, 0.0
+            if column < cols:
+                value = inputs.values[inputs.at + column]
+                if ti.static(skips):  # noqa: SIM102
+                    if rule.threshold >= 0.0 and not satisfies(inputs, column, rule, column):
+                        value = 0.0
+            shared[place(turn * THREADS + t)] = value
+        ti.simt.block.sync()
+
+    @ti.func
+    def row_dot(
+        matrix: ti.template(), row, wanted, inputs: ti.template(), rule: ti.template(), shared: ti.template(), t
+    ):  # fmt: skip
+        lane = t & (LANES - 1)
+        part, slot, total = lane & (PARTS - 1), lane >> 3, 0.0
+        at = slot * PIECE + first_value(part)
+        for stretch in range(-(-per_row // _SLOTS)):
+            piece = stretch * _SLOTS + slot
+            reads = wanted and piece < per_row
+            words, header = ti.Matrix.zero(ti.u32, loads, 4), ti.Vector.zero(ti.u32, header_words)
+            if reads:  # before the barriers, so that the weights come meanwhile
+                stored = row * per_row + piece
+                for load in ti.static(range(loads)):
+                    words[load, :] = matrix.quants[matrix.quants_at + stored * entries + entry(part, PARTS, load)]
+                header = load_header(matrix.headers, matrix.headers_at, stored, pieces)
+            put_inputs(inputs, rule, stretch * _STRETCH, shared, t)
+            if reads:
+                for half in ti.static(range(2)):
+                    step, minimum = step_and_minimum(header, part, half)
+                    quants = packed(words, 0, part, half)
+                    levels_of = [quant(quants, byte, half, ONE) for byte in ti.static(range(4))]
+                    for word, byte in ti.static(ti.ndrange(4, 4)):
+                        weight = step * ((levels_of[byte][word] - bias) * units[2 * byte + half])
+                        if ti.static(has_minimum):
+                            weight -= minimum
+                        total += weight * shared[place(at + (4 * word + byte + half_stride * half))]
         return total
 
     return row_dot
@@ -104,10 +120,10 @@ def make_row_gemv(shape: RowWords, skips: bool):
 
     @ti.func
     def row_gemv(i, matrix: ti.template(), inputs: ti.template(), y: ti.template(), y_at, rule: ti.template()):
-        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # THREADS
+        shared = ti.simt.block.SharedArray((SHARED,), ti.f32)  # _STRETCH, then THREADS
         t = i & (THREADS - 1)
         row = (i >> threads_log2) * ROWS + (t >> 5)
-        part = row_dot(matrix, ti.min(row, last_row), inputs, rule, t & (LANES - 1))
+        part = row_dot(matrix, ti.min(row, last_row), 1, inputs, rule, shared, t)
         total = simdgroup_sum(shared, t, part)
         if t & (LANES - 1) == 0:
             y[y_at + row] = total

@@ -48,7 +48,7 @@ def make_guess(neurons: NeuronMap):
         quants_at, headers_at = index * fc1.quants, index * fc1.headers
         matrix = ti.static(Matrix(quants, quants_at, headers, headers_at))
         row, lane = group * ROWS + (t >> 5), t & (LANES - 1)
-        part = row_dot(matrix, row, x, ti.static(Rule(-1.0, x.values, 0, False)), lane)
+        part = row_dot(matrix, row, 1, x, ti.static(Rule(-1.0, x.values, 0, False)), shared, t)
         total = simdgroup_sum(shared, t, part)
         if lane == 0:
             guesses[code + row] = total
