@@ -61,12 +61,12 @@ def test_what_fails_is_a_line_and_the_rest_goes_on(backend_name: str, tmp_path: 
         "1",
     ]
     command = [sys.executable, str(SCRIPT), "--backend", backend_name, "--model", str(tmp_path / "absent"), *small]
-    done = subprocess.run([*command, "--division", "3x4"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--division", "3x5"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert any(line.startswith("decoding: not measured: ") and "absent" in line for line in lines)
     assert [line.split(":")[1] for line in lines if line.startswith("failed: ")] == [" 40x64", " 64x40"]
-    assert sum("3 is not a power of two" in line for line in lines) == 2
+    assert sum("160 is not a power of two" in line for line in lines) == 2
 
 
 class Counting:
