@@ -134,3 +134,10 @@ def test_refused():
         calibrate(rank=193)
     with pytest.raises(PolicyError, match="sparsity must be between 0 and 1"):
         calibrate().policy(1.5)
+
+
+def test_another_model_refuses_the_policy():
+    policy = calibrate().policy(0.5)
+    policy.check(policy.model, 2)
+    with pytest.raises(PolicyError, match="the policy was made for model"):
+        policy.check(policy.model[::-1], 2)
