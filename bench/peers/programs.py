@@ -127,7 +127,7 @@ class Model:
         self.position = 0
 
     def tokenize(self, data, bos):
-        ids = (C.llama_token * (len(data) + 2))()
+        ids = (C.llama_token * (3 * len(data) + 8))()  # a space that is in no token is three bytes
         return list(ids[: C.llama_tokenize(self.model, data, len(data), ids, len(ids), bos, False)])
 
     def reset(self):
