@@ -1,4 +1,4 @@
-"""This checkout beside another one: decoding, a prompt of 512 tokens and the zigzag GEMV, interleaved in one run.
+"""This checkout beside another one: decoding, a prompt and the zigzag GEMV, interleaved in one run.
 
     git worktree add ../before v0.1.0 && python bench/two_trees.py ../before smollm2-135m
 
@@ -29,7 +29,7 @@ WORKER = """
 import json, sys, time
 import spqt_ti
 from spqt_ti.benchmark.gemv_drivers import Zigzag
-model_name, threads, tokens, shapes = json.loads(sys.argv[1])
+model_name, threads, tokens, length, shapes = json.loads(sys.argv[1])
 cases = {}
 for name, level in (("decode, dense", 0.0), ("decode, 50 %", 0.5)):
     model = spqt_ti.load(model_name, sparsity=level, threads=threads)
@@ -46,9 +46,9 @@ def prompt(model=model):
     ids = model.tokenizer.encode("Once upon a time there was a small settlement on the bank of the river. ")
     model.llama.reset()
     start = time.perf_counter()
-    model.llama.prefill((ids * 512)[:512])
+    model.llama.prefill((ids * length)[:length])
     return time.perf_counter() - start
-cases["prompt of 512"] = prompt
+cases[f"prompt of {length}"] = prompt
 for rows, cols in shapes:
     driver = Zigzag(rows, cols, threads)
     for name, kernel, density in (("dense", "zigzag", 1.0), ("50 %", "full", 0.5)):
@@ -116,9 +116,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--shapes", default=SHAPES, help="of the GEMV; empty: none (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="decoded per round, a multiple of 16")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt (default: %(default)s)")
     arguments = parser.parse_args()
     shapes = parse_shapes(arguments.shapes) if arguments.shapes else []
-    settings: list[object] = [arguments.model, arguments.threads, arguments.tokens, shapes]
+    settings: list[object] = [arguments.model, arguments.threads, arguments.tokens, arguments.prompt, shapes]
     here = Path(__file__).resolve().parents[1]
     trees = [Tree(arguments.before.resolve(), settings), Tree(here, settings)]
     runs: list[list[dict[str, float]]] = [[], []]
