@@ -3,7 +3,8 @@
     python bench/matmul.py --shapes 3072x576,576x1536,4096x1024 --tokens 256
 
 One thread. Times are the fastest of the rounds, so that other work on the machine is left out; "products per cycle" are
-over the clock that a chain of additions shows in the same run.
+over the clock that a chain of additions shows in the same run. With `--zeros 0.9` so many of the inputs are zero, each
+by itself, and the product that leaves them out is measured beside the others.
 """
 
 import argparse
@@ -42,9 +43,9 @@ def add_in_turn(out: array_of(ti.i32), count: ti.i32):
 
 
 @functools.cache
-def make_kernel(exact: bool):
+def make_kernel(exact: bool, skips_zeros: bool):
     """Y = X W^T by one worker; `a`: its scratch, X, Y."""
-    matmul = make_matmul(1, exact)
+    matmul = make_matmul(1, exact, skips_zeros=skips_zeros)
 
     @ti.kernel
     def product(
@@ -71,9 +72,9 @@ def upload(values: np.ndarray, dtype) -> ti.Ndarray:
 
 
 class Product:
-    """The product of a random matrix with `tokens` random tokens, in either arithmetic."""
+    """The product of a random matrix with `tokens` random tokens, a share of whose values is zero."""
 
-    def __init__(self, shape: Shape, tokens: int, exact: bool) -> None:
+    def __init__(self, shape: Shape, tokens: int, zeros: float, exact: bool, skips_zeros: bool) -> None:
         rows, cols = shape
         zigzag, rng = ZigzagShape(rows, cols, planes=DECODER.planes), np.random.default_rng(0)
         data = quantize_matrix(rng.standard_normal((rows, cols), np.float32), "zigzag", q4_k.SCHEME)
@@ -81,10 +82,11 @@ class Product:
         x, y_stride = scratch_vectors(tokens, DECODER, exact), zigzag.padded_rows // 16
         y = x + tokens * cols // 16
         a = ndarray(f32x16, (y + tokens * y_stride,))
-        host_view(a)[x:y] = rng.standard_normal((y - x, 16), np.float32)
+        values = rng.standard_normal((y - x, 16), np.float32)
+        host_view(a)[x:y] = np.where(rng.random(values.shape) < zeros, 0, values)
         geometry = (cols, zigzag.full_bands, zigzag.tail_bands, zigzag.panel_bands)
         self._arguments = (*arrays, *geometry, a, address(a), x, y, y_stride, tokens)
-        self._kernel = make_kernel(exact)
+        self._kernel = make_kernel(exact, skips_zeros)
 
     def seconds(self) -> float:
         """Of one product."""
@@ -104,23 +106,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="3072x576,576x1536,4096x1024", help="columns in 16s (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=256, help="in fours (default: %(default)s)")
+    parser.add_argument("--zeros", type=float, default=0.0, help="share of the inputs (default: none)")
     parser.add_argument("--rounds", type=int, default=60)
     arguments = parser.parse_args()
     start("cpu", threads=1)
     clock, number = ndarray(ti.i32, (1,)), arguments.tokens
     cells = []
+    products = [(True, False), (False, False)] + [(False, True)] * bool(arguments.zeros)
     for shape in parse_shapes(arguments.shapes):
-        runs = [Product(shape, number, exact).seconds for exact in (True, False)]
+        runs = [Product(shape, number, arguments.zeros, *product).seconds for product in products]
         runs.append(functools.partial(seconds, add_in_turn, clock, ADDITIONS))
         best = np.min([[run() for run in runs] for _ in range(arguments.rounds)], axis=0)
-        cycles = best[:2] / best[2] * 6 * ADDITIONS
+        cycles = best[:2] / best[-1] * 6 * ADDITIONS
         per_cycle = shape[0] * shape[1] * number / cycles
         times = [f"{time * 1e3:.2f}" for time in best[:2]]
-        cells.append([f"{shape[0]}x{shape[1]}", *times, *[f"{n:.0f}" for n in per_cycle], f"{best[0] / best[1]:.2f}x"])
+        row = [f"{shape[0]}x{shape[1]}", *times, *[f"{n:.0f}" for n in per_cycle], f"{best[0] / best[1]:.2f}x"]
+        skipping = [f"{best[2] * 1e3:.2f}", f"{best[1] / best[2]:.2f}x"] if arguments.zeros else []
+        cells.append(row + skipping)
     titles = ["rows x cols", "f32, ms", "16 bits, ms", "f32, products per cycle", "16 bits", "16 bits over f32"]
-    print_table(
-        Table(titles, cells), f"Q4_K, {number} tokens, fastest of {arguments.rounds} interleaved rounds", provenance(1)
-    )
+    titles += ["skipping zeros, ms", "over 16 bits"] if arguments.zeros else []
+    what = f"Q4_K, {number} tokens, {arguments.zeros:.0%} zeros, fastest of {arguments.rounds} interleaved rounds"
+    print_table(Table(titles, cells), what, provenance(1))
 
 
 if __name__ == "__main__":

@@ -74,15 +74,18 @@ def _is_fast(decoder: Decoder, exact: bool) -> bool:
     return uses_integers(exact) and decoder.make_fast_matmul is not None
 
 
-def make_matmul(workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER):
+def make_matmul(
+    workers: int, exact: bool = False, decoder: Decoder = q4_k.DECODER, skips_zeros: bool = False
+):  # fmt: skip
     """Build the ti.func of one worker's strips of Y = X W^T for a zigzag matrix, whose geometry is a run-time argument.
 
     Arguments: a Matrix (no addresses needed); the array of X, Y and scratch; `tile`: the first of `scratch_vectors`
     vectors of the worker's own; Tokens, whose Y has whole bands (16 vectors each); the worker. `exact`: in f32 on every
-    CPU; otherwise in the scheme's faster arithmetic, where it has one and the CPU the instructions.
+    CPU; otherwise in the scheme's faster arithmetic, where it has one and the CPU the instructions. `skips_zeros`: that
+    arithmetic leaves out inputs that are zero for four tokens; the bits are the same.
     """
     if uses_integers(exact) and decoder.make_fast_matmul is not None:
-        return decoder.make_fast_matmul(workers, decoder.planes.tail)
+        return decoder.make_fast_matmul(workers, decoder.planes.tail, skips_zeros)
     strip_product, decode_strip = make_strip_product(), decoder.make_decode_strip()
     decode_tail = make_decode_tail() if decoder.planes.tail else None
     in_lanes, has_tail = decoder.lanes_of_four, decode_tail is not None

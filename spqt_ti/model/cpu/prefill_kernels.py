@@ -70,7 +70,9 @@ def make_prefill_kernels(
     inputs, output, stride = chunk.inputs, chunk.output, chunk.output_stride
     head_tile, tiles = weights.head_tile, weights.vocabulary_tiles
     _, embed = make_head(config.hidden_size, scales.embedding)
-    products = [make_chunk_product(kind, chunk, workers, exact) for kind in weights.matrices.kinds]
+    products = [
+        make_chunk_product(kind, chunk, workers, exact, config.has_exact_zeros) for kind in weights.matrices.kinds
+    ]
     one_kind, kept = len(products) == 1, make_kept(weights)
     head_map = weights.matrices.head
     tiled_head, logit_vectors = head_map is None, weights.logit_vectors

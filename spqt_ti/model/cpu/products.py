@@ -150,9 +150,9 @@ def make_head_product(matrix_map: MatrixMap, scratch: Scratch, ints: IntegerMap,
     return head_bands
 
 
-def make_chunk_product(kind: Kind, chunk: ChunkMap, workers: int, exact: bool):
+def make_chunk_product(kind: Kind, chunk: ChunkMap, workers: int, exact: bool, skips_zeros: bool):
     """Build the ti.func (d, at, tokens) of a worker's strips of Y = X W^T for the Tokens in d.a, where `chunk` is its
-    map. `exact`: in f32 on every CPU.
+    map. `exact`: in f32 on every CPU; `skips_zeros`: see make_matmul.
     """
     tiles, tile_stride = chunk.tiles, chunk.tile_stride
     if kind.rows:
@@ -169,7 +169,7 @@ def make_chunk_product(kind: Kind, chunk: ChunkMap, workers: int, exact: bool):
             rows_matmul(matrix, cols, d.a, tiles + d.worker * tile_stride, tokens, d.worker)
 
         return multiply_rows
-    matmul = make_matmul(workers, exact, kind.decoder)
+    matmul = make_matmul(workers, exact, kind.decoder, skips_zeros)
 
     @ti.func
     def multiply(d: ti.template(), at, tokens: ti.template()):

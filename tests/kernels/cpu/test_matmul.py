@@ -33,8 +33,8 @@ def _runtime():
 
 
 @functools.cache
-def make_zigzag_kernel(workers: int, scheme: str, exact: bool):
-    matmul = make_matmul(workers, exact, decoder_of(schemes.find(scheme)))
+def make_zigzag_kernel(workers: int, scheme: str, exact: bool, skips_zeros: bool):
+    matmul = make_matmul(workers, exact, decoder_of(schemes.find(scheme)), skips_zeros)
 
     @ti.kernel
     def zigzag_matmul(
@@ -87,8 +87,9 @@ def scratch(x: np.ndarray, tiles: int, y_vectors: int):
 
 
 def multiply(
-    data: np.ndarray, rows: int, x: np.ndarray, workers: int = WORKERS, scheme: str = "q4_k", exact: bool = True
-) -> np.ndarray:
+    data: np.ndarray, rows: int, x: np.ndarray, workers: int = WORKERS, scheme: str = "q4_k", exact: bool = True,
+    skips_zeros: bool = False,
+) -> np.ndarray:  # fmt: skip
     """Y f32 [tokens, rows] = X W^T of stored zigzag bytes."""
     decoder = decoder_of(schemes.find(scheme))
     shape = ZigzagShape(rows, x.shape[1], planes=decoder.planes)
@@ -97,7 +98,7 @@ def multiply(
     a, y_vectors = scratch(x, workers * tiles, stride)
     x_at, x_stride = workers * tiles, vectors_for(x.shape[1])
     y_at = x_at + -(-len(x) // 4) * 4 * x_stride
-    make_zigzag_kernel(workers, scheme, exact)(
+    make_zigzag_kernel(workers, scheme, exact, skips_zeros)(
         upload(quants, u32x16), upload(tail, u32x8), upload(headers, u32x4), shape.cols, shape.full_bands,
         shape.tail_bands, shape.panel_bands, a, tiles, address(a), x_at, x_stride, y_at, stride, len(x),
     )  # fmt: skip
@@ -199,6 +200,22 @@ def test_product_in_16_bits(shape) -> None:
         for row, token in zip(multiply(matrix.data, shape[0], x, exact=False), x, strict=True):
             allowed = matrix.tolerance(token) + matrix.step_tolerance(token)
             assert (np.abs(row - matrix.weights @ token.astype(np.float64)) <= allowed).all()
+
+
+@needs.sixteen_bits
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.92, 1.0])
+@pytest.mark.parametrize("shape", [*SHAPES, (225, 129)], ids=str)
+def test_skipping_zeros_changes_no_bit(shape, zeros) -> None:
+    """Columns that are zero for all tokens, for some, and for none; NaN comes through."""
+    matrix, rng = random_matrix(*shape, "zigzag"), np.random.default_rng(3)
+    for tokens in (1, 6, 70):
+        x = normal(tokens, shape[1])
+        x[:, rng.random(shape[1]) < zeros] = 0.0
+        x[rng.random(x.shape) < zeros / 2] = 0.0
+        x[0, -1] = np.nan
+        expected = multiply(matrix.data, shape[0], x, exact=False)
+        assert np.isnan(expected[0]).all()
+        np.testing.assert_array_equal(multiply(matrix.data, shape[0], x, exact=False, skips_zeros=True), expected)
 
 
 @needs.sixteen_bits

@@ -4,6 +4,8 @@ target datalayout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-f80:128-n8:16
 target triple = "x86_64-pc-linux-gnu"
 
 declare i32 @llvm.vector.reduce.umax.v16i32(<16 x i32>)
+declare i32 @llvm.ctpop.i32(i32)
+declare i32 @llvm.cttz.i32(i32, i1)
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 
 ; Q4_K headers of two columns. *scales_k, k = 2 half + high: scales of the nibbles `high` of words vector `half`, those of
@@ -189,5 +191,37 @@ define void @broadcast_pair(i64* %address, <16 x float>* %out) alwaysinline {
   %r = shufflevector <8 x double> %v, <8 x double> poison, <8 x i32> zeroinitializer
   %f = bitcast <8 x double> %r to <16 x float>
   store <16 x float> %f, <16 x float>* %out
+  ret void
+}
+
+; Bit i of *mask: word i of *a and *b, one after the other, is not zero.
+define void @nonzero_words(<16 x i32>* %a, <16 x i32>* %b, i32* %mask) alwaysinline {
+  %x = load <16 x i32>, <16 x i32>* %a
+  %y = load <16 x i32>, <16 x i32>* %b
+  %words = shufflevector <16 x i32> %x, <16 x i32> %y, <32 x i32> <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7, i32 8, i32 9, i32 10, i32 11, i32 12, i32 13, i32 14, i32 15, i32 16, i32 17, i32 18, i32 19, i32 20, i32 21, i32 22, i32 23, i32 24, i32 25, i32 26, i32 27, i32 28, i32 29, i32 30, i32 31>
+  %set = icmp ne <32 x i32> %words, zeroinitializer
+  %bits = bitcast <32 x i1> %set to i32
+  store i32 %bits, i32* %mask
+  ret void
+}
+
+; *count = number of bits of *mask that are set.
+define void @count_bits(i32* %mask, i32* %count) alwaysinline {
+  %m = load i32, i32* %mask
+  %n = call i32 @llvm.ctpop.i32(i32 %m)
+  store i32 %n, i32* %count
+  ret void
+}
+
+; *offset = 4 times the place of the lowest bit of *mask that is set, and that bit is cleared.
+define void @take_lowest(i32* %mask, i64* %offset) alwaysinline {
+  %m = load i32, i32* %mask
+  %place = call i32 @llvm.cttz.i32(i32 %m, i1 true)
+  %four = shl i32 %place, 2
+  %wide = zext i32 %four to i64
+  store i64 %wide, i64* %offset
+  %less = add i32 %m, -1
+  %rest = and i32 %m, %less
+  store i32 %rest, i32* %mask
   ret void
 }

@@ -47,7 +47,8 @@ class Decoder:
     the two and two sub-blocks that Q4_K stores together; else the rows are in order.
 
     `make_fast_tile`: for CPUs that `uses_integers`, as tile_sums.make_add_tile; None: the f32 one serves. So
-    `make_fast_matmul` (workers, whether there are tail bands) of prefill's product, see matmul.make_matmul.
+    `make_fast_matmul` (workers, whether there are tail bands, `skips_zeros`) of prefill's product, see
+    matmul.make_matmul.
     `make_tail_band`: see q4_k_tail.py; None: a last band is completed to 256 rows with zeros. `byte_vectors`: from what
     the kernels of the row layout are made; None: they are Q4_K's own (row_gemv.py).
     """
@@ -60,6 +61,6 @@ class Decoder:
     make_decode_strip: Callable[[], Func]
     lanes_of_four: bool = False
     make_fast_tile: Callable[[Func], tuple[Func, Func]] | None = None
-    make_fast_matmul: Callable[[int, bool], Func] | None = None
+    make_fast_matmul: Callable[[int, bool, bool], Func] | None = None
     make_tail_band: Callable[[bool], Func] | None = None
     byte_vectors: ByteVectors | None = None

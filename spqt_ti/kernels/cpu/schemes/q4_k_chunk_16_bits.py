@@ -11,6 +11,9 @@ a token's largest x d of a tile of columns; centring the nibbles halves what rou
 
 A tile is a band's 256 rows and COLUMNS columns, decoded once for all tokens. Sums of a strip of 64 rows and four tokens
 stay in registers over a tile, and in the worker's scratch between tiles.
+
+Inputs of down are mostly exact zeros where the activation is a ReLU. There two columns whose inputs are zero for all of
+four tokens are left out, which changes no bit of a whole number.
 """
 
 from typing import Any, NamedTuple
@@ -40,20 +43,21 @@ class Scratch(NamedTuple):
     rounded: Any  # [tokens][columns / 32]: x d in steps
     offsets: Any  # [tokens]: sums of x m, lane 2 s + c
     steps: Any  # [tokens / 16]
+    masks: Any  # [tokens / 64]: of four tokens the pairs of columns that are not all zero, a bit each
     sums: Any  # [4 strips][tokens][4]
 
 
 def scratch_vectors(tokens: int) -> int:
     """Vectors of a worker's scratch for up to so many tokens."""
     padded = -(-tokens // 16) * 16
-    return _WEIGHTS + _PAIRS + _X_VECTORS + padded * (_ROUNDED + 1 + _SUMS) + padded // 16
+    return _WEIGHTS + _PAIRS + _X_VECTORS + padded * (_ROUNDED + 1 + _SUMS) + padded // 16 + -(-padded // 64)
 
 
-def make_matmul(workers: int, has_tail: bool):
+def make_matmul(workers: int, has_tail: bool, skips_zeros: bool = False):
     """Build the ti.func (Matrix, a, scratch, Tokens, worker) of one worker's strips of Y = X W^T.
 
     `scratch`: the first of scratch_vectors(tokens) vectors of the worker's own in `a`. Y has whole bands (16 vectors
-    each). No sum depends on the number of workers.
+    each). No sum depends on the number of workers. `skips_zeros`: for inputs many of which are zero; same bits.
     """
     multiply_add, _ = make_multiply_add()
     native16, chunks = native.load_16_bits(), native.load_chunks()
@@ -179,6 +183,54 @@ def make_matmul(workers: int, has_tail: bool):
                 a[s.offsets + token + t] = a[s.offsets + token + t] + (sums[t] + sums[TOKENS + t])
 
     @ti.func
+    def find_zeros(a: ti.template(), tokens: ti.template(), s: ti.template()):
+        """Write every batch's mask."""
+        at = tokens.address + (ti.cast(s.rounded, ti.i64) << 6)
+        for batch in range((tokens.count + TOKENS - 1) // TOKENS):
+            words = [i32x16(0) for _ in ti.static(range(_ROUNDED))]
+            for _ in ti.static(range(TOKENS)):
+                for k in ti.static(range(_ROUNDED)):
+                    x = i32x16(0)
+                    native16.load64(at, x)
+                    words[k] |= x
+                    at += 64
+            mask = 0
+            chunks.nonzero_words(words[0], words[1], mask)
+            a[s.masks + (batch >> 4)][batch & 15] = ti.bit_cast(mask, ti.f32)
+
+    @ti.func
+    def add_pair(weights_at, pair_at, totals: ti.template()):
+        """Add a pair of columns to `together` vectors of the sums of four tokens."""
+        weights = [i32x16(0) for _ in ti.static(range(together))]
+        for k in ti.static(range(together)):
+            at = weights_at + 64 * k
+            native16.load64(at, weights[k])
+        for t in ti.static(range(TOKENS)):
+            at = pair_at + ti.static(64 * _ROUNDED) * t
+            x = i32x16(0)
+            chunks.broadcast32(at, x)
+            for k in ti.static(range(together)):
+                native16.dot2(totals[together * t + k], weights[k], x)
+
+    @ti.func
+    def add_pairs(weights_from, x_at, pairs, totals: ti.template()):
+        weights_at, pair_at = weights_from, x_at
+        for _ in range(pairs):
+            native16.not_unrolled()
+            add_pair(weights_at, pair_at, totals)
+            weights_at += 256
+            pair_at += 4
+
+    @ti.func
+    def add_listed_pairs(weights_from, x_at, mask, count, totals: ti.template()):
+        left = mask
+        for _ in range(count):
+            native16.not_unrolled()
+            offset = ti.cast(0, ti.i64)
+            chunks.take_lowest(left, offset)
+            add_pair(weights_from + (offset << 6), x_at + offset, totals)
+
+    @ti.func
     def strip_product(a: ti.template(), tokens: ti.template(), s: ti.template(), strip, pairs):
         """Add a tile's products to the sums of a strip, for every token."""
         batches = (tokens.count + TOKENS - 1) // TOKENS
@@ -189,21 +241,16 @@ def make_matmul(workers: int, has_tail: bool):
             for group in ti.static(range(4 // together)):
                 totals = [i32x16(0) for _ in ti.static(range(together * TOKENS))]
                 weights_at = weights_from + 64 * together * group
-                pair_at = x_at
-                for _ in range(pairs):
-                    native16.not_unrolled()
-                    weights = [i32x16(0) for _ in ti.static(range(together))]
-                    for k in ti.static(range(together)):
-                        at = weights_at + 64 * k
-                        native16.load64(at, weights[k])
-                    for t in ti.static(range(TOKENS)):
-                        at = pair_at + ti.static(64 * _ROUNDED) * t
-                        x = i32x16(0)
-                        chunks.broadcast32(at, x)
-                        for k in ti.static(range(together)):
-                            native16.dot2(totals[together * t + k], weights[k], x)
-                    weights_at += 256
-                    pair_at += 4
+                if ti.static(skips_zeros):
+                    mask = ti.bit_cast(value(a, s.masks * 16 + batch), ti.i32)
+                    count = 0
+                    chunks.count_bits(mask, count)
+                    if 8 * count < 7 * pairs:
+                        add_listed_pairs(weights_at, x_at, mask, count, totals)
+                    else:
+                        add_pairs(weights_at, x_at, pairs, totals)
+                else:
+                    add_pairs(weights_at, x_at, pairs, totals)
                 for t in ti.static(range(TOKENS)):
                     step = f32x16(value(a, s.steps * 16 + batch * TOKENS + t))
                     for k in ti.static(range(together)):
@@ -233,8 +280,9 @@ def make_matmul(workers: int, has_tail: bool):
         rounded = d + _X_VECTORS
         offsets = rounded + padded * _ROUNDED
         steps = offsets + padded
-        sums = steps + padded // 16
-        s = ti.static(Scratch(scratch, minima, d, rounded, offsets, steps, sums))
+        masks = steps + padded // 16
+        sums = masks + (padded + 63) // 64
+        s = ti.static(Scratch(scratch, minima, d, rounded, offsets, steps, masks, sums))
         strips = m.full_bands * 4 + m.tail_bands
         first_strip = share_start(strips, worker, workers)
         last_strip = share_start(strips, worker + 1, workers)
@@ -245,7 +293,7 @@ def make_matmul(workers: int, has_tail: bool):
             first = panel * m.cols + band - panel  # superblock of column 0
             begin = ti.max(first_strip - 4 * band, 0)
             end = ti.min(last_strip - 4 * band, 4)
-            for i in range(padded * (1 + _SUMS) + padded // 16):
+            for i in range(sums + padded * _SUMS - offsets):
                 a[offsets + i] = f32x16(0.0)
             for tile in range((m.cols + COLUMNS - 1) // COLUMNS):
                 start = tile * COLUMNS
@@ -260,6 +308,8 @@ def make_matmul(workers: int, has_tail: bool):
                 for token in range(tokens.count):
                     round_token(a, tokens.x + token * tokens.x_stride + (start >> 4), s, token, columns)
                 add_offsets(a, tokens, s, start, columns)
+                if ti.static(skips_zeros):
+                    find_zeros(a, tokens, s)
                 for strip in range(begin, end):
                     strip_product(a, tokens, s, strip, (columns + 1) // 2)
             if band < m.full_bands:
